@@ -1,0 +1,48 @@
+# The two commands of the README: `make demo` and `make test`. Each sets up its own virtual environment.
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := -c constraints.txt
+
+.PHONY: demo test bench lint types unit format clean
+
+demo: .venv/demo.stamp
+	$(BIN)/lagcompile solve specs/digits_extraprop.yaml --baseline --force
+
+test: lint types unit
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test.stamp
+	$(BIN)/mypy
+
+unit: .venv/test.stamp
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: .venv/bench.stamp
+	$(BIN)/python -m tests.benchmarks
+
+format: .venv/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/base.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) torch
+	touch $@
+
+.venv/demo.stamp: .venv/base.stamp
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e '.[plots,data]'
+	touch $@
+
+.venv/test.stamp: .venv/base.stamp
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e '.[test]'
+	touch $@
+
+.venv/bench.stamp: .venv/test.stamp
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e '.[bench]'
+	touch $@
