@@ -1,0 +1,321 @@
+"""The constrained program: variables, stages, constraints, multipliers, objective. Plain data, no torch.
+
+In: what `frontend/lower.py` finds. Out: `Program`, which `ir/text.py` prints and every backend reads. Invariant: a
+program that exists is consistent (`problems_of` is empty); all names are unique and every reference resolves.
+
+The mathematics, with stages f_0..f_K and states h_k (sum over examples i of the batch, c = 1/batch for `mean`):
+
+    L = objective + c sum_i [ sum_k <lambda_k,i, G(r_k,i)> + (rho_k/2) |r_k,i|^2 ],    r_k = f_{k-1}(.) - h_k
+
+so that at a zero-defect stationary point lambda_k,i is the adjoint d objective_i / d h_k,i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from lagcompile.ir.axes import (
+    ClassGaussian,
+    Domain,
+    Eliminated,
+    Free,
+    NormTube,
+    Start,
+    Storage,
+    Transform,
+    Weight,
+)
+from lagcompile.ir.base import Frozen, ProgramError
+
+FORMAT = 1
+
+
+class TensorType(Frozen):
+    """Type of one tensor. `shape` holds the full shape with 'B' where the batch axis is; None until data are bound."""
+
+    dtype: str = "float32"
+    shape: tuple[int | str, ...] | None = None
+
+    @property
+    def features(self) -> tuple[int, ...] | None:
+        """Shape of one example: the full shape without its batch axis."""
+        return None if self.shape is None else tuple(d for d in self.shape if isinstance(d, int))
+
+    @property
+    def count(self) -> int | None:
+        """Numbers in one example."""
+        if self.features is None:
+            return None
+        total = 1
+        for d in self.features:
+            total *= d
+        return total
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{'?' if self.shape is None else ', '.join(map(str, self.shape))}]"
+
+
+class DataVariable(Frozen):
+    """A value that comes with the data: an input of the network, or what follows from inputs alone."""
+
+    name: str
+    type: TensorType
+    free: bool = False
+    """True where the input is solved for (state estimation)."""
+    lower: float | None = None
+    upper: float | None = None
+
+
+class WeightVariable(Frozen):
+    """A parameter of the network, one variable however many stages read it."""
+
+    name: str
+    """The name in the user's state_dict."""
+    type: TensorType
+    trainable: bool = True
+    aliases: tuple[str, ...] = ()
+    """Further names of the same tensor in the user's model (tied weights)."""
+
+
+class StateVariable(Frozen):
+    """The value of one tensor at a breakpoint, as a variable."""
+
+    name: str
+    breakpoint: int
+    """Number of the breakpoint at which the tensor leaves its stage, from 1."""
+    node: str
+    """Graph node that makes the tensor."""
+    module: str
+    """Module path of that node in the user's model."""
+    type: TensorType
+    storage: Storage
+    domain: Domain = Free()
+    start: Start
+
+
+class Stage(Frozen):
+    """A sub-network between breakpoints: reads data and states, writes states and outputs."""
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    """Module paths that run in this stage."""
+    flops: int = 0
+    signature: str = ""
+    """Equal for stages that compute the same function of their inputs and weights."""
+
+
+class DefectConstraint(Frozen):
+    """G(f(.) - h) = 0 (or <= 0) for one state."""
+
+    kind: Literal["defect"] = "defect"
+    name: str
+    state: str
+    stage: str
+    transform: Transform
+    relation: Literal["==", "<="] = "=="
+    scaled: Literal["no", "class_sigma"] = "no"
+    """class_sigma: the defect is divided by the class's standard deviation (a z-score)."""
+    weight: Weight | None = None
+    """rho: weight of (rho/2)|r|^2 on the raw (scaled) defect; None for no quadratic term."""
+    features: Literal["sum", "mean"] = "sum"
+    """Reduction over features."""
+
+
+class ValueConstraint(Frozen):
+    """A further constraint of the user's: bounds, or a function of named values that must be == 0 or <= 0."""
+
+    kind: Literal["value"] = "value"
+    name: str
+    reads: tuple[str, ...]
+    function: str | None = None
+    """module:attribute of a torch function of the named values; None where only bounds are meant."""
+    relation: Literal["==", "<="] = "<="
+    lower: float | None = None
+    upper: float | None = None
+    weight: Weight | None = None
+
+
+Constraint = Annotated[DefectConstraint | ValueConstraint, Field(discriminator="kind")]
+
+
+class Multiplier(Frozen):
+    """The dual variable of one constraint."""
+
+    name: str
+    constraint: str
+    layout: Literal["full", "example", "class", "scalar"] = "full"
+    start: Literal["zero", "adjoint"] = "zero"
+
+
+class Regulariser(Frozen):
+    """weight * |values|_1 or weight/2 * |values|_2^2."""
+
+    kind: Literal["l1", "l2"]
+    on: Literal["weights", "states"]
+    weight: float = Field(gt=0)
+
+
+class Objective(Frozen):
+    """What is minimised."""
+
+    loss: str
+    """Name of the loss, a function (output, target) -> scalar."""
+    reads: tuple[str, ...]
+    reduction: Literal["mean", "sum"] = "mean"
+    """How the loss reduces over examples; the coupling terms follow it."""
+    regularisers: tuple[Regulariser, ...] = ()
+
+
+class Program(Frozen):
+    """A network as a constrained program. `print(program)` shows it; `program.to_json()` stores it."""
+
+    format: Literal[1] = 1
+    name: str = "program"
+    data: tuple[DataVariable, ...]
+    weights: tuple[WeightVariable, ...]
+    states: tuple[StateVariable, ...]
+    stages: tuple[Stage, ...]
+    constraints: tuple[Constraint, ...]
+    multipliers: tuple[Multiplier, ...]
+    objective: Objective
+    classes: int | None = None
+    """Number of classes, where a state or a multiplier is kept per class."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Program:
+        problems = tuple(problems_of(self))
+        if problems:
+            raise ProgramError(problems)
+        return self
+
+    def __str__(self) -> str:
+        from lagcompile.ir.text import to_text
+
+        return to_text(self)
+
+    def state(self, name: str) -> StateVariable:
+        """State by name.
+
+        Raises:
+            ProgramError: there is no such state.
+        """
+        return _by_name(self.states, name, "state")
+
+    def stage(self, name: str) -> Stage:
+        """Stage by name.
+
+        Raises:
+            ProgramError: there is no such stage.
+        """
+        return _by_name(self.stages, name, "stage")
+
+    def defect_of(self, state: str) -> DefectConstraint | None:
+        """The defect constraint of a state, None where it is eliminated."""
+        return next((c for c in self.defects if c.state == state), None)
+
+    def multiplier_of(self, constraint: str) -> Multiplier | None:
+        """The multiplier of a constraint, None where the constraint is a pure penalty."""
+        return next((m for m in self.multipliers if m.constraint == constraint), None)
+
+    @property
+    def defects(self) -> tuple[DefectConstraint, ...]:
+        """The defect constraints, in the order of their states."""
+        return tuple(c for c in self.constraints if isinstance(c, DefectConstraint))
+
+
+Named = TypeVar("Named", StateVariable, Stage)
+
+
+def _by_name(items: tuple[Named, ...], name: str, what: str) -> Named:
+    for item in items:
+        if item.name == name:
+            return item
+    known = ", ".join(i.name for i in items) or "none"
+    raise ProgramError(f"the program has no {what} '{name}' (it has: {known})")
+
+
+def _duplicates(kind: str, names: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield f"the {kind} name '{name}' is used twice"
+        seen.add(name)
+
+
+def problems_of(program: Program) -> Iterator[str]:
+    """Every inconsistency of a program, one sentence each (the verifier that passes run before and after)."""
+    states = {s.name: s for s in program.states}
+    data = {d.name for d in program.data}
+    weights = {w.name for w in program.weights}
+    stages = {s.name: s for s in program.stages}
+    constraints = {c.name for c in program.constraints}
+    yield from _duplicates("state", (s.name for s in program.states))
+    yield from _duplicates("data", (d.name for d in program.data))
+    yield from _duplicates("weight", (w.name for w in program.weights))
+    yield from _duplicates("stage", (s.name for s in program.stages))
+    yield from _duplicates("constraint", (c.name for c in program.constraints))
+    yield from _duplicates("multiplier", (m.name for m in program.multipliers))
+    written: dict[str, str] = {}
+    for stage in program.stages:
+        for name in stage.reads:
+            if name not in data and name not in states:
+                yield f"stage '{stage.name}' reads '{name}', which is neither data nor a state"
+            elif name in states and name not in written:
+                yield f"stage '{stage.name}' reads the state '{name}' before any stage writes it"
+        for name in stage.weights:
+            if name not in weights:
+                yield f"stage '{stage.name}' reads the weight '{name}', which the program does not have"
+        for name in stage.writes:
+            if name in written:
+                yield f"'{name}' is written by stage '{written[name]}' and again by stage '{stage.name}'"
+            written[name] = stage.name
+    for name in states:
+        if name not in written:
+            yield f"no stage writes the state '{name}'"
+    yield from _constraint_problems(program, states, stages, data | weights | set(written))
+    for multiplier in program.multipliers:
+        if multiplier.constraint not in constraints:
+            yield f"multiplier '{multiplier.name}' belongs to no constraint ('{multiplier.constraint}')"
+    for name in program.objective.reads:
+        if name not in written and name not in data:
+            yield f"the objective reads '{name}', which nothing writes"
+
+
+def _constraint_problems(
+    program: Program, states: dict[str, StateVariable], stages: dict[str, Stage], values: set[str]
+) -> Iterator[str]:
+    constrained: set[str] = set()
+    layouts = {m.constraint: m.layout for m in program.multipliers}
+    for c in program.constraints:
+        if isinstance(c, DefectConstraint):
+            if c.state not in states:
+                yield f"constraint '{c.name}' is on the state '{c.state}', which the program does not have"
+                continue
+            if c.stage not in stages or c.state not in stages[c.stage].writes:
+                yield f"constraint '{c.name}': stage '{c.stage}' does not write '{c.state}'"
+            storage = states[c.state].storage
+            if isinstance(storage, Eliminated):
+                yield f"constraint '{c.name}' is on the state '{c.state}', which is eliminated"
+            if (c.scaled == "class_sigma") != isinstance(storage, ClassGaussian):
+                yield f"constraint '{c.name}': a defect is a z-score exactly where its state is class_gaussian"
+            if isinstance(c.transform, NormTube) and layouts.get(c.name) in {"full", "class"}:
+                yield f"constraint '{c.name}': norm_tube gives one number per example, its multiplier must be 'example'"
+            constrained.add(c.state)
+        else:
+            for name in c.reads:
+                if name not in values:
+                    yield f"constraint '{c.name}' reads '{name}', which nothing writes"
+    for name, state in states.items():
+        if not isinstance(state.storage, Eliminated) and name not in constrained:
+            yield f"the state '{name}' has no defect constraint"
+    per_class = any(isinstance(s.storage, ClassGaussian) for s in program.states) or any(
+        m.layout == "class" for m in program.multipliers
+    )
+    if per_class and program.classes is None:
+        yield "a state or a multiplier is kept per class, but the number of classes is not given"

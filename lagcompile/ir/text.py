@@ -1,0 +1,188 @@
+"""Printed forms of a program: stable text, JSON, YAML-ready data, and a diff of two texts.
+
+In: a `Program`. Out: strings. Invariant: equal programs print equal text, on every machine; JSON reads back equal.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+from lagcompile.ir.axes import (
+    ClassGaussian,
+    ConstantWeight,
+    Eliminated,
+    Free,
+    GeometricWeight,
+    LinearWeight,
+    NonNegative,
+    NormTube,
+    Range,
+    Table,
+    Transform,
+    Weight,
+)
+from lagcompile.ir.program import (
+    DataVariable,
+    DefectConstraint,
+    Objective,
+    Program,
+    StateVariable,
+    TensorType,
+    ValueConstraint,
+)
+
+
+def to_json(program: Program) -> str:
+    """JSON with two-space indentation; `from_json` reads it back to an equal program."""
+    return program.model_dump_json(indent=2)
+
+
+def from_json(text: str) -> Program:
+    """Program from the text that `to_json` wrote.
+
+    Raises:
+        ProgramError: the program is inconsistent.
+        pydantic.ValidationError: the text is not a program.
+    """
+    return Program.model_validate_json(text)
+
+
+def to_text(program: Program) -> str:
+    """The program as a person reads it."""
+    return "\n".join(_lines(program)) + "\n"
+
+
+def diff(a: str, b: str, names: tuple[str, str] = ("a", "b")) -> str:
+    """Unified diff of two printed programs or specs; empty where they are equal."""
+    return "".join(difflib.unified_diff(a.splitlines(True), b.splitlines(True), *names))
+
+
+def _lines(program: Program) -> Iterator[str]:
+    yield f"program {program.name}"
+    yield "  data"
+    yield from _columns([(d.name, _data(d)) for d in program.data])
+    trainable = [w for w in program.weights if w.trainable]
+    count = sum(w.type.count or 0 for w in trainable)
+    yield f"  weights ({count:,} trainable in {len(trainable)} tensors)"
+    readers = {w.name: [s.name for s in program.stages if w.name in s.weights] for w in program.weights}
+    yield from _columns(
+        [
+            (w.name, str(w.type), " ".join(readers[w.name]), _note(w.trainable, w.aliases, readers[w.name]))
+            for w in program.weights
+        ]
+    )
+    if program.states:
+        yield "  states"
+        yield from _columns([(s.name, *_state(s)) for s in program.states])
+    yield "  stages"
+    for s in program.stages:
+        yield f"    {s.name}({', '.join(s.reads)}) -> {', '.join(s.writes)}"
+    yield "  minimise"
+    yield from _objective(program.objective)
+    if program.constraints:
+        yield "  subject to"
+        yield from _columns([_constraint(program, c) for c in program.constraints])
+
+
+def _note(trainable: bool, aliases: Sequence[str], readers: Sequence[str]) -> str:
+    notes = [] if trainable else ["frozen"]
+    if len(readers) > 1:
+        notes.append("shared by stages")
+    if aliases:
+        notes.append("also " + ", ".join(aliases))
+    return "; ".join(notes)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    if not rows:
+        yield "    none"
+        return
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield ("    " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))).rstrip()
+
+
+def _data(d: DataVariable) -> str:
+    if not d.free:
+        return str(d.type)
+    bounds = f" in [{d.lower}, {d.upper}]" if d.lower is not None or d.upper is not None else ""
+    return f"{d.type} free{bounds}"
+
+
+def _state(s: StateVariable) -> tuple[str, str, str, str]:
+    storage = s.storage
+    where: str = storage.kind
+    if isinstance(storage, ClassGaussian):
+        where = f"class_gaussian({storage.samples} samples, {storage.noise} noise)"
+    elif isinstance(storage, Table) and storage.dtype:
+        where = f"table({storage.dtype})"
+    domain = s.domain
+    inside = "free"
+    if isinstance(domain, NonNegative):
+        inside = f">= 0 ({domain.by})"
+    elif isinstance(domain, Range):
+        inside = f"in [{domain.lower:g}, {domain.upper:g}]"
+    elif not isinstance(domain, Free):
+        inside = "range of its activation"
+    start = "" if isinstance(storage, Eliminated) else f"start {s.start.kind}"
+    return _rows(s.type, s), where, inside, f"{start}, after {s.node}" if start else f"after {s.node}"
+
+
+def _rows(t: TensorType, s: StateVariable) -> str:
+    letter = {"table": "N", "class_gaussian": "M"}.get(s.storage.kind, "B")
+    return str(t).replace("[B", f"[{letter}")
+
+
+def _objective(o: Objective) -> Iterator[str]:
+    yield f"    {o.reduction} over examples of {o.loss}({', '.join(o.reads)}, target)"
+    for r in o.regularisers:
+        yield f"    + {r.weight:g} {'|' + r.on + '|_1' if r.kind == 'l1' else '/2 |' + r.on + '|_2^2'}"
+
+
+def _constraint(program: Program, c: DefectConstraint | ValueConstraint) -> tuple[str, str, str]:
+    multiplier = program.multiplier_of(c.name)
+    dual = "no multiplier"
+    if multiplier is not None:
+        dual = f"multiplier {multiplier.name} ({multiplier.layout}, start {multiplier.start})"
+    if c.weight is not None:
+        dual += f", rho {weight_text(c.weight)}"
+    if isinstance(c, DefectConstraint):
+        stage = program.stage(c.stage)
+        inner = f"{stage.name}({', '.join(stage.reads)}) - {c.state}"
+        if len(stage.writes) > 1:
+            inner = f"{stage.name}({', '.join(stage.reads)}).{c.state} - {c.state}"
+        if c.scaled == "class_sigma":
+            inner = f"({stage.name}({', '.join(stage.reads)}) - mu({c.state})) / sigma({c.state})"
+        reduction = ", mean over features" if c.features == "mean" else ""
+        return f"{c.name}:", f"{transform_text(c.transform, inner)} {c.relation} 0", dual + reduction
+    if c.function is None:
+        low = "" if c.lower is None else f"{c.lower:g} <= "
+        high = "" if c.upper is None else f" <= {c.upper:g}"
+        return f"{c.name}:", f"{low}{', '.join(c.reads)}{high}", dual
+    return f"{c.name}:", f"{c.function}({', '.join(c.reads)}) {c.relation} 0", dual
+
+
+def weight_text(weight: Weight) -> str:
+    """Schedule of a quadratic weight in a few words."""
+    if isinstance(weight, ConstantWeight):
+        return f"{weight.value:g}"
+    if isinstance(weight, GeometricWeight):
+        return f"{weight.start:g} x{weight.factor:g} every {weight.every}, at most {weight.maximum:g}"
+    assert isinstance(weight, LinearWeight)
+    return f"{weight.start:g} +{weight.increment:g} every {weight.every}, at most {weight.maximum:g}"
+
+
+def transform_text(transform: Transform, inner: str) -> str:
+    """G applied to an expression."""
+    if transform.kind == "identity":
+        return inner
+    if transform.kind == "abs":
+        return f"|{inner}|"
+    if transform.kind == "squared":
+        return f"({inner})^2"
+    if isinstance(transform, NormTube):
+        return f"relu(||{inner}||_{transform.order} - {transform.epsilon:g})"
+    if transform.kind == "abs_tube":
+        return f"relu(|{inner}| - {transform.epsilon:g})"
+    return f"{transform.kind}({inner}, {transform.epsilon:g})"
