@@ -1,0 +1,202 @@
+"""The graph of a captured model as plain records, and how values flow through it.
+
+In: a `Capture` and what a run of it showed (`receipt.Observed`), or nothing. Out: `Graph`. Invariant: nodes stand in
+execution order; names are torch.fx node names; sizes are of one example of the batch that was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import networkx as nx
+import torch
+from torch import fx, nn
+
+from lagcompile.frontend.capture import Capture
+from lagcompile.ir.program import TensorType
+
+Role = Literal["input", "attribute", "weights", "data", "value", "structure", "output"]
+"""input; attribute (parameter or buffer read); weights (from parameters alone, recomputed where it is used);
+data (from inputs alone); value (from inputs and parameters); structure (sizes: no tensor); output."""
+
+_STRUCTURE_METHODS = frozenset({"size", "dim", "numel", "stride", "ndimension", "element_size"})
+_STRUCTURE_ATTRIBUTES = frozenset({"shape", "ndim", "device", "dtype", "itemsize", "layout", "is_cuda"})
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one node gave in a run: `kind` tensor, tuple or other; the type has 'B' at the batch axis."""
+
+    kind: Literal["tensor", "tuple", "other"]
+    type: TensorType | None = None
+    flops: int = 0
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the network."""
+
+    name: str
+    op: str
+    target: str
+    module: str
+    module_types: tuple[str, ...]
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    role: Role
+    type: TensorType | None
+    flops: int
+    source: str
+    floating: bool
+    """A floating-point tensor, as far as is known."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one example of this value."""
+        if self.type is None or self.type.count is None:
+            return 0
+        return self.type.count * dtype_of(self.type.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The network as a directed acyclic graph."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    shapes_known: bool
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        """Nodes by name."""
+        return {n.name: n for n in self.nodes}
+
+    @cached_property
+    def staged(self) -> tuple[Node, ...]:
+        """Nodes that are divided among stages: what both inputs and parameters influence."""
+        return tuple(n for n in self.nodes if n.role in {"value", "structure"})
+
+    @cached_property
+    def networkx(self) -> nx.DiGraph[str]:
+        """The graph for networkx: node names, edges along the flow of values, node attribute `node`."""
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for node in self.nodes:
+            graph.add_node(node.name, node=node)
+        for node in self.nodes:
+            graph.add_edges_from((name, node.name) for name in node.inputs)
+        return graph
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the torch dtype of a name, as programs store it ("float32")."""
+    value = getattr(torch, name)
+    assert isinstance(value, torch.dtype)
+    return value
+
+
+def build_graph(captured: Capture, observed: Mapping[str, Observation] | None) -> Graph:
+    """Graph records of a captured model.
+
+    Args:
+        captured: the captured model.
+        observed: what each node gave in a run; None where no example inputs are known, in which case work is
+            counted in parameter elements.
+    """
+    modules = dict(captured.module.named_modules())
+    parameters = dict(captured.module.named_parameters(remove_duplicate=False))
+    canonical = {alias: name for name, aliases in captured.ties.items() for alias in aliases}
+    roles: dict[str, Role] = {}
+    nodes: list[Node] = []
+    outputs: tuple[str, ...] = ()
+    for node in captured.module.graph.nodes:
+        inputs = tuple(dict.fromkeys(n.name for n in node.all_input_nodes))
+        if node.op == "output":
+            outputs = inputs
+            continue
+        read = tuple(canonical.get(p, p) for p in _parameters(node, modules, parameters))
+        seen = observed.get(node.name) if observed is not None else None
+        roles[node.name] = _role(node, [roles[i] for i in inputs], bool(read), seen)
+        nodes.append(_record(node, inputs, read, roles[node.name], seen, parameters))
+    return Graph(tuple(nodes), outputs, observed is not None)
+
+
+def _parameters(
+    node: fx.Node, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+) -> Iterator[str]:
+    if node.op == "get_attr" and node.target in parameters:
+        yield str(node.target)
+    elif node.op == "call_module":
+        for name, _ in modules[str(node.target)].named_parameters(remove_duplicate=False):
+            yield f"{node.target}.{name}"
+
+
+def _role(node: fx.Node, inputs: list[Role], has_parameters: bool, seen: Observation | None) -> Role:
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "weights" if has_parameters else "attribute"
+    from_parameters = has_parameters or any(r in {"weights", "value", "structure"} for r in inputs)
+    from_inputs = any(r in {"input", "data", "value", "structure"} for r in inputs)
+    if from_parameters and from_inputs:
+        return "structure" if _is_structure(node, seen) else "value"
+    if from_parameters:
+        return "weights"
+    return "data" if from_inputs else "attribute"
+
+
+def _is_structure(node: fx.Node, seen: Observation | None) -> bool:
+    if seen is not None:
+        return seen.kind == "other"
+    if node.op == "call_method":
+        return node.target in _STRUCTURE_METHODS
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _STRUCTURE_ATTRIBUTES
+    sources = node.all_input_nodes
+    return bool(sources) and node.op == "call_function" and all(_is_structure(n, None) for n in sources)
+
+
+def _record(
+    node: fx.Node,
+    inputs: tuple[str, ...],
+    parameters: tuple[str, ...],
+    role: Role,
+    seen: Observation | None,
+    tensors: Mapping[str, nn.Parameter],
+) -> Node:
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    path, types = "", []
+    for value in stack.values():
+        path = str(value[0])
+        types.append(value[1].__name__ if isinstance(value[1], type) else str(value[1]).rsplit(".", 1)[-1])
+    if node.op == "call_module":
+        path = str(node.target)
+    if seen is not None:
+        flops = seen.flops
+        floating = seen.type is not None and dtype_of(seen.type.dtype).is_floating_point
+    else:
+        flops = 1 + sum(tensors[p].numel() for p in parameters if p in tensors)
+        floating = role in {"value", "data", "input"}
+    return Node(
+        name=node.name,
+        op=node.op,
+        target=_target(node),
+        module=path,
+        module_types=tuple(types),
+        inputs=inputs,
+        parameters=parameters,
+        role=role,
+        type=seen.type if seen is not None else None,
+        flops=flops,
+        source=str(node.meta.get("source", "")),
+        floating=floating,
+    )
+
+
+def _target(node: fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    return str(getattr(node.target, "__name__", node.target))

@@ -1,0 +1,123 @@
+"""How the user's model is called: which arguments are tensors, which are constants.
+
+In: the model's `forward` and example inputs (or none). Out: `Signature`, which turns a call into the flat list of
+tensors that captured graphs take. Invariant: the same call always flattens to the same names in the same order.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from lagcompile.ir.base import BindError, LiftError
+
+Inputs = torch.Tensor | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The call of a model, flattened.
+
+    Attributes:
+        names: one name for each tensor, in order.
+        parameters: forward's parameter for each top-level argument, in order.
+        spec: structure of the arguments (a pytree over `parameters`).
+        constants: arguments that are not tensors, by position in the flattened call.
+        exact: False where no example was given, so that each required argument is taken to be one tensor.
+    """
+
+    names: tuple[str, ...]
+    parameters: tuple[str, ...]
+    spec: pytree.TreeSpec
+    constants: Mapping[int, Any]
+    exact: bool
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Tensors of a call, in the order of `names`.
+
+        Raises:
+            BindError: the call does not have the structure that the model was lifted with.
+        """
+        given = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
+        problems = [f"the model has no argument '{n}'" for n in kwargs if n not in self.parameters]
+        problems += [f"the argument '{n}' is missing" for n in self.parameters if n not in given]
+        if len(args) > len(self.parameters):
+            problems.append(
+                f"{len(args)} inputs were given, the lifted model takes {len(self.parameters)}: "
+                f"{', '.join(self.parameters)}"
+            )
+        if problems:
+            raise BindError(problems)
+        leaves, spec = pytree.tree_flatten(tuple(given[n] for n in self.parameters))
+        if spec != self.spec:
+            raise BindError("the inputs have another structure than the example inputs that the model was lifted with")
+        for position, constant in self.constants.items():
+            if not isinstance(leaves[position], type(constant)) or leaves[position] != constant:
+                raise BindError(
+                    f"the model was lifted with the constant {constant!r} among its inputs, "
+                    f"now it is {leaves[position]!r}: lift it again"
+                )
+        tensors = [v for i, v in enumerate(leaves) if i not in self.constants]
+        for name, value in zip(self.names, tensors, strict=True):
+            if not isinstance(value, torch.Tensor):
+                raise BindError(f"the input '{name}' is of type {type(value).__name__}, expected a tensor")
+        return tensors
+
+    def rebuild(self, tensors: Sequence[Any]) -> dict[str, Any]:
+        """Arguments by parameter name, from tensors (or stand-ins) in the order of `names`."""
+        values = iter(tensors)
+        count = len(self.names) + len(self.constants)
+        leaves = [self.constants[i] if i in self.constants else next(values) for i in range(count)]
+        return dict(zip(self.parameters, pytree.tree_unflatten(leaves, self.spec), strict=True))
+
+
+def as_args(inputs: Any) -> tuple[Any, ...]:
+    """Example inputs as a tuple of arguments: a lone tensor is one argument."""
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs)
+    return (inputs,)
+
+
+def signature_of(
+    forward: Callable[..., Any], args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None = None
+) -> Signature:
+    """Signature from `forward` and example inputs; without examples, each required argument is one tensor.
+
+    Raises:
+        LiftError: the example inputs do not fit `forward`.
+    """
+    parameters = [
+        p
+        for p in inspect.signature(forward).parameters.values()
+        if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}
+    ]
+    if args is None and not kwargs:
+        names = tuple(p.name for p in parameters if p.default is p.empty)
+        _, spec = pytree.tree_flatten(tuple(names))
+        return Signature(names, names, spec, {}, exact=False)
+    try:
+        bound = inspect.signature(forward).bind(*(args or ()), **(kwargs or {}))
+    except TypeError as error:
+        raise LiftError(f"the example inputs do not fit the model's forward: {error}") from error
+    used = {p.name for p in parameters}
+    arguments = {n: v for n, v in bound.arguments.items() if n in used}
+    leaves, spec = pytree.tree_flatten(tuple(arguments.values()))
+    constants = {i: v for i, v in enumerate(leaves) if not isinstance(v, torch.Tensor)}
+    names = tuple(_leaf_names(arguments))
+    kept = tuple(n for i, n in enumerate(names) if i not in constants)
+    return Signature(kept, tuple(arguments), spec, constants, exact=True)
+
+
+def _leaf_names(arguments: Mapping[str, Any]) -> list[str]:
+    names: list[str] = []
+    for name, value in arguments.items():
+        paths = pytree.tree_flatten_with_path(value)[0]
+        for path, _ in paths:
+            tail = "_".join("".join(ch for ch in str(k) if ch.isalnum() or ch == "_") for k in path)
+            names.append(f"{name}_{tail}" if tail else name)
+    return names

@@ -1,0 +1,220 @@
+"""Stage modules: one graph module for each stage of a partition, and the network glued together from them.
+
+In: a `Capture` and a `Partition`. Out: `Network`. Invariant: `Network.forward` computes what the captured module
+computes; stage modules hold the captured module's own sub-modules under the user's names, so that weights, tied ones
+included, are one tensor each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lagcompile.frontend.capture import Capture
+from lagcompile.frontend.graph import Graph, Node
+from lagcompile.frontend.partition import Partition
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageModule:
+    """One stage: `module(*reads) -> writes`, both tuples of values by node name.
+
+    Attributes:
+        reads: names of the data and states that it takes, in order.
+        writes: names of the states, outputs and sizes that it gives, in order.
+        weights: state_dict names of its parameters.
+        random: whether it draws random numbers.
+        signature: equal for stages that compute the same function of their inputs and weights, in the same order.
+    """
+
+    name: str
+    module: fx.GraphModule
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    weights: tuple[str, ...]
+    signature: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """The captured network as data preparation, stages, and an output structure."""
+
+    capture: Capture
+    partition: Partition
+    prologue: StageModule
+    stages: tuple[StageModule, ...]
+    output: Any
+    """The output's structure, with torch.fx nodes in the places of values."""
+
+    def prepare(self, tensors: Sequence[torch.Tensor]) -> Values:
+        """Inputs and what follows from inputs alone, by name."""
+        values: Values = dict(zip(self.capture.signature.names, tensors, strict=True))
+        return self.run(self.prologue, values)
+
+    def run(self, stage: StageModule, values: Values) -> Values:
+        """The values with those that a stage writes added."""
+        written = stage.module(*(values[n] for n in stage.reads))
+        return values | dict(zip(stage.writes, written, strict=True))
+
+    def glue(self, tensors: Sequence[torch.Tensor]) -> Values:
+        """All values of a forward pass through the stages, one after the other."""
+        values = self.prepare(tensors)
+        for stage in self.stages:
+            values.update(zip(stage.writes, stage.module(*(values[n] for n in stage.reads)), strict=True))
+        return values
+
+    def assemble(self, values: Mapping[str, Any]) -> Any:
+        """The model's output, as the user's forward returns it."""
+        return fx.node.map_arg(self.output, lambda n: values[n.name])
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the values that the output is made of."""
+        names: list[str] = []
+        fx.node.map_arg(self.output, lambda n: names.append(n.name))
+        return tuple(dict.fromkeys(names))
+
+
+def build_network(captured: Capture, partition: Partition) -> Network:
+    """Cut a captured module into stage modules along a partition."""
+    graph = partition.graph
+    output_node = next(n for n in reversed(captured.module.graph.nodes) if n.op == "output")
+    outputs = set(graph.outputs)
+    staged = partition.stage_of
+    builder = _Builder(captured.module, graph)
+    needed = {n for node in graph.staged for n in node.inputs} | outputs
+    data = [n for n in graph.nodes if n.role == "data"]
+    wanted = [n.name for n in data if n.name in needed]
+    prologue = builder.build("data", data, wanted, signature=captured.signature.names)
+    last_use = partition.last_use
+    stages = []
+    for k in range(partition.stages):
+        members = partition.nodes_of(k)
+        leaves = [m.name for m in members if last_use.get(m.name, -1) > k or m.name in outputs]
+        stages.append(builder.build(f"f{k}", members, leaves))
+    free = [n for n in outputs if n not in staged and n not in wanted and graph.by_name[n].role != "input"]
+    if free:  # parameters or buffers that the model returns as they are
+        stages[-1] = builder.build(
+            stages[-1].name, partition.nodes_of(partition.stages - 1), [*stages[-1].writes, *sorted(free)]
+        )
+    return Network(captured, partition, prologue, tuple(stages), output_node.args[0])
+
+
+class _Builder:
+    """Copies nodes of one graph module into stage graphs."""
+
+    def __init__(self, root: fx.GraphModule, graph: Graph) -> None:
+        self.root = root
+        self.nodes = {n.name: n for n in root.graph.nodes}
+        self.roles = {n.name: n.role for n in graph.nodes}
+        self.modules = dict(root.named_modules())
+
+    def build(
+        self, name: str, members: Sequence[Node], writes: Sequence[str], *, signature: Sequence[str] = ()
+    ) -> StageModule:
+        """Stage module from its nodes; values from elsewhere become placeholders, attributes are read again."""
+        own = {m.name for m in members}
+        order, reads = self._closure(own, [*(m.name for m in members), *writes])
+        reads = list(dict.fromkeys([*signature, *reads]))
+        graph = fx.Graph()
+        env: dict[str, fx.Node] = {r: graph.placeholder(r) for r in reads}
+        if any(self._in_place(self.nodes[n]) for n in order):
+            # an operation that writes into its input would write into a state or into the user's data
+            for r in reads:
+                env[r] = graph.call_method("clone", (env[r],))
+        for node_name in order:
+            node = self.nodes[node_name]
+            env[node_name] = graph.node_copy(node, lambda n: env[n.name])
+        graph.output(tuple(env[w] for w in writes))
+        module = fx.GraphModule(self.root, graph, name)
+        weights = tuple(dict(module.named_parameters()))
+        return StageModule(name, module, tuple(reads), tuple(writes), weights, self._signature(order, reads, writes))
+
+    def _closure(self, own: set[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Nodes to copy in execution order, and names to read from elsewhere."""
+        order: dict[str, None] = {}
+        reads: dict[str, None] = {}
+        visited: set[str] = set()
+        stack = [(n, False) for n in reversed(names)]
+        while stack:
+            name, done = stack.pop()
+            if done:
+                order[name] = None
+                continue
+            if name in visited:
+                continue
+            visited.add(name)
+            if name not in own and not self._replicated(name):
+                reads[name] = None
+                continue
+            stack.append((name, True))
+            stack.extend((n.name, False) for n in reversed(self.nodes[name].all_input_nodes))
+        return list(order), list(reads)
+
+    def _replicated(self, name: str) -> bool:
+        """Reads of attributes and what follows from them alone are repeated in every stage that needs them."""
+        return self.roles[name] in {"attribute", "weights"}
+
+    def _in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return any(_is_in_place(m) for m in self.modules[str(node.target)].modules())
+        if node.op == "call_method":
+            return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        name = str(getattr(node.target, "__name__", ""))
+        return (
+            bool(node.kwargs.get("inplace"))
+            or name in {"setitem", "iadd", "imul", "isub", "itruediv", "iand", "ior"}
+            or (name.endswith("_") and not name.endswith("__"))
+        )
+
+    def _signature(self, order: Sequence[str], reads: Sequence[str], writes: Sequence[str]) -> str:
+        """Canonical text of the stage's computation; leaf modules by class, settings and parameter shapes."""
+        number = {r: f"i{i}" for i, r in enumerate(reads)}
+        lines: list[str] = []
+        for i, name in enumerate(order):
+            node = self.nodes[name]
+            number[name] = f"v{i}"
+            target = str(node.target)
+            if node.op == "call_module":
+                target = describe_module(self.modules[target])
+            elif node.op == "get_attr":
+                value = _attribute(self.root, target)
+                target = f"{type(value).__name__}{tuple(getattr(value, 'shape', ()))}"
+            args = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(number[n.name]))
+            lines.append(f"{node.op} {target} {args}")
+        lines.append("-> " + " ".join(number[w] for w in writes))
+        return "\n".join(lines)
+
+
+class _Name(str):
+    """A value's number inside a signature, printed without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _is_in_place(module: nn.Module) -> bool:
+    return bool(vars(module).get("inplace", False))
+
+
+def describe_module(module: nn.Module) -> str:
+    """Text that is equal for modules of one class with the same settings and tensor shapes."""
+    lines = []
+    for name, part in module.named_modules():
+        settings = {k: repr(v) for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
+        lines.append(f"{name} {type(part).__module__}.{type(part).__qualname__} {settings}")
+    tensors = [(n, tuple(p.shape), str(p.dtype)) for n, p in [*module.named_parameters(), *module.named_buffers()]]
+    return f"{lines} {tensors}"
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
