@@ -7,7 +7,7 @@ included, are one tensor each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class StageModule:
         reads: names of the data and states that it takes, in order.
         writes: names of the states, outputs and sizes that it gives, in order.
         weights: state_dict names of its parameters.
-        random: whether it draws random numbers.
+        slots: names of its parameters in the order of their use; slot j of two stages of one signature corresponds.
         signature: equal for stages that compute the same function of their inputs and weights, in the same order.
     """
 
@@ -38,6 +38,7 @@ class StageModule:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     weights: tuple[str, ...]
+    slots: tuple[str, ...]
     signature: str
 
 
@@ -112,8 +113,10 @@ class _Builder:
     def __init__(self, root: fx.GraphModule, graph: Graph) -> None:
         self.root = root
         self.nodes = {n.name: n for n in root.graph.nodes}
-        self.roles = {n.name: n.role for n in graph.nodes}
+        self.records = graph.by_name
+        self.known = graph.shapes_known
         self.modules = dict(root.named_modules())
+        self.parameters = dict(root.named_parameters(remove_duplicate=False))
 
     def build(
         self, name: str, members: Sequence[Node], writes: Sequence[str], *, signature: Sequence[str] = ()
@@ -127,14 +130,17 @@ class _Builder:
         if any(self._in_place(self.nodes[n]) for n in order):
             # an operation that writes into its input would write into a state or into the user's data
             for r in reads:
-                env[r] = graph.call_method("clone", (env[r],))
+                if self.records[r].role != "structure" and (self.records[r].type is not None or not self.known):
+                    env[r] = graph.call_method("clone", (env[r],))
         for node_name in order:
             node = self.nodes[node_name]
             env[node_name] = graph.node_copy(node, lambda n: env[n.name])
         graph.output(tuple(env[w] for w in writes))
         module = fx.GraphModule(self.root, graph, name)
+        slots = tuple(self._slots(order))
         weights = tuple(dict(module.named_parameters()))
-        return StageModule(name, module, tuple(reads), tuple(writes), weights, self._signature(order, reads, writes))
+        signature_text = self._signature(order, reads, writes, slots)
+        return StageModule(name, module, tuple(reads), tuple(writes), weights, slots, signature_text)
 
     def _closure(self, own: set[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
         """Nodes to copy in execution order, and names to read from elsewhere."""
@@ -159,7 +165,7 @@ class _Builder:
 
     def _replicated(self, name: str) -> bool:
         """Reads of attributes and what follows from them alone are repeated in every stage that needs them."""
-        return self.roles[name] in {"attribute", "weights"}
+        return self.records[name].role in {"attribute", "weights"}
 
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -173,7 +179,19 @@ class _Builder:
             or (name.endswith("_") and not name.endswith("__"))
         )
 
-    def _signature(self, order: Sequence[str], reads: Sequence[str], writes: Sequence[str]) -> str:
+    def _slots(self, order: Sequence[str]) -> Iterator[str]:
+        """Parameters in the order of their use, once for each use."""
+        for name in order:
+            node = self.nodes[name]
+            if node.op == "get_attr" and node.target in self.parameters:
+                yield str(node.target)
+            elif node.op == "call_module":
+                for p, _ in self.modules[str(node.target)].named_parameters(remove_duplicate=False):
+                    yield f"{node.target}.{p}"
+
+    def _signature(
+        self, order: Sequence[str], reads: Sequence[str], writes: Sequence[str], slots: Sequence[str]
+    ) -> str:
         """Canonical text of the stage's computation; leaf modules by class, settings and parameter shapes."""
         number = {r: f"i{i}" for i, r in enumerate(reads)}
         lines: list[str] = []
@@ -189,6 +207,8 @@ class _Builder:
             args = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(number[n.name]))
             lines.append(f"{node.op} {target} {args}")
         lines.append("-> " + " ".join(number[w] for w in writes))
+        first: dict[nn.Parameter, int] = {}
+        lines.append(f"weights {[first.setdefault(self.parameters[s], i) for i, s in enumerate(slots)]}")
         return "\n".join(lines)
 
 

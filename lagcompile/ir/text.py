@@ -151,7 +151,7 @@ def _constraint(program: Program, c: DefectConstraint | ValueConstraint) -> tupl
         stage = program.stage(c.stage)
         inner = f"{stage.name}({', '.join(stage.reads)}) - {c.state}"
         if len(stage.writes) > 1:
-            inner = f"{stage.name}({', '.join(stage.reads)}).{c.state} - {c.state}"
+            inner = f"{stage.name}({', '.join(stage.reads)}).{program.state(c.state).node} - {c.state}"
         if c.scaled == "class_sigma":
             inner = f"({stage.name}({', '.join(stage.reads)}) - mu({c.state})) / sigma({c.state})"
         reduction = ", mean over features" if c.features == "mean" else ""
