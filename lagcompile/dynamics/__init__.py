@@ -1,0 +1,1 @@
+"""Dynamical models as modules: rollouts, integrators, measured trajectories and their stage-wise linearisation."""

@@ -1,0 +1,192 @@
+"""A rollout's cell and readout as functions of a flat parameter vector, batched over starts and lanes.
+
+In: a `Rollout`. Out: `CellFunctions`, whose step, output and Jacobians take parameters (starts, p) and states
+(starts, lanes, n), a lane being one time step of one trajectory. Invariant: the module is only read; Jacobians of all
+lanes and starts come from one vmapped call (forward mode over the n + p directions, reverse mode where p is large).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, jvp, vmap
+
+from lagcompile.dynamics.integrators import Adaptive
+from lagcompile.dynamics.rollout import Rollout, Select
+from lagcompile.ir.base import BindError
+
+FORWARD_DIRECTIONS = 48
+"""Forward mode is used up to this many directions n + p; beyond it n backward passes are cheaper."""
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Names, shapes and places of the trained parameters in the flat vector.
+
+    Attributes:
+        names: parameter names as in the rollout's state dict.
+        shapes: their shapes.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(torch.Size(s).numel() for s in self.shapes))
+
+    @property
+    def size(self) -> int:
+        """Numbers in the flat vector."""
+        return sum(self.sizes)
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Named tensors from a flat vector (p,)."""
+        parts = theta.split(self.sizes)
+        return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def labels(self) -> tuple[str, ...]:
+        """One label for each number: the name, with an index where the parameter has several numbers."""
+        found: list[str] = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if not shape or torch.Size(shape).numel() == 1:
+                found.append(name)
+            else:
+                places = torch.cartesian_prod(*[torch.arange(s) for s in shape]).reshape(-1, len(shape)).tolist()
+                found.extend(f"{name}[{','.join(map(str, place))}]" for place in places)
+        return tuple(found)
+
+
+class CellFunctions:
+    """Batched step, output and their Jacobians.
+
+    Args:
+        rollout: the module; parameters with requires_grad are the variables, others stay as they are.
+        dtype: floating type of the computation.
+        device: device of the computation.
+
+    Raises:
+        BindError: the rollout has no trainable parameter.
+    """
+
+    def __init__(self, rollout: Rollout, dtype: torch.dtype = torch.float64, device: str = "cpu") -> None:
+        self.rollout, self.dtype, self.device = rollout, dtype, torch.device(device)
+        trained = {n: p for n, p in rollout.named_parameters() if p.requires_grad}
+        if not trained:
+            raise BindError("the rollout has no parameter with requires_grad=True: there is nothing to fit")
+        self.layout = ParameterLayout(tuple(trained), tuple(tuple(p.shape) for p in trained.values()))
+        rest = {n: p for n, p in rollout.named_parameters() if not p.requires_grad} | dict(rollout.named_buffers())
+        self._fixed = {
+            n: t.detach().to(device=self.device, dtype=dtype if t.is_floating_point() else t.dtype)
+            for n, t in rest.items()
+        }
+        self._step_module, self._read_module = _Step(rollout), _Read(rollout)
+        self.n, self.p = rollout.state_size, self.layout.size
+
+    def start(self) -> Tensor:
+        """The module's present parameters as a flat vector (p,)."""
+        named = dict(self.rollout.named_parameters())
+        flat = [named[n].detach().reshape(-1) for n in self.layout.names]
+        return torch.cat(flat).to(dtype=self.dtype, device=self.device)
+
+    def _call(self, module: nn.Module, theta: Tensor, *args: Tensor | None) -> Tensor:
+        values = {f"rollout.{n}": t for n, t in (self._fixed | self.layout.unflatten(theta)).items()}
+        result: Tensor = functional_call(module, values, args)
+        return result
+
+    def _step1(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> Tensor:
+        return self._call(self._step_module, theta, x, u, h)
+
+    def _read1(self, theta: Tensor, x: Tensor) -> Tensor:
+        return self._call(self._read_module, theta, x)
+
+    def step(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> Tensor:
+        """Next states (starts, lanes, n) from parameters (starts, p), states, inputs (lanes, m) and lengths (lanes, 1)."""
+        if theta.shape[0] == 1 or isinstance(self.rollout.cell, Adaptive):
+            return torch.stack([self._step1(t, row, u, h) for t, row in zip(theta, x, strict=True)])
+        return vmap(self._step1, in_dims=(0, 0, None, None))(theta, x, u, h)
+
+    def output(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Outputs (starts, lanes, outputs) of states (starts, lanes, n)."""
+        if isinstance(self.rollout.readout, Select):
+            return x[..., list(self.rollout.readout.components)]
+        if isinstance(self.rollout.readout, nn.Identity):
+            return x
+        return vmap(self._read1)(theta, x)
+
+    def step_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Jacobians (starts, lanes, n, n) and (starts, lanes, n, p) of `step`."""
+        if isinstance(self.rollout.cell, Adaptive):
+            return self._loop_jacobian(theta, x, u, h)
+        return self._jacobian(lambda t, s: self._step1(t, s, u, h), lambda t, s, i: self._lane(t, s, u, h, i), theta, x)
+
+    def output_jacobian(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Jacobians (starts, lanes, outputs, n) and (starts, lanes, outputs, p) of `output`; None where it has no parameter."""
+        readout = self.rollout.readout
+        if isinstance(readout, (Select, nn.Identity)):
+            eye = torch.eye(self.n, dtype=x.dtype, device=x.device)
+            rows = eye if isinstance(readout, nn.Identity) else eye[list(readout.components)]
+            return rows.expand(*x.shape[:2], *rows.shape), None
+        return self._jacobian(self._read1, lambda t, s, i: self._read1(t, s[None])[0], theta, x)
+
+    def _lane(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor, lane: Tensor) -> Tensor:
+        row = lane[None]
+        return self._step1(theta, x[None], None if u is None else u[row], h[row])[0]
+
+    def _jacobian(self, batch: object, lane: object, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Jacobians of a row-wise function; `batch(theta, rows)` and `lane(theta, row, index)` are the same function."""
+        if self.n + self.p <= FORWARD_DIRECTIONS:
+            return self._forward_jacobian(batch, theta, x)
+        index = torch.arange(x.shape[1], device=x.device)
+        reverse = jacrev(lane, argnums=(1, 0))  # type: ignore[arg-type]
+        if theta.shape[0] == 1:
+            a, b = vmap(reverse, in_dims=(None, 0, 0))(theta[0], x[0], index)
+            return a[None], b[None]
+        return vmap(vmap(reverse, in_dims=(None, 0, 0)), in_dims=(0, 0, None))(theta, x, index)
+
+    def _forward_jacobian(self, batch: object, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        n, p = self.n, self.p
+        eye = torch.eye(n + p, dtype=x.dtype, device=x.device)
+        lanes = x.shape[1]
+
+        def columns(t: Tensor, s: Tensor) -> Tensor:
+            def one(direction: Tensor) -> Tensor:
+                tangents = (direction[n:], direction[:n].expand(lanes, n))
+                return jvp(batch, (t, s), tangents)[1]  # type: ignore[arg-type]
+
+            return vmap(one)(eye)
+
+        found = columns(theta[0], x[0])[None] if theta.shape[0] == 1 else vmap(columns)(theta, x)
+        full = found.movedim(1, -1)
+        return full[..., :n], full[..., n:]
+
+    def _loop_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
+        """One direction at a time, for integrators whose control flow depends on the data."""
+        eye = torch.eye(self.n + self.p, dtype=x.dtype, device=x.device)
+        rows = []
+        for t, s in zip(theta, x, strict=True):
+            tangents = [(v[self.n :], v[: self.n].expand_as(s).clone()) for v in eye]
+            rows.append(torch.stack([jvp(lambda a, b: self._step1(a, b, u, h), (t, s), v)[1] for v in tangents], -1))
+        full = torch.stack(rows)
+        return full[..., : self.n], full[..., self.n :]
+
+
+class _Step(nn.Module):
+    def __init__(self, rollout: Rollout) -> None:
+        super().__init__()
+        self.rollout = rollout
+
+    def forward(self, x: Tensor, u: Tensor | None, h: Tensor) -> Tensor:
+        return self.rollout.step(x, u, h)
+
+
+class _Read(nn.Module):
+    def __init__(self, rollout: Rollout) -> None:
+        super().__init__()
+        self.rollout = rollout
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.rollout.readout(x)
+        return result
