@@ -1,0 +1,86 @@
+"""Where the subproblem's Hessian comes from.
+
+In: points and multipliers. Out: a symmetric matrix. Invariant: `update` is called after every accepted step, whatever
+the kind of curvature.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from lagcompile.exact.linear import Matrix
+from lagcompile.exact.problem import Evaluation, Problem
+from lagcompile.exact.residuals import Duals, lagrangian_gradient
+
+
+class Curvature(ABC):
+    """Source of Hessians of the Lagrangian, exact or approximate."""
+
+    @abstractmethod
+    def matrix(self, point: Evaluation, duals: Duals) -> Matrix:
+        """Symmetric (n, n) matrix at a point."""
+
+    @abstractmethod
+    def update(self, before: Evaluation, after: Evaluation, duals: Duals) -> None:
+        """Learn from a step; `duals` are those of the new point."""
+
+
+class ExactCurvature(Curvature):
+    """Second derivatives of the Lagrangian."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+
+    def matrix(self, point: Evaluation, duals: Duals) -> Matrix:
+        """Exact Hessian."""
+        return self._problem.hessian(point.x, 1.0, duals.eq, duals.ineq)
+
+    def update(self, before: Evaluation, after: Evaluation, duals: Duals) -> None:
+        """Nothing to learn."""
+
+
+class GaussNewtonCurvature(Curvature):
+    """J'J of the residuals; the curvature of the constraints is left out."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+
+    def matrix(self, point: Evaluation, duals: Duals) -> Matrix:
+        """J'J at the point."""
+        return self._problem.gauss_newton(point.x)
+
+    def update(self, before: Evaluation, after: Evaluation, duals: Duals) -> None:
+        """Nothing to learn."""
+
+
+class DampedBFGS(Curvature):
+    """Powell's damped BFGS (1978): always positive definite."""
+
+    def __init__(self, size: int) -> None:
+        self._matrix = np.eye(size)
+        self._scaled = False
+
+    def matrix(self, point: Evaluation, duals: Duals) -> Matrix:
+        """The current approximation."""
+        return self._matrix
+
+    def update(self, before: Evaluation, after: Evaluation, duals: Duals) -> None:
+        """Rank-two update with s = step, y = change of the Lagrangian gradient at the new multipliers."""
+        s = after.x - before.x
+        y = lagrangian_gradient(after, duals.eq, duals.ineq) - lagrangian_gradient(before, duals.eq, duals.ineq)
+        length = float(s @ s)
+        if length <= 1e-30 or not np.isfinite(y).all():
+            return
+        if not self._scaled and float(s @ y) > 0:
+            self._matrix = np.eye(len(s)) * max(float(y @ y) / float(s @ y), 1e-8)
+            self._scaled = True
+        Bs = self._matrix @ s
+        sBs = float(s @ Bs)
+        sy = float(s @ y)
+        if sBs <= 0:
+            return
+        theta = 1.0 if sy >= 0.2 * sBs else 0.8 * sBs / (sBs - sy)
+        r = theta * y + (1.0 - theta) * Bs
+        self._matrix = self._matrix - np.outer(Bs, Bs) / sBs + np.outer(r, r) / float(s @ r)

@@ -1,0 +1,186 @@
+"""First and second derivatives of the program's functions.
+
+In: torch functions of a flat float64 tensor. Out: gradients, Jacobians and Hessians as numpy arrays (small programs) or
+scipy `csc_array` (large ones). Invariant: values are exact (torch.func); sparsity only saves work, and a pattern that
+no longer fits is detected afresh.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lagcompile.exact.linear import Matrix, Vector
+from lagcompile.exact.sparsity import Compression, Pattern, detect
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """First derivatives at one point.
+
+    Shapes: gradient (n,); jacobian_eq (equalities, n); jacobian_ineq (inequalities, n), dense arrays or scipy sparse.
+    """
+
+    gradient: Vector
+    jacobian_eq: Matrix
+    jacobian_ineq: Matrix
+
+
+class Derivatives(ABC):
+    """Derivatives of one program; subclass it to hand your own sparse matrices to `minimize(..., derivatives=)`."""
+
+    @abstractmethod
+    def first_order(self, x: Tensor) -> FirstOrder:
+        """Gradient of the objective and Jacobians of the constraints at x (n,)."""
+
+    @abstractmethod
+    def hessian(self, x: Tensor, weight: float, multipliers_eq: Tensor, multipliers_ineq: Tensor) -> Matrix:
+        """Symmetric (n, n) Hessian of weight * objective + <multipliers_eq, eq> + <multipliers_ineq, ineq> at x."""
+
+
+class JacobianOf:
+    """Jacobian of one torch function; dense up to `dense_limit` entries, else compressed by colouring."""
+
+    def __init__(self, function: Function, outputs: int, inputs: int, *, dense_limit: int) -> None:
+        self._function = function
+        self._shape = (outputs, inputs)
+        self._dense = outputs * inputs <= dense_limit
+        self._pattern: Pattern | None = None
+        self._compression: Compression | None = None
+
+    def __call__(self, x: Tensor) -> Matrix:
+        """The Jacobian at x."""
+        if 0 in self._shape:
+            return np.zeros(self._shape)
+        rows = torch.func.vmap(torch.func.vjp(self._function, x)[1], chunk_size=256)
+        if self._dense:
+            return rows(torch.eye(self._shape[0], dtype=x.dtype))[0].detach().numpy()
+        if self._compression is not None:
+            matrix = self._evaluate(x)
+            if matrix is not None:
+                return matrix
+        self._detect(x)
+        matrix = self._evaluate(x)
+        if matrix is None:  # entries that cancel in every sample: give up on sparsity, never on exactness
+            self._dense = True
+            return self(x)
+        return matrix
+
+    def _rows(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        product = torch.func.vmap(torch.func.vjp(self._function, x)[1], chunk_size=256)
+        return lambda seeds: product(seeds)[0]
+
+    def _columns(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        def column(direction: Tensor) -> Tensor:
+            tangent: Tensor = torch.func.jvp(self._function, (x,), (direction,))[1]
+            return tangent
+
+        return torch.func.vmap(column, chunk_size=256)
+
+    def _evaluate(self, x: Tensor) -> Matrix | None:
+        compression = self._compression
+        if compression is None:
+            return None
+        return compression.evaluate(self._rows(x) if self._transposed else self._columns(x))
+
+    def _detect(self, x: Tensor) -> None:
+        """Widen the pattern by what is nonzero at x and nearby, then colour it (rows or columns, whichever is cheaper)."""
+        generator = torch.Generator().manual_seed(0)
+        for scale in (0.0, 0.1, 1.0):
+            near = x + scale * torch.randn(x.shape, dtype=x.dtype, generator=generator)
+            found = Pattern.of(detect(self._rows(near), self._shape[0]))
+            self._pattern = found if self._pattern is None else self._pattern.union(found)
+        if self._pattern is None:
+            return
+        by_rows = Compression(self._pattern, transposed=True)
+        by_columns = Compression(self._pattern)
+        self._transposed = by_rows.colours <= by_columns.colours
+        self._compression = by_rows if self._transposed else by_columns
+
+
+class HessianOf:
+    """Hessian of x -> <weights, function(x)>; dense or compressed like a Jacobian."""
+
+    def __init__(self, function: Function, outputs: int, inputs: int, *, dense_limit: int) -> None:
+        self._function = function
+        self._outputs = outputs
+        self._inputs = inputs
+        self._dense = inputs * inputs <= dense_limit
+        self._pattern: Pattern | None = None
+        self._compression: Compression | None = None
+
+    def __call__(self, x: Tensor, weights: Tensor) -> Matrix:
+        """The Hessian at x for these weights (outputs,)."""
+        products = self._products(x, weights)
+        if self._dense:
+            full = products(torch.eye(self._inputs, dtype=x.dtype)).detach().numpy()
+            return 0.5 * (full + full.T)
+        matrix = None if self._compression is None else self._compression.evaluate(products)
+        if matrix is None:
+            self._compression = self._detect(x)
+            matrix = self._compression.evaluate(products)
+        if matrix is None:
+            self._dense = True
+            return self(x, weights)
+        return (0.5 * (matrix + matrix.T)).tocsc()
+
+    def _products(self, x: Tensor, weights: Tensor) -> Callable[[Tensor], Tensor]:
+        gradient = torch.func.grad(lambda point: (weights * self._function(point)).sum())
+        product = torch.func.vmap(torch.func.vjp(gradient, x)[1], chunk_size=256)
+        return lambda seeds: product(seeds)[0]
+
+    def _detect(self, x: Tensor) -> Compression:
+        generator = torch.Generator().manual_seed(0)
+        for scale in (0.0, 0.1, 1.0):
+            near = x + scale * torch.randn(x.shape, dtype=x.dtype, generator=generator)
+            weights = torch.rand(self._outputs, dtype=x.dtype, generator=generator) + 0.5
+            found = detect(self._products(near, weights), self._inputs)
+            pattern = Pattern.of(found + found.T)
+            self._pattern = pattern if self._pattern is None else self._pattern.union(pattern)
+        if self._pattern is None:
+            raise AssertionError("no sample point was taken")
+        return Compression(self._pattern)
+
+
+class TorchDerivatives(Derivatives):
+    """Derivatives by torch.func of functions that the caller wrote in torch.
+
+    Args:
+        fused: x -> (1 + equalities + inequalities,), the objective first.
+        sizes: (variables, equalities, inequalities).
+        dense_limit: entries up to which a matrix is dense.
+    """
+
+    def __init__(self, fused: Function, sizes: tuple[int, int, int], *, dense_limit: int) -> None:
+        n, equalities, inequalities = sizes
+        outputs = 1 + equalities + inequalities
+        self._equalities = equalities
+        self._small = outputs * n <= dense_limit
+        self._all = JacobianOf(fused, outputs, n, dense_limit=dense_limit)
+        self._gradient = torch.func.grad(lambda point: fused(point)[0])
+        self._constraints = JacobianOf(lambda point: fused(point)[1:], outputs - 1, n, dense_limit=dense_limit)
+        self._hessian = HessianOf(fused, outputs, n, dense_limit=dense_limit)
+
+    def first_order(self, x: Tensor) -> FirstOrder:
+        """Gradient and Jacobians; one reverse pass for all rows when the program is small."""
+        if self._small:
+            rows = self._all(x)
+            return FirstOrder(rows[0], rows[1 : 1 + self._equalities], rows[1 + self._equalities :])
+        matrix = self._constraints(x)
+        gradient = self._gradient(x).detach().numpy()
+        if isinstance(matrix, np.ndarray):
+            return FirstOrder(gradient, matrix[: self._equalities], matrix[self._equalities :])
+        by_row = matrix.tocsr()
+        return FirstOrder(gradient, by_row[: self._equalities].tocsc(), by_row[self._equalities :].tocsc())
+
+    def hessian(self, x: Tensor, weight: float, multipliers_eq: Tensor, multipliers_ineq: Tensor) -> Matrix:
+        """Exact Hessian of the weighted sum."""
+        start = torch.tensor([weight], dtype=x.dtype)
+        return self._hessian(x, torch.cat([start, multipliers_eq, multipliers_ineq]))

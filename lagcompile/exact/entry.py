@@ -1,0 +1,268 @@
+"""The general entry: minimise a torch function under torch constraints, exactly.
+
+In: torch functions of a flat float64 tensor, a start, bounds, options. Out: a `Result`. Invariant: wrong input raises a
+`LagcompileError` before anything is solved; everything that can happen afterwards is a `Status`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lagcompile.exact import memory
+from lagcompile.exact.conflict import find_conflict
+from lagcompile.exact.derivatives import Derivatives, Function
+from lagcompile.exact.facts import describe
+from lagcompile.exact.linear import Matrix, Vector, finite, largest
+from lagcompile.exact.options import Options, parse_options
+from lagcompile.exact.problem import Bounds, Problem
+from lagcompile.exact.residuals import Duals
+from lagcompile.exact.restoration import Restoration
+from lagcompile.exact.result import KKT, Conflict, Facts, IterationTable, Multipliers, Result, Timings
+from lagcompile.exact.sqp import SQP, Run
+from lagcompile.exact.status import Status
+from lagcompile.exact.subproblem import SubproblemCache
+from lagcompile.exact.table import screen
+from lagcompile.ir.base import ProgramError
+
+LARGE_MULTIPLIERS = 1e6  # times the objective's gradient: above it, multipliers count as diverging
+
+
+def minimize(
+    objective: Function,
+    x0: Tensor,
+    eq: Function | None = None,
+    ineq: Function | None = None,
+    bounds: tuple[Tensor, Tensor] | None = None,
+    *,
+    multipliers: Multipliers | None = None,
+    derivatives: Derivatives | None = None,
+    residuals: Function | None = None,
+    **options: Any,
+) -> Result:
+    """Minimise objective(x) subject to eq(x) = 0, ineq(x) <= 0 and lower <= x <= upper by sequential quadratic programming.
+
+    Args:
+        objective: x (n,) -> one number. Functions must be differentiable by torch.func, and return float64.
+        x0: start, (n,) float64; moved into the bounds first.
+        eq: x -> (m,), zero when satisfied.
+        ineq: x -> (k,), at most zero when satisfied.
+        bounds: lower and upper bounds, both (n,), with infinities.
+        multipliers: warm start, for instance `result.multipliers` of an earlier run.
+        derivatives: own (sparse) derivatives in place of torch.func's.
+        residuals: x -> (r,) with objective = |residuals|^2 / 2, needed by hessian="gauss_newton".
+        options: fields of `lagcompile.exact.Options`.
+
+    Returns:
+        The final point with its multipliers, `status`, unscaled `kkt` residuals, the iteration table and facts about it.
+
+    Raises:
+        ProgramError: for arguments that cannot be meant: shapes, dtypes, unknown options. All are reported at once.
+    """
+    begin = time.perf_counter()
+    chosen = parse_options(options)
+    box, duals = _arguments(x0, bounds, multipliers, chosen, residuals)
+    n = len(x0)
+    crossed = np.flatnonzero(box.lower > box.upper)
+    if crossed.size:
+        pairs = ", ".join(f"{i}: {box.lower[i]:g} > {box.upper[i]:g}" for i in crossed[:10])
+        return _refused(x0, Status.INCONSISTENT_BOUNDS, f"{crossed.size} variables ({pairs})", begin)
+    if not np.isfinite(x0.numpy()).all():
+        where = np.flatnonzero(~np.isfinite(x0.numpy()))[:10]
+        return _refused(x0, Status.NON_FINITE, f"x0 at {', '.join(map(str, where))}", begin)
+    problem = Problem(objective, x0, eq, ineq, box)
+    rows = problem.equalities + problem.inequalities
+    refusal = memory.before_start(n, rows, chosen, own_derivatives=derivatives is not None)
+    if refusal is not None:
+        return _refused(x0, Status.TOO_LARGE, refusal, begin, problem)
+    duals = _check_duals(duals, problem)
+    problem.attach(derivatives, residuals, dense_limit=chosen.dense_limit)
+    return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin)
+
+
+def _solve(
+    problem: Problem, x: Vector, duals: Duals | None, residuals: Function | None, options: Options, begin: float
+) -> Result:
+    start = torch.from_numpy(x)
+    values = problem.values(x)
+    if not values.finite:
+        return _refused(start, Status.NON_FINITE, "function values at the start", begin, problem)
+    _check_residuals(residuals, start, values.objective)
+    point = problem.evaluate(x, values)
+    if not point.finite:
+        return _refused(start, Status.NON_FINITE, "derivatives at the start", begin, problem)
+    if options.hessian != "bfgs":
+        ones = np.ones(problem.equalities), np.ones(problem.inequalities)
+        matrix = problem.hessian(x, 1.0, *ones) if options.hessian == "exact" else problem.gauss_newton(x)
+        refusal = memory.after_detection(matrix, (point.jacobian_eq, point.jacobian_ineq), options)
+        if refusal is not None:
+            return _refused(start, Status.TOO_LARGE, refusal, begin, problem)
+    subproblems = SubproblemCache(solver=options.solver, direct=options.direct)
+    deadline = begin + options.time_limit
+    solver = SQP(problem, options, subproblems=subproblems, show=screen(options.verbose), deadline=deadline)
+    try:
+        run = solver.run(point, duals)
+    except MemoryError:
+        return _refused(start, Status.TOO_LARGE, "memory ran out while solving", begin, problem)
+    facts, conflict = Facts(), None
+    if run.status is Status.INFEASIBLE and run.forces is not None:
+        conflict = _conflict(problem, run, run.forces, solver, options)
+    elif options.second_order:
+        facts = _facts(problem, run, options)
+    timings = Timings(
+        model=problem.seconds,
+        subproblem=subproblems.seconds,
+        compilation=subproblems.compilation_seconds,
+        total=time.perf_counter() - begin,
+    )
+    return _result(_judged(run, facts), facts, conflict, timings)
+
+
+def _conflict(problem: Problem, run: Run, forces: Duals, solver: SQP, options: Options) -> Conflict:
+    quiet = Restoration(problem, solve=solver.solve, expired=solver.expired, record=lambda *_: None)
+    return find_conflict(
+        problem,
+        run.final.point,
+        forces,
+        restoration=quiet,
+        tolerance=options.acceptable_tolerance,
+        delete=options.deletion_filter,
+        expired=solver.expired,
+    )
+
+
+def _judged(run: Run, facts: Facts) -> Run:
+    """Say RANK_DEFICIENT where dependent gradients are the reason why multipliers diverge or do not exist."""
+    final = run.final
+    if facts.licq is not False or run.status in (Status.UNBOUNDED, Status.NON_FINITE, Status.INFEASIBLE):
+        return run
+    size = max(largest(final.point.gradient), 1.0)
+    diverged = final.duals.largest > LARGE_MULTIPLIERS * size
+    if run.status.solved and not diverged:
+        return run
+    if not run.status.solved and final.kkt.primal > 1e-6:
+        return run
+    message = (
+        f"{facts.active} active gradients of rank {facts.rank}; largest multiplier {final.duals.largest:.1e}; "
+        f"otherwise {run.status.label}: {run.message}"
+    )
+    return replace(run, status=Status.RANK_DEFICIENT, message=message)
+
+
+def _facts(problem: Problem, run: Run, options: Options) -> Facts:
+    final = run.final
+    hessian: Matrix = problem.hessian(final.point.x, 1.0, final.duals.eq, final.duals.ineq)
+    if not finite(hessian):
+        return Facts()
+    return describe(
+        final.point, final.duals, problem.bounds, hessian, tolerance=max(options.tolerance, final.kkt.worst)
+    )
+
+
+def _result(run: Run, facts: Facts, conflict: Conflict | None, timings: Timings) -> Result:
+    status, message = run.status, run.message
+    final = run.final
+    return Result(
+        x=torch.from_numpy(final.point.x.copy()),
+        objective=final.point.values.objective,
+        multipliers_eq=torch.from_numpy(final.duals.eq.copy()),
+        multipliers_ineq=torch.from_numpy(final.duals.ineq.copy()),
+        multipliers_bounds=torch.from_numpy(final.duals.bounds.copy()),
+        status=status,
+        message=message,
+        kkt=final.kkt,
+        iterations=IterationTable(run.rows),
+        facts=facts,
+        conflict=conflict,
+        timings=timings,
+    )
+
+
+def _refused(x0: Tensor, status: Status, message: str, begin: float, problem: Problem | None = None) -> Result:
+    """A result without a run: nothing was computed, so every number is NaN or zero."""
+    nan = float("nan")
+    eq, ineq = (0, 0) if problem is None else (problem.equalities, problem.inequalities)
+    return Result(
+        x=x0.clone(),
+        objective=nan,
+        multipliers_eq=torch.zeros(eq, dtype=torch.float64),
+        multipliers_ineq=torch.zeros(ineq, dtype=torch.float64),
+        multipliers_bounds=torch.zeros(len(x0), dtype=torch.float64),
+        status=status,
+        message=message,
+        kkt=KKT(stationarity=nan, primal=nan, dual=nan, complementarity=nan),
+        iterations=IterationTable(()),
+        facts=Facts(),
+        conflict=None,
+        timings=Timings(model=0.0, subproblem=0.0, compilation=0.0, total=time.perf_counter() - begin),
+    )
+
+
+def _arguments(
+    x0: Tensor,
+    bounds: tuple[Tensor, Tensor] | None,
+    multipliers: Multipliers | None,
+    options: Options,
+    residuals: Function | None,
+) -> tuple[Bounds, Duals | None]:
+    """Check shapes and dtypes of everything that is a tensor; all problems in one error."""
+    problems = []
+    if x0.dtype != torch.float64 or x0.dim() != 1 or x0.numel() == 0:
+        problems.append(f"x0 must be a flat, non-empty float64 tensor, it is {_shape(x0)}")
+    if (options.hessian == "gauss_newton") != (residuals is not None):
+        problems.append("hessian='gauss_newton' and residuals= belong together: give both or neither")
+    n = x0.numel()
+    lower, upper = np.full(n, -np.inf), np.full(n, np.inf)
+    if bounds is not None:
+        for name, side in zip(("lower", "upper"), bounds, strict=True):
+            if side.dtype != torch.float64 or tuple(side.shape) != (n,):
+                problems.append(f"{name} bounds must be float64 of shape ({n},), they are {_shape(side)}")
+            elif bool(torch.isnan(side).any()):
+                problems.append(f"{name} bounds hold NaN: use infinities where there is no bound")
+        if not problems:
+            lower, upper = bounds[0].detach().numpy().copy(), bounds[1].detach().numpy().copy()
+    if problems:
+        raise ProgramError([f"minimize: {problem}" for problem in problems])
+    if multipliers is None or (multipliers.eq is None and multipliers.ineq is None and multipliers.bounds is None):
+        return Bounds(lower, upper), None
+    parts = [multipliers.eq, multipliers.ineq, multipliers.bounds]
+    eq, ineq, box = (np.zeros(0) if part is None else part.detach().numpy().copy() for part in parts)
+    return Bounds(lower, upper), Duals(eq, ineq, box if box.size else np.zeros(n))
+
+
+def _check_duals(duals: Duals | None, problem: Problem) -> Duals | None:
+    """Fill in parts of a warm start that were left out; shapes that do not fit are errors."""
+    if duals is None:
+        return None
+    wanted = (problem.equalities, problem.inequalities, problem.size)
+    filled, problems = [], []
+    for name, part, size in zip(("eq", "ineq", "bounds"), (duals.eq, duals.ineq, duals.bounds), wanted, strict=True):
+        vector = np.zeros(size) if part.size == 0 else part
+        if vector.shape != (size,) or vector.dtype != np.float64:
+            problems.append(f"minimize: multipliers.{name} must be float64 of shape ({size},), it is {vector.shape}")
+        elif not np.isfinite(vector).all():
+            problems.append(f"minimize: multipliers.{name} are not finite")
+        filled.append(vector)
+    if problems:
+        raise ProgramError(problems)
+    return Duals(filled[0], np.maximum(filled[1], 0.0), filled[2])
+
+
+def _check_residuals(residuals: Function | None, start: Tensor, objective: float) -> None:
+    if residuals is None:
+        return
+    squares = 0.5 * float(residuals(start).detach().square().sum())
+    if abs(squares - objective) > 1e-8 * (1.0 + abs(objective)):
+        raise ProgramError(
+            f"minimize: objective(x0) = {objective:.10g} but |residuals(x0)|^2 / 2 = {squares:.10g}: "
+            "gauss_newton needs them to be the same function"
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
