@@ -230,10 +230,11 @@ class _Trace:
             return self.path[:-1], f"required key '{self.path[-1]}' is missing{words}"
         if self.kind == "union_tag_not_found":
             key = self.expected.discriminator or "kind"
-            return self.path, f"key '{key}' is missing; known kinds: {listed(self.expected.tagged())}"
+            return self.path, f"key '{key}' is missing; known {_plural(key)}: {listed(self.expected.tagged())}"
         if self.kind == "union_tag_invalid":
-            path = (*self.path, self.expected.discriminator or "kind")
-            return path, _unknown(f"kind '{self.tag}'", self.tag, self.expected.tagged(), "known kinds")
+            key = self.expected.discriminator or "kind"
+            found = _unknown(f"{key} '{self.tag}'", self.tag, self.expected.tagged(), f"known {_plural(key)}")
+            return (*self.path, key), found
         if self.kind in ("value_error", "assertion_error"):
             return self.path, self.message
         if self.kind == "finite_number":
@@ -266,10 +267,9 @@ def _trace(details: Mapping[str, Any], model_class: type[BaseModel], data: objec
         elif here.model() is not None or _has(_lookup(data, path), part):
             holder, here, path = here, here.inner(part), (*path, part)
     context = details.get("ctx", {})
-    telling = details["type"] in ("value_error", "assertion_error")
     return _Trace(
         kind=details["type"],
-        message=str(context.get("error") or details["msg"]) if telling else details["msg"],
+        message=_message(details),
         path=path,
         expected=here,
         holder=holder,
@@ -280,6 +280,19 @@ def _trace(details: Mapping[str, Any], model_class: type[BaseModel], data: objec
         union=union,
         label=label,
     )
+
+
+def _message(details: Mapping[str, Any]) -> str:
+    """Pydantic's sentence, or a better one where the error carries its facts."""
+    context = details.get("ctx", {})
+    if details["type"] in ("too_short", "too_long"):
+        few = details["type"] == "too_short"
+        return f"expected at {'least' if few else 'most'} {context['min_length' if few else 'max_length']} entries"
+    return str(context.get("error") or details["msg"])
+
+
+def _plural(noun: str) -> str:
+    return noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s"
 
 
 def _unknown(what: str, word: str, known: Iterable[str], title: str) -> str:

@@ -151,6 +151,45 @@ def test_members_of_a_union_are_told_as_one(cuts: str, problem: str) -> None:
     assert problems(f"name: x\ncuts: {cuts}\n")[0] == f"x.yaml:2: {problem}"
 
 
+class Wide(Frozen):
+    policy: Literal["wide"] = "wide"
+    width: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    counts: tuple[int, ...] = Field(default=(1,), min_length=1)
+
+
+class Narrow(Frozen):
+    policy: Literal["narrow", "thin"] = "narrow"
+
+
+class Other(Frozen):
+    shape: int | Annotated[Wide | Narrow, Field(discriminator="policy")] | None = None
+    either: Wide | At | None = None
+    either_number: int | float = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "shape: {policy: wid}",
+            "shape.policy: unknown policy 'wid', did you mean 'wide'? Known policies: narrow, thin, wide",
+        ),
+        ("shape: {width: 1}", "shape: key 'policy' is missing; known policies: narrow, thin, wide"),
+        ("shape: {policy: wide, width: .inf}", "shape.width: expected a finite number, got inf"),
+        ("shape: {policy: wide, counts: []}", "shape.counts: expected at least 1 entries, got []"),
+        ("shape: 1.5", "shape: expected an integer or a mapping with 'policy' one of narrow, thin, wide, got 1.5"),
+        ("either: {kind: at, after: 3}", "either.after: expected a list, each entry a string, got 3"),
+        ("either_number: [1]", "either_number: expected an integer or a number, got [1]"),
+        ("either_number: {a: 1}", "either_number: expected an integer or a number, got {'a': 1}"),
+        ("either_number: null", "either_number: expected an integer or a number, got null"),
+    ],
+)
+def test_other_unions_and_limits(text: str, problem: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        check(read_text(text, "x.yaml"), Other)
+    assert caught.value.problems == (f"x.yaml:1: {problem}",)
+
+
 def test_a_validators_own_sentence_and_wrong_tops() -> None:
     assert problems("name: bad") == ["x.yaml:1: the name must not be 'bad'"]
     assert problems("- 1") == ["x.yaml:1: expected a mapping of keys to values, got a list"]
