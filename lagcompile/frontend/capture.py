@@ -11,7 +11,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -67,6 +67,8 @@ def capture(model: nn.Module, signature: Signature, whole: Collection[str] = ())
             "into a sub-module (it is then kept whole), or make them tensor operations"
         ) from error
     module = fx.GraphModule(copied, graph, type(model).__name__)
+    placeholders = tuple(n.name for n in graph.nodes if n.op == "placeholder")
+    signature = replace(signature, names=placeholders)
     return Capture(module, copied, signature, "torch.fx", dict(tracer.opaque), ties_of(copied))
 
 

@@ -26,14 +26,14 @@ class Signature:
     Attributes:
         names: one name for each tensor, in order.
         parameters: forward's parameter for each top-level argument, in order.
-        spec: structure of the arguments (a pytree over `parameters`).
+        structure: the arguments' nested containers, with the position of each leaf in its place.
         constants: arguments that are not tensors, by position in the flattened call.
         exact: False where no example was given, so that each required argument is taken to be one tensor.
     """
 
     names: tuple[str, ...]
     parameters: tuple[str, ...]
-    spec: pytree.TreeSpec
+    structure: Any
     constants: Mapping[int, Any]
     exact: bool
 
@@ -54,7 +54,7 @@ class Signature:
         if problems:
             raise BindError(problems)
         leaves, spec = pytree.tree_flatten(tuple(given[n] for n in self.parameters))
-        if spec != self.spec:
+        if spec != pytree.tree_structure(self.structure):
             raise BindError("the inputs have another structure than the example inputs that the model was lifted with")
         for position, constant in self.constants.items():
             if not isinstance(leaves[position], type(constant)) or leaves[position] != constant:
@@ -73,7 +73,8 @@ class Signature:
         values = iter(tensors)
         count = len(self.names) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(values) for i in range(count)]
-        return dict(zip(self.parameters, pytree.tree_unflatten(leaves, self.spec), strict=True))
+        arguments = pytree.tree_map(lambda position: leaves[position], self.structure)
+        return dict(zip(self.parameters, arguments, strict=True))
 
 
 def as_args(inputs: Any) -> tuple[Any, ...]:
@@ -98,8 +99,7 @@ def signature_of(
     ]
     if args is None and not kwargs:
         names = tuple(p.name for p in parameters if p.default is p.empty)
-        _, spec = pytree.tree_flatten(tuple(names))
-        return Signature(names, names, spec, {}, exact=False)
+        return Signature(names, names, tuple(range(len(names))), {}, exact=False)
     try:
         bound = inspect.signature(forward).bind(*(args or ()), **(kwargs or {}))
     except TypeError as error:
@@ -110,7 +110,8 @@ def signature_of(
     constants = {i: v for i, v in enumerate(leaves) if not isinstance(v, torch.Tensor)}
     names = tuple(_leaf_names(arguments))
     kept = tuple(n for i, n in enumerate(names) if i not in constants)
-    return Signature(kept, tuple(arguments), spec, constants, exact=True)
+    structure = pytree.tree_unflatten(list(range(len(leaves))), spec)
+    return Signature(kept, tuple(arguments), structure, constants, exact=True)
 
 
 def _leaf_names(arguments: Mapping[str, Any]) -> list[str]:

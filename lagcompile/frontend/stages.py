@@ -7,6 +7,7 @@ included, are one tensor each.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,11 @@ class Network:
     stages: tuple[StageModule, ...]
     output: Any
     """The output's structure, with torch.fx nodes in the places of values."""
+
+    def copy(self) -> Network:
+        """The network with modules of its own; records are shared."""
+        kept = (self.partition, self.capture.signature)
+        return copy.deepcopy(self, {id(k): k for k in kept})
 
     def prepare(self, tensors: Sequence[torch.Tensor]) -> Values:
         """Inputs and what follows from inputs alone, by name."""

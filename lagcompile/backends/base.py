@@ -1,0 +1,216 @@
+"""The one interface of backends, and the loop that drives step-wise ones.
+
+In: a `Method` (frozen options) and an `Instance`. Out: an `Executor`, driven by `drive` to a `Solution`. Invariant: the
+rows of step t depend on (seed, t) alone, so that a resumed run sees what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lagcompile.ir.base import Frozen
+from lagcompile.ir.solution import History, Solution, Status
+from lagcompile.runtime.instance import Instance
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+Watch = Callable[[Mapping[str, float]], None]
+
+
+class RunOptions(Frozen):
+    """How long a step-wise method runs, on which rows, and how often it is looked at."""
+
+    steps: int = Field(default=1000, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = 0
+    look_every: int = Field(default=50, ge=1)
+    """Steps between two rows of the history (each costs one synchronisation with the device)."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between two evaluations on held-out data; None: at the end only."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds."""
+
+
+class Executor(ABC):
+    """Owns what a run changes: weights, tables, optimisers. One call of `step` is one step of the method."""
+
+    instance: Instance
+    steps: int
+    gradient_evaluations: int
+
+    @abstractmethod
+    def step(self, rows: Tensor) -> None:
+        """One step on a batch of rows; no synchronisation with the device."""
+
+    @abstractmethod
+    def measures(self) -> dict[str, float]:
+        """Numbers of the last step: loss, defect, and what the method has (synchronises)."""
+
+    @abstractmethod
+    def final_measures(self) -> dict[str, float]:
+        """Numbers over all rows of the data at the end, such as the mean absolute defect."""
+
+    @abstractmethod
+    def values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States and multipliers by name, on the CPU."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on bit for bit."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+
+    @abstractmethod
+    def bytes(self) -> int:
+        """Bytes of states, multipliers and their optimiser rows."""
+
+
+class Method(Frozen, ABC):
+    """Frozen options of a method; `executor` binds it to an instance."""
+
+    @abstractmethod
+    def executor(self, instance: Instance, *, seed: int = 0) -> Executor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: the method is not defined on this program; the message says what would work.
+        """
+
+
+class Rows:
+    """Rows of each step: a new permutation for each epoch, the last batch of an epoch may be short."""
+
+    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
+        self.examples, self.batch, self.seed = examples, min(batch_size, examples), seed
+        self.per_epoch = math.ceil(examples / self.batch)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def at(self, step: int) -> Tensor:
+        """Row numbers of a step, from 0."""
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.examples, generator=generator)
+        return self._order[position * self.batch : (position + 1) * self.batch]
+
+
+@dataclass
+class Best:
+    """The best iterate so far, by held-out accuracy or else by loss plus defect."""
+
+    score: float = -math.inf
+    weights: dict[str, Tensor] | None = None
+    step: int = 0
+
+    def offer(self, executor: Executor, row: Mapping[str, float]) -> None:
+        """Keep the weights if this row is better than all before."""
+        score = row.get("accuracy", row.get("validation_accuracy"))
+        if score is None:
+            score = -(row.get("loss", math.inf) + row.get("defect", 0.0)) - 1e6
+        if math.isfinite(score) and score > self.score:
+            executor.instance.weights.publish()
+            state = executor.instance.module.state_dict()
+            self.score, self.step = score, int(row["step"])
+            self.weights = {n: v.detach().clone() for n, v in state.items()}
+
+
+def drive(
+    executor: Executor,
+    options: RunOptions,
+    *,
+    original: nn.Module,
+    evaluate: Evaluate | None = None,
+    watch: Watch | None = None,
+    start: History | None = None,
+) -> Solution:
+    """Run an executor to the end of its options.
+
+    Args:
+        executor: a fresh one, or one that has loaded a checkpoint (it goes on behind its `steps`).
+        options: steps, batch size, seed and so on.
+        original: the user's module, for the class of `solution.model`.
+        evaluate: numbers of a module on held-out data, such as {"accuracy": 0.98}.
+        watch: called with each row of the history.
+        start: history of the steps made before.
+    """
+    instance = executor.instance
+    rows = Rows(instance.examples, options.batch_size, options.seed)
+    history = list(start.rows) if start is not None else []
+    before = history[-1]["seconds"] if history else 0.0
+    status, best, begin, paused = Status.STEPS_DONE, Best(), time.perf_counter(), 0.0
+    try:
+        while executor.steps < options.steps:
+            executor.step(rows.at(executor.steps))
+            done = executor.steps == options.steps
+            due = options.evaluate_every is not None and executor.steps % options.evaluate_every == 0
+            if not (done or due or executor.steps % options.look_every == 0):
+                continue
+            measures = executor.measures()
+            if not all(math.isfinite(v) for v in measures.values()):
+                status = Status.DIVERGED
+            now = time.perf_counter()
+            if evaluate is not None and status is not Status.DIVERGED and (due or done):
+                measures |= dict(_evaluated(executor, evaluate))
+                paused += time.perf_counter() - now
+            elapsed = before + now - begin - paused
+            row = {"step": float(executor.steps), "seconds": elapsed} | measures
+            history.append(row)
+            best.offer(executor, row)
+            if watch is not None:
+                watch(row)
+            if status is Status.DIVERGED:
+                break
+            if options.time_limit is not None and elapsed > options.time_limit:
+                status = Status.TIME_LIMIT
+                break
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    seconds = before + time.perf_counter() - begin - paused
+    return conclude(executor, status, History(tuple(history)), seconds, original=original, best=best)
+
+
+def conclude(
+    executor: Executor, status: Status, history: History, seconds: float, *, original: nn.Module, best: Best
+) -> Solution:
+    """Solution of what an executor has reached."""
+    instance = executor.instance
+    instance.weights.publish()
+    model = instance.recover(original)
+    if status is Status.DIVERGED and best.weights is not None:
+        model.load_state_dict(best.weights)
+    states, multipliers = executor.values()
+    finals = executor.final_measures() if status is not Status.DIVERGED else {}
+    return Solution(
+        model=model,
+        status=status,
+        history=history,
+        states=states,
+        multipliers=multipliers,
+        program=instance.program,
+        steps=executor.steps,
+        gradient_evaluations=executor.gradient_evaluations,
+        seconds=seconds,
+        details={"final": finals, "best_step": best.step, "best_weights": best.weights, "bytes": executor.bytes()},
+    )
+
+
+def _evaluated(executor: Executor, evaluate: Evaluate) -> Mapping[str, float]:
+    executor.instance.weights.publish()
+    module = executor.instance.module
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            return evaluate(module)
+    finally:
+        module.train(training)

@@ -1,0 +1,262 @@
+"""First-order saddle-point methods: extragradient, from the past, optimistic, and descent-ascent.
+
+In: an `Instance`. Out: an executor. Invariant: both half steps see the same batch, dropout mask and noise; buffers
+(BatchNorm statistics) move once a step, on the update; a table is touched only in the batch's rows.
+
+    z = (weights, states, multipliers),  F = (grad_w L, grad_h L, -G(r))
+    extragradient (Korpelevich 1976):  z' = z - a F(z),  z <- z - a F(z')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lagcompile.backends.base import Executor, Method
+from lagcompile.backends.store import Store
+from lagcompile.ir.axes import Transient
+from lagcompile.runtime import kkt
+from lagcompile.runtime.adjoint import dual_sweep
+from lagcompile.runtime.instance import Batch, Instance, quiet
+from lagcompile.runtime.lagrangian import Gradients, Lagrangian
+from lagcompile.runtime.steps import SGD, Adagrad, Extra, RuleSpec, Scheme
+
+
+class FirstOrder(Method):
+    """Options that all first-order saddle-point methods share."""
+
+    weights: RuleSpec = Adagrad(lr=1e-2)
+    """Step rule of the weights."""
+    states: RuleSpec = Adagrad(lr=5e-2)
+    """Step rule of the states."""
+    multipliers: RuleSpec = SGD(lr=1e-2)
+    """Step rule of the multipliers (ascent)."""
+    dual_sweep: bool = False
+    """Set the multipliers by the exact sweep at each evaluation instead of ascending."""
+    inner_steps: int = Field(default=0, ge=0)
+    """Steps on states and multipliers alone ahead of each step on everything."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How gradients are combined."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    def executor(self, instance: Instance, *, seed: int = 0) -> FirstOrderExecutor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: the program holds what first-order methods do not execute.
+        """
+        return FirstOrderExecutor(instance, self, seed=seed)
+
+
+class Extragradient(FirstOrder):
+    """Extragradient (Korpelevich 1976; Gidel et al. 2019): two gradients a step."""
+
+    kind: Literal["extragradient"] = "extragradient"
+
+    @property
+    def scheme(self) -> Scheme:
+        """How gradients are combined."""
+        return "extragradient"
+
+
+class ExtragradientFromPast(FirstOrder):
+    """Extragradient that extrapolates along the previous gradient (Popov 1980): one gradient a step."""
+
+    kind: Literal["extragradient_from_past"] = "extragradient_from_past"
+
+    @property
+    def scheme(self) -> Scheme:
+        """How gradients are combined."""
+        return "past"
+
+
+class OptimisticGradient(FirstOrder):
+    """Optimistic descent-ascent along 2 g_t - g_{t-1} (Daskalakis et al. 2018): one gradient a step."""
+
+    kind: Literal["optimistic"] = "optimistic"
+
+    @property
+    def scheme(self) -> Scheme:
+        """How gradients are combined."""
+        return "optimistic"
+
+
+class DescentAscent(FirstOrder):
+    """Simultaneous gradient descent-ascent (Arrow, Hurwicz and Uzawa 1958): one gradient a step."""
+
+    kind: Literal["descent_ascent"] = "descent_ascent"
+
+    @property
+    def scheme(self) -> Scheme:
+        """How gradients are combined."""
+        return "descent"
+
+
+class FirstOrderExecutor(Executor):
+    """Runs one of the first-order methods; `optimizers` holds a torch optimiser for each group of variables."""
+
+    def __init__(self, instance: Instance, method: FirstOrder, *, seed: int = 0) -> None:
+        self.instance = instance
+        self.method = method
+        self.steps = 0
+        self.gradient_evaluations = 0
+        self.lagrangian = Lagrangian(instance)
+        self.store = Store(
+            self.lagrangian, method.states, None if method.dual_sweep else method.multipliers, method.scheme, seed
+        )
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "weights": Extra(instance.weights.trainable or [torch.empty(0)], method.weights, method.scheme),
+            **self.store.optimizers,
+        }
+        self._last: Gradients | None = None
+        self._batch: Batch | None = None
+        self._duals: list[Tensor | None] = []
+        self._buffers = list(dict.fromkeys(b for _, b in instance.module.named_buffers()))
+        instance.module.train()
+
+    # ---------------------------------------------------------------- one step
+    def step(self, rows: Tensor) -> None:
+        """One step on a batch of rows."""
+        batch = self.instance.batch(rows)
+        self.store.begin(batch, self.steps)
+        for _ in range(self.method.inner_steps):
+            self._move(batch, weights=False)
+        self._move(batch, weights=True)
+        self.store.finish()
+        self.steps += 1
+
+    def _move(self, batch: Batch, *, weights: bool) -> None:
+        """Extrapolation and update of all variables, or of states and multipliers alone."""
+        optimizer = self.optimizers["weights"]
+        assert isinstance(optimizer, Extra)
+        store, scheme = self.store, self.method.scheme
+        if scheme in {"extragradient", "past"}:
+            random = self._random_state(batch)
+            first = self._look(batch) if scheme == "extragradient" else None
+            if weights:
+                self._set_gradients(first)
+                optimizer.extrapolate()
+            store.extrapolate(first)
+            self._restore_random(batch, random)
+        last = self._gradients(batch, weights=weights)
+        if weights:
+            self._set_gradients(last)
+            optimizer.step()
+        store.update(last)
+        self._last, self._batch = last, batch
+
+    def _look(self, batch: Batch) -> Gradients:
+        """Gradients for the extrapolation: buffers stay as they were."""
+        saved = [b.clone() for b in self._buffers]
+        result = self._gradients(batch, weights=True)
+        for buffer, value in zip(self._buffers, saved, strict=True):
+            buffer.copy_(value)
+        return result
+
+    def _gradients(self, batch: Batch, *, weights: bool) -> Gradients:
+        store = self.store
+        if self.method.dual_sweep:
+            self.instance.weights.publish()
+            with quiet(self.instance.module):
+                store.set_multipliers(dual_sweep(self.instance, batch, store.values()))
+        self._duals = store.multipliers
+        self.gradient_evaluations += 1
+        return self.lagrangian.gradients(
+            batch, store.stored, store.multipliers, rho=store.rho, noise=store.noise, weights=weights
+        )
+
+    def _set_gradients(self, gradients: Gradients | None) -> None:
+        if gradients is not None:
+            for leaf, gradient in zip(self.instance.weights.trainable, gradients.weights, strict=True):
+                leaf.grad = gradient
+
+    def _random_state(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        cuda = torch.cuda.get_rng_state(batch.rows.device) if batch.rows.is_cuda else None
+        return torch.get_rng_state(), cuda
+
+    def _restore_random(self, batch: Batch, state: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], batch.rows.device)
+
+    # ---------------------------------------------------------------- looking
+    def measures(self) -> dict[str, float]:
+        """Loss, mean absolute defect, fraction outside the tube, mean |lambda|, of the last step's batch."""
+        assert self._last is not None
+        terms, banks = self._last.terms, self.instance.layout.banks
+        result = {"loss": terms.loss.detach()}
+        if banks:
+            epsilons = [kkt.epsilon_of(b.constraint.transform) for b in banks]
+            count = sum(r.numel() for r in terms.defects)
+            absolute = [r.detach().abs() for r in terms.defects]
+            result["defect"] = torch.stack([a.sum() for a in absolute]).sum() / count
+            outside = [(a > e).sum() for a, e in zip(absolute, epsilons, strict=True)]
+            result["outside"] = torch.stack(outside).sum() / count
+            duals = [d.abs().sum() for d in self._duals if d is not None]
+            if duals:
+                size = sum(d.numel() for d in self._duals if d is not None)
+                result["dual"] = torch.stack(duals).sum() / size
+        names = list(result)
+        return dict(zip(names, torch.stack([v.float() for v in result.values()]).tolist(), strict=True))
+
+    @torch.no_grad()
+    def final_measures(self) -> dict[str, float]:
+        """Mean and largest absolute defect over all rows, at the stored states, in eval mode."""
+        if not self.instance.layout.banks or any(isinstance(b.first.storage, Transient) for b in self._banks()):
+            return {}
+        total = largest = torch.zeros((), device=self.instance.device)
+        count = 0
+        self.instance.module.eval()
+        for rows in torch.arange(self.instance.examples).split(512):
+            batch = self.instance.batch(rows)
+            self.store.begin(batch, self.steps)
+            terms = self.lagrangian.terms(
+                batch, self.store.stored, self.store.multipliers, rho=self.store.rho, noise=self.store.noise
+            )
+            for r in terms.defects:
+                total = total + r.abs().sum()
+                largest = torch.maximum(largest, r.abs().max())
+                count += r.numel()
+        self.instance.module.train()
+        return {"defect": float(total) / max(count, 1), "largest_defect": float(largest)}
+
+    def _banks(self) -> Iterable[Any]:
+        return self.instance.layout.banks
+
+    def values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States (as stages read them) and multipliers by name, on the CPU."""
+        return self.store.named()
+
+    def bytes(self) -> int:
+        """Bytes of states, multipliers and their optimiser rows."""
+        return self.store.bytes()
+
+    # ---------------------------------------------------------------- checkpoints
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, buffers, tables, optimisers, counts and random state."""
+        self.instance.weights.publish()
+        return {
+            "module": self.instance.module.state_dict(),
+            "store": self.store.state_dict(),
+            "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
+            "steps": self.steps,
+            "gradient_evaluations": self.gradient_evaluations,
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, bit for bit."""
+        self.instance.module.load_state_dict(state["module"])
+        self.instance.weights.adopt()
+        self.store.load_state_dict(state["store"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.steps = int(state["steps"])
+        self.gradient_evaluations = int(state["gradient_evaluations"])
+        torch.set_rng_state(state["random"])

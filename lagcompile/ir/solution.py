@@ -1,0 +1,97 @@
+"""What a backend gives back: a status with advice, the history of the run, and the values that were reached.
+
+In: numbers and tensors from a backend. Out: `Solution`. Invariant: non-convergence is a `Status`, never an exception;
+the history holds plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from lagcompile.ir.program import Program
+
+
+class Status(Enum):
+    """Why a run ended; the value is a sentence of advice."""
+
+    SOLVED = "the KKT conditions hold to the tolerance asked for"
+    STEPS_DONE = "all steps were made; look at the final defect and the curves to see whether more would help"
+    TIME_LIMIT = "the time limit was reached; raise it, or resume from the checkpoint"
+    INTERRUPTED = "stopped by the user; the solution holds what was reached, and the run can be resumed"
+    DIVERGED = (
+        "loss or defects left the finite range; the best iterate before that is returned. Lower the multipliers' "
+        "step first, then the states'; a quadratic weight rho > 0 damps the oscillation"
+    )
+    INFEASIBLE = "the constraints contradict each other; see the violated ones by name"
+    UNBOUNDED = "the objective falls without bound; bound the variables or add a regulariser"
+    STALLED = "no further progress is possible in this precision; look at the residuals before trusting the point"
+    REFUSED = "the program does not fit this backend; the message says what would"
+
+    @property
+    def advice(self) -> str:
+        """What to do."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class History:
+    """Numbers along a run: one row for each time it was looked at.
+
+    Attributes:
+        rows: mappings such as {"step": 50, "seconds": 1.2, "loss": 0.3, "accuracy": 0.9, "defect": 1e-3, ...}.
+    """
+
+    rows: tuple[Mapping[str, float], ...] = ()
+
+    def column(self, name: str) -> list[float]:
+        """One quantity over the rows that have it."""
+        return [float(r[name]) for r in self.rows if name in r]
+
+    def pairs(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one quantity, where both are known."""
+        found = [(float(r["step"]), float(r[name])) for r in self.rows if name in r]
+        return [s for s, _ in found], [v for _, v in found]
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        """The last row; empty where there is none."""
+        return self.rows[-1] if self.rows else {}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What was reached.
+
+    Attributes:
+        model: a new module of the user's class with the solved weights, under the user's state_dict keys.
+        status: why the run ended; `status.advice` says what to do.
+        history: numbers along the run.
+        states: state name -> values, one row for each example (or class, with mean and deviation).
+        multipliers: multiplier name -> values, laid out as the program says.
+        program: the program that was solved.
+        steps: steps made.
+        gradient_evaluations: forward+backward passes made.
+        seconds: wall time of the steps.
+        details: what a backend adds (iteration tables, best iterate and so on).
+    """
+
+    model: Any
+    status: Status
+    history: History
+    states: Mapping[str, torch.Tensor]
+    multipliers: Mapping[str, torch.Tensor]
+    program: Program
+    steps: int
+    gradient_evaluations: int
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        last = ", ".join(f"{k} {v:.4g}" for k, v in self.history.last.items() if k not in {"step", "seconds"})
+        return f"{self.status.name.lower()} after {self.steps} steps in {self.seconds:.1f} s: {last}"

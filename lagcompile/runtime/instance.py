@@ -1,0 +1,316 @@
+"""A program bound to stage modules, data and a device.
+
+In: `Program`, `Network`, data tensors, a loss. Out: `Instance`: batches by row, predictions of all units at given
+states, forward passes, the user's module with the solved weights. Invariant: the modules here are copies; neither the
+lifted model nor the user's is touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from lagcompile.frontend.stages import Network
+from lagcompile.ir.axes import ClassGaussian
+from lagcompile.ir.base import BindError
+from lagcompile.ir.program import Program, TensorType
+from lagcompile.runtime.layout import Layout, Unit, layout_of
+from lagcompile.runtime.weights import Weights
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of the data, on the instance's device.
+
+    Attributes:
+        rows: row numbers, of shape (batch,).
+        values: inputs and what follows from them, by node name.
+        target: what the loss compares with.
+        labels: class of each row; None where nothing is kept per class.
+        size: number of rows.
+    """
+
+    rows: Tensor
+    values: dict[str, Any]
+    target: Any
+    labels: Tensor | None
+    size: int
+
+
+class Instance:
+    """A bound program."""
+
+    def __init__(
+        self,
+        program: Program,
+        network: Network,
+        data: tuple[Sequence[Tensor], Any],
+        *,
+        loss: Loss,
+        device: torch.device | str = "cpu",
+        stack: bool = True,
+    ) -> None:
+        """Copy the network to the device and check the data.
+
+        Args:
+            program: the program.
+            network: its stage modules; copied.
+            data: input tensors with one row for each example, and the target (a tensor with as many rows, or None).
+            loss: (output, target) -> scalar.
+            device: where to compute; data stay where they are and travel by batch.
+            stack: run equal stages as one batched call.
+
+        Raises:
+            BindError: rows differ in number, or there are none, or classes do not fit.
+        """
+        self.program = program
+        self.loss = loss
+        self.device = torch.device(device)
+        self.inputs, self.target = list(data[0]), data[1]
+        self.examples = _examples(self.inputs, self.target)
+        self.network = convert(network.copy(), self.device, None)
+        self.layout: Layout = layout_of(program, self.network, stack=stack)
+        self.weights = Weights(self.network, self.layout, program)
+        self.labels = self._labels()
+        self._calls = [self._call_of(u, i) for i, u in enumerate(self.layout.units)]
+        self._sizes: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    # ---------------------------------------------------------------- data
+    def batch(self, rows: Tensor, *, prepared: bool = True) -> Batch:
+        """The batch of some rows; what follows from inputs alone is computed here, once for both half steps."""
+        tensors = [self._pick(t, rows) for t in self.inputs]
+        values: dict[str, Any] = dict(zip(self.network.capture.signature.names, tensors, strict=True))
+        if prepared and self.network.prologue.writes:
+            values = self.network.run(self.network.prologue, values)
+        labels = None if self.labels is None else self._pick(self.labels, rows)
+        target = None if self.target is None else self._pick(self.target, rows)
+        here = rows.to(self.device, non_blocking=True)
+        batch = Batch(here, values, target, labels, int(rows.numel()))
+        if self._structural():
+            batch.values.update(self._sizes_for(batch))
+        return batch
+
+    def _pick(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        return tensor.index_select(0, rows.to(tensor.device)).to(self.device, non_blocking=True)
+
+    def _labels(self) -> Tensor | None:
+        if self.program.classes is None:
+            return None
+        if not isinstance(self.target, Tensor) or self.target.dtype.is_floating_point or self.target.dim() != 1:
+            raise BindError(
+                "a state or a multiplier is kept per class: the target must be one class number per example"
+            )
+        seen = torch.bincount(self.target, minlength=self.program.classes)
+        if seen.numel() > self.program.classes:
+            raise BindError(
+                f"the target holds class {seen.numel() - 1}, the program has classes 0 to {self.program.classes - 1}"
+            )
+        absent = [i for i, n in enumerate(seen.tolist()) if n == 0]
+        if absent:
+            raise BindError(f"no example of class {', '.join(map(str, absent))}: a state kept per class needs one")
+        return self.target
+
+    def _structural(self) -> bool:
+        return any(n.role == "structure" for n in self.network.partition.graph.nodes)
+
+    def _sizes_for(self, batch: Batch) -> dict[str, Any]:
+        """Sizes that cross breakpoints, from one forward pass for each shape of the inputs."""
+        key = tuple(tuple(v.shape) for v in batch.values.values() if isinstance(v, Tensor))
+        if key not in self._sizes:
+            graph = self.network.partition.graph
+            with torch.no_grad(), quiet(self.network.capture.original):
+                values = self.network.glue([batch.values[n] for n in self.network.capture.signature.names])
+            names = {n.name for n in graph.nodes if n.role == "structure"}
+            self._sizes[key] = {n: v for n, v in values.items() if n in names}
+        return self._sizes[key]
+
+    # ---------------------------------------------------------------- evaluation
+    def _call_of(self, unit: Unit, number: int) -> Callable[..., tuple[Any, ...]]:
+        template = unit.stages[0]
+        if not unit.stacked:
+            return template.module
+        names = template.slots
+        slots = self.weights.of_unit[number]
+        weight_dims = tuple(0 if stacked else None for _, stacked in slots)
+        input_dims = tuple(None if shared else 0 for shared in unit.shared)
+
+        def one(weights: tuple[Tensor, ...], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            result = functional_call(template.module, dict(zip(names, weights, strict=True)), inputs)
+            assert isinstance(result, tuple)
+            return result
+
+        mapped = vmap(one, in_dims=(weight_dims, input_dims))
+        leaves = self.weights.leaves
+
+        def call(*inputs: Any) -> tuple[Any, ...]:
+            result = mapped(tuple(leaves[i].tensor for i, _ in slots), inputs)
+            assert isinstance(result, tuple)
+            return result
+
+        return call
+
+    def predict(self, banks: Sequence[Tensor], values: Mapping[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+        """Predictions of every bank's states, and the remaining values (outputs, eliminated states), by name.
+
+        Args:
+            banks: values of the states, one tensor (states, rows, ...) for each bank.
+            values: data by name.
+
+        Returns:
+            predictions of the banks, of the shapes of `banks`; values written by stages that are no states.
+        """
+        predictions: list[list[Tensor]] = [[] for _ in self.layout.banks]
+        env: dict[str, Any] = dict(values)
+        for unit, call in zip(self.layout.units, self._calls, strict=True):
+            inputs = [self._input(unit, j, banks, env) for j in range(len(unit.inputs))]
+            results = call(*inputs)
+            for j, spans in enumerate(unit.outputs):
+                for bank, start, stop in spans:
+                    if bank is not None:
+                        kind = self.layout.banks[bank].first.type
+                        value = results[j][start:stop] if unit.stacked else results[j].unsqueeze(0)
+                        predictions[bank].append(to_rows(value, kind))
+                    else:
+                        for k in range(start, stop):
+                            env[unit.stages[k].writes[j]] = results[j][k] if unit.stacked else results[j]
+        return [p[0] if len(p) == 1 else torch.cat(p) for p in predictions], env
+
+    def _input(self, unit: Unit, j: int, banks: Sequence[Tensor], env: Mapping[str, Any]) -> Any:
+        parts = []
+        for piece in unit.inputs[j]:
+            if piece.bank is None:
+                value = env[piece.name]
+                parts.append(value if unit.shared[j] or not unit.stacked else value.unsqueeze(0))
+                continue
+            span = banks[piece.bank][piece.start : piece.stop]
+            value = to_value(span, self.layout.banks[piece.bank].first.type)
+            parts.append(value if unit.stacked else value[0])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def forward(self, batch: Batch) -> tuple[list[Tensor], dict[str, Any]]:
+        """Glued forward pass: values of every bank's states in rows, and all values by name. Publish weights first."""
+        values = dict(batch.values)
+        for stage in self.network.stages:
+            values.update(zip(stage.writes, stage.module(*(values[n] for n in stage.reads)), strict=True))
+        rows = [
+            torch.stack([to_rows(values[s.node].unsqueeze(0), s.type)[0] for s in bank.states])
+            for bank in self.layout.banks
+        ]
+        return rows, values
+
+    def output(self, values: Mapping[str, Any]) -> Any:
+        """The model's output from values by name."""
+        return self.network.assemble(values)
+
+    def scale(self, batch: Batch) -> float:
+        """c: weight of an example in the Lagrangian."""
+        return 1.0 / batch.size if self.program.objective.reduction == "mean" else 1.0
+
+    @property
+    def module(self) -> nn.Module:
+        """The copy of the user's module that holds the weights (call `weights.publish()` first)."""
+        return self.network.capture.original
+
+    def recover(self, original: nn.Module) -> nn.Module:
+        """A new module of the user's class with this instance's weights and buffers, on the original's device."""
+        self.weights.publish()
+        result = copy.deepcopy(original)
+        result.load_state_dict(self.module.state_dict())
+        return result
+
+    @property
+    def samples(self) -> int | None:
+        """Number of synthetic examples (classes times samples), where states are kept per class."""
+        for bank in self.layout.banks:
+            if isinstance(bank.first.storage, ClassGaussian):
+                assert self.program.classes is not None
+                return self.program.classes * bank.first.storage.samples
+        return None
+
+
+def _examples(inputs: Sequence[Tensor], target: Any) -> int:
+    rows = {t.shape[0] if t.dim() else -1 for t in inputs}
+    if isinstance(target, Tensor):
+        rows.add(target.shape[0] if target.dim() else -1)
+    if len(rows) != 1:
+        counts = ", ".join(str(t.shape[0] if t.dim() else "a number") for t in inputs)
+        goal = f", the target {target.shape[0]}" if isinstance(target, Tensor) and target.dim() else ""
+        raise BindError(f"inputs and target must have one row for each example; the inputs have {counts}{goal}")
+    count = rows.pop()
+    if count < 1:
+        raise BindError("the data are empty: at least one example is needed")
+    return count
+
+
+def convert(network: Network, device: torch.device, dtype: torch.dtype | None) -> Network:
+    """Move a network's tensors to a device and its floating tensors to a dtype, in place; shared ones stay shared."""
+    moved: dict[Tensor, Tensor] = {}
+
+    def to(t: Tensor) -> Tensor:
+        return t.to(device, dtype if dtype is not None and t.is_floating_point() else None)
+
+    modules = [network.capture.original, network.capture.module, network.prologue.module]
+    modules += [s.module for s in network.stages]
+    for root in modules:
+        for module in root.modules():
+            for parameter in module.parameters(recurse=False):
+                parameter.data = to(parameter.data)
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer not in moved:
+                    moved[buffer] = to(buffer)
+                    moved[moved[buffer]] = moved[buffer]
+                module._buffers[name] = moved[buffer]
+    return network
+
+
+@contextmanager
+def quiet(module: nn.Module) -> Iterator[None]:
+    """Leave buffers and the random generators as they were."""
+    buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    cuda = [b.device for b in module.parameters() if b.is_cuda][:1]
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+def to_rows(value: Tensor, kind: TensorType) -> Tensor:
+    """(states, ...full shape) -> (states, rows, ...features): the batch axis comes right behind the states."""
+    axis, factor = batch_axis(kind)
+    if axis is None:
+        return value.unsqueeze(1)
+    if factor > 1:
+        value = value.unflatten(axis + 1, (-1, factor))
+    return value if axis == 0 else value.movedim(axis + 1, 1)
+
+
+def to_value(rows: Tensor, kind: TensorType) -> Tensor:
+    """Inverse of `to_rows`."""
+    axis, factor = batch_axis(kind)
+    if axis is None:
+        return rows.squeeze(1)
+    value = rows if axis == 0 else rows.movedim(1, axis + 1)
+    return value.flatten(axis + 1, axis + 2) if factor > 1 else value
+
+
+def batch_axis(kind: TensorType) -> tuple[int | None, int]:
+    """Axis of the batch in a full shape and how many entries of it belong to one example ("16B"); None without one."""
+    if kind.shape is None:
+        return 0, 1
+    for i, d in enumerate(kind.shape):
+        if isinstance(d, str):
+            factor = d.removesuffix("B")
+            return i, int(factor) if factor.isdigit() else 1
+    return None, 1

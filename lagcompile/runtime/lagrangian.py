@@ -1,0 +1,276 @@
+"""The Lagrangian of a batch: values of states, defects, coupling, and gradients in every group of variables.
+
+In: an `Instance`, a `Batch`, stored states and multipliers of its rows. Out: `Terms` and `Gradients`. Invariant: one
+pass forward and one backward for each call; gradients in states and multipliers are per example (d L_i / d h_i), those
+in weights are of L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from lagcompile.ir.axes import ClassGaussian, Table
+from lagcompile.ir.base import ProgramError
+from lagcompile.ir.program import ValueConstraint
+from lagcompile.runtime import kkt
+from lagcompile.runtime.instance import Batch, Instance
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a forward pass of the Lagrangian gives.
+
+    Attributes:
+        value: L, to differentiate.
+        loss: the user's loss.
+        output: the model's output at the states.
+        defects: r for each bank, of shape (states, rows, ...).
+        transformed: G(r) for each bank.
+    """
+
+    value: Tensor
+    loss: Tensor
+    output: Any
+    defects: list[Tensor]
+    transformed: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients in weights (of L), and in stored states and multipliers (per example)."""
+
+    weights: list[Tensor | None]
+    states: list[Tensor]
+    multipliers: list[Tensor | None]
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class Populations:
+    """Which banks and units run on synthetic examples drawn from class Gaussians.
+
+    Attributes:
+        produced: for each bank, whether its predictions are of synthetic examples.
+        output: whether the output is.
+        labels: classes of the synthetic examples, (samples,); None without class Gaussians.
+        counts: synthetic examples of one class.
+    """
+
+    produced: tuple[bool, ...]
+    output: bool
+    labels: Tensor | None = None
+    counts: int = 0
+    weights: Mapping[int, float] = field(default_factory=dict)
+
+
+def populations(instance: Instance) -> Populations:
+    """Trace which units see synthetic examples.
+
+    Raises:
+        ProgramError: a stage would read both synthetic examples and data, or a state behind a class Gaussian is kept
+            per example.
+    """
+    banks = instance.layout.banks
+    gaussian = [isinstance(b.first.storage, ClassGaussian) for b in banks]
+    if not any(gaussian):
+        return Populations(tuple(False for _ in banks), False)
+    storages = [b.first.storage for b in banks if isinstance(b.first.storage, ClassGaussian)]
+    problems = []
+    if len({(s.samples, s.noise) for s in storages}) > 1:
+        problems.append("class_gaussian states must all have the same number of samples and the same noise")
+    synthetic: dict[str, bool] = {}
+    produced = [False] * len(banks)
+    output = False
+    for unit in instance.layout.units:
+        reads = [p for pieces in unit.inputs for p in pieces]
+        from_samples = [
+            (p.bank is not None and gaussian[p.bank]) or (p.bank is None and synthetic.get(p.name, False))
+            for p in reads
+        ]
+        here = any(from_samples)
+        if here and not all(from_samples):
+            other = ", ".join(p.name for p, s in zip(reads, from_samples, strict=True) if not s)
+            problems.append(
+                f"stage {unit.stages[0].name} reads a class_gaussian state and also {other}, which belongs to real "
+                "examples: cut where only the state crosses"
+            )
+        for j, spans in enumerate(unit.outputs):
+            for bank, start, stop in spans:
+                if bank is None:
+                    synthetic.update({unit.stages[k].writes[j]: here for k in range(start, stop)})
+                else:
+                    produced[bank] = here
+                    if here and isinstance(banks[bank].first.storage, Table):
+                        problems.append(
+                            f"the state {banks[bank].first.name} lies behind a class_gaussian state and cannot be a "
+                            "table of examples: make it class_gaussian or eliminated"
+                        )
+    names = instance.network.output_names
+    output = any(synthetic.get(n, False) for n in names)
+    if problems:
+        raise ProgramError(problems)
+    assert instance.program.classes is not None
+    counts = storages[0].samples
+    labels = torch.arange(instance.program.classes, device=instance.device).repeat(counts)
+    return Populations(tuple(produced), output, labels, counts)
+
+
+class Lagrangian:
+    """L of one instance."""
+
+    def __init__(self, instance: Instance) -> None:
+        """Check that a first-order backend can evaluate the program.
+
+        Raises:
+            ProgramError: it holds what first-order backends do not execute.
+        """
+        problems = [
+            f"the constraint '{c.name}' on {', '.join(c.reads)} needs the exact backend (method sqp)"
+            for c in instance.program.constraints
+            if isinstance(c, ValueConstraint)
+        ]
+        problems += [
+            f"the input '{d.name}' is a variable, which needs the exact backend (method sqp)"
+            for d in instance.program.data
+            if d.free
+        ]
+        if problems:
+            raise ProgramError(problems)
+        self.instance = instance
+        self.populations = populations(instance)
+        self._leaves = instance.weights.trainable
+        self._signed = [b.constraint.relation == "<=" for b in instance.layout.banks]
+
+    def values(self, stored: Sequence[Tensor], noise: Sequence[Tensor | None]) -> list[Tensor]:
+        """Values of the states as the stages read them."""
+        result = []
+        for bank, raw, eps in zip(self.instance.layout.banks, stored, noise, strict=True):
+            if isinstance(bank.first.storage, ClassGaussian):
+                labels = self.populations.labels
+                assert labels is not None
+                assert eps is not None
+                mu, sigma = gaussian(raw)
+                drawn = mu.index_select(1, labels) + eps * sigma.index_select(1, labels)
+                result.append(kkt.to_domain(drawn, bank.first.domain))
+            else:
+                result.append(kkt.to_domain(raw, bank.first.domain))
+        return result
+
+    def terms(
+        self,
+        batch: Batch,
+        stored: Sequence[Tensor],
+        multipliers: Sequence[Tensor | None],
+        *,
+        rho: Sequence[float],
+        noise: Sequence[Tensor | None],
+    ) -> Terms:
+        """One forward pass of L.
+
+        Args:
+            batch: the batch.
+            stored: stored states of the batch's rows, one tensor for each bank.
+            multipliers: multipliers of the batch's rows (class rows for `class`), None for pure penalties.
+            rho: weight of the quadratic term for each bank.
+            noise: standard normal numbers for class Gaussians.
+        """
+        instance, banks = self.instance, self.instance.layout.banks
+        values = self.values(stored, noise)
+        predictions, env = instance.predict(values, batch.values)
+        target = self.populations.labels if self.populations.output else batch.target
+        output = instance.output(env)
+        loss = instance.loss(output, target)
+        total = loss
+        defects, transformed = [], []
+        for i, bank in enumerate(banks):
+            labels = self.row_labels(i, batch)
+            if isinstance(bank.first.storage, ClassGaussian):
+                assert labels is not None
+                mu, sigma = gaussian(stored[i])
+                r = kkt.defect(predictions[i], mu.index_select(1, labels)) / sigma.index_select(1, labels)
+            else:
+                r = kkt.defect(predictions[i], values[i])
+            g = kkt.transformed(r, bank.constraint.transform)
+            multiplier = multipliers[i]
+            if multiplier is not None and bank.multiplier is not None and bank.multiplier.layout == "class":
+                assert labels is not None
+                multiplier = multiplier.index_select(1, labels)
+            scale = 1.0 / r.shape[1] if instance.program.objective.reduction == "mean" else 1.0
+            mean = bank.constraint.features == "mean"
+            total = total + scale * kkt.coupling(g, multiplier, r, rho[i], mean_features=mean)
+            defects.append(r)
+            transformed.append(g)
+        return Terms(self._regularised(total, values), loss, output, defects, transformed)
+
+    def _regularised(self, total: Tensor, values: Sequence[Tensor]) -> Tensor:
+        for term in self.instance.program.objective.regularisers:
+            for t in self._leaves if term.on == "weights" else values:
+                size = t.abs().sum() if term.kind == "l1" else 0.5 * (t * t).sum()
+                if term.on == "states" and self.instance.program.objective.reduction == "mean":
+                    size = size / t.shape[1]
+                total = total + term.weight * size
+        return total
+
+    def row_labels(self, bank: int, batch: Batch) -> Tensor | None:
+        """Class of each row of a bank's defects."""
+        return self.populations.labels if self.populations.produced[bank] else batch.labels
+
+    def gradients(
+        self,
+        batch: Batch,
+        stored: Sequence[Tensor],
+        multipliers: Sequence[Tensor | None],
+        *,
+        rho: Sequence[float],
+        noise: Sequence[Tensor | None],
+        weights: bool = True,
+    ) -> Gradients:
+        """Gradients of L at a point; see `terms` for the arguments.
+
+        Args:
+            weights: also differentiate in the weights.
+        """
+        leaves = [s.detach().requires_grad_() for s in stored]
+        terms = self.terms(batch, leaves, multipliers, rho=rho, noise=noise)
+        parameters = self._leaves if weights else []
+        found = torch.autograd.grad(terms.value, [*leaves, *parameters], allow_unused=True)
+        states = []
+        for i, (leaf, g) in enumerate(zip(leaves, found[: len(leaves)], strict=True)):
+            gradient = g if isinstance(g, Tensor) else torch.zeros_like(leaf)
+            per_example = not isinstance(self.instance.layout.banks[i].first.storage, ClassGaussian)
+            if per_example and self.instance.program.objective.reduction == "mean":
+                gradient = gradient * terms.defects[i].shape[1]
+            states.append(gradient)
+        return Gradients(list(found[len(leaves) :]), states, self._dual_gradients(batch, terms), terms)
+
+    def _dual_gradients(self, batch: Batch, terms: Terms) -> list[Tensor | None]:
+        result: list[Tensor | None] = []
+        for i, bank in enumerate(self.instance.layout.banks):
+            if bank.multiplier is None:
+                result.append(None)
+                continue
+            result.append(
+                kkt.dual_gradient(
+                    terms.transformed[i].detach(),
+                    bank.multiplier.layout,
+                    self.row_labels(i, batch),
+                    self.instance.program.classes or 0,
+                    mean_features=bank.constraint.features == "mean",
+                )
+            )
+        return result
+
+    def dual_signed(self, bank: int) -> bool:
+        """Whether a bank's multiplier must be >= 0 (an inequality)."""
+        return self._signed[bank]
+
+
+def gaussian(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation from the stored pair: raw of shape (states, classes, 2, ...)."""
+    return raw[:, :, 0], F.softplus(raw[:, :, 1])

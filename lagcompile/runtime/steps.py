@@ -1,0 +1,334 @@
+"""Step rules that can extrapolate: SGD, Adagrad, Adam, for dense tensors and for the rows of tables.
+
+In: gradients. Out: moved values. Invariant: a rule's arithmetic stands once (`move`), and serves dense tensors and
+rows, extrapolation and update alike; both half steps of extragradient advance the rule's slots (Gidel et al. 2019).
+
+`Extra` and `ExtraRows` are `torch.optim.Optimizer`s: schedulers, `state_dict`, pickling and `param_groups` work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lagcompile.ir.base import BindError, Frozen
+
+Tensors = list[Tensor]
+Slots = dict[str, Tensors]
+
+
+class SGD(Frozen):
+    """x - lr g, with heavy-ball momentum where it is not 0."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the rule's per-value memory."""
+        return ("velocity",) if self.momentum else ()
+
+    def initial(self, slot: str) -> float:
+        """Starting value of a slot."""
+        return 0.0
+
+    def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """Move values in place along their gradients; slots advance in place."""
+        if self.momentum:
+            torch._foreach_mul_(slots["velocity"], self.momentum)
+            torch._foreach_add_(slots["velocity"], gradients)
+            gradients = slots["velocity"]
+        torch._foreach_add_(values, gradients, alpha=-lr)
+
+
+class Adagrad(Frozen):
+    """x - lr g / (sqrt(sum of g^2) + epsilon) (Duchi et al. 2011)."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    lr: float = Field(ge=0)
+    epsilon: float = Field(default=1e-10, gt=0)
+    start: float = Field(default=0.0, ge=0)
+    """Starting value of the accumulators."""
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the rule's per-value memory."""
+        return ("sum",)
+
+    def initial(self, slot: str) -> float:
+        """Starting value of a slot."""
+        return self.start
+
+    def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """Move values in place along their gradients; slots advance in place."""
+        torch._foreach_addcmul_(slots["sum"], gradients, gradients)
+        scale = torch._foreach_sqrt(slots["sum"])
+        torch._foreach_add_(scale, self.epsilon)
+        torch._foreach_addcdiv_(values, gradients, scale, value=-lr)
+
+
+class Adam(Frozen):
+    """Adam (Kingma and Ba 2015); as ExtraAdam it shares moments and count over both half steps (Gidel et al. 2019)."""
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the rule's per-value memory."""
+        return ("mean", "square", "count")
+
+    def initial(self, slot: str) -> float:
+        """Starting value of a slot."""
+        return 0.0
+
+    def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """Move values in place along their gradients; slots advance in place."""
+        first, second = self.betas
+        mean, square, count = slots["mean"], slots["square"], slots["count"]
+        torch._foreach_add_(count, 1.0)
+        torch._foreach_lerp_(mean, gradients, 1 - first)
+        torch._foreach_mul_(square, second)
+        torch._foreach_addcmul_(square, gradients, gradients, value=1 - second)
+        for value, m, s, n in zip(values, mean, square, count, strict=True):
+            root = (s / (1 - second**n)).sqrt_().add_(self.epsilon)
+            value.addcdiv_(m / (1 - first**n), root, value=-lr)
+
+
+Rule = SGD | Adagrad | Adam
+RuleSpec = Annotated[Rule, Field(discriminator="kind")]
+Scheme = Literal["extragradient", "past", "optimistic", "descent"]
+"""extragradient: two gradients a step. past: extrapolate along the last gradient, one gradient a step (Popov 1980).
+optimistic: step along 2 g_t - g_{t-1} (Daskalakis et al. 2018). descent: simultaneous gradient descent-ascent."""
+
+
+def _count_shape(tensor: Tensor, rows: bool) -> tuple[int, ...]:
+    """A count needs one number for a dense tensor, one for each row of a table."""
+    return (1, tensor.shape[1], *(1 for _ in tensor.shape[2:])) if rows else (1,)
+
+
+def _slot(rule: Rule, name: str, tensor: Tensor, *, rows: bool) -> Tensor:
+    if name == "count":
+        return torch.zeros(_count_shape(tensor, rows), dtype=torch.float32, device=tensor.device)
+    # accumulators of half-precision tables are kept in float32: sums of small squares would stop growing otherwise
+    dtype = torch.float32 if tensor.dtype in {torch.bfloat16, torch.float16} else tensor.dtype
+    return torch.full_like(tensor, 0.0 if name == "past" else rule.initial(name), dtype=dtype)
+
+
+def _slot_names(rule: Rule, scheme: Scheme) -> tuple[str, ...]:
+    return (*rule.slots(), "past") if scheme in {"past", "optimistic"} else rule.slots()
+
+
+class Extra(torch.optim.Optimizer):
+    """A step rule on dense tensors, with an extrapolation.
+
+    Extragradient in a loop of your own: compute gradients, `extrapolate()`, compute gradients again, `step()`. Without
+    a call of `extrapolate` it is the plain rule.
+
+    Args:
+        params: tensors to move, or parameter groups.
+        rule: the step rule; its `lr` is the group's default.
+        scheme: how gradients are combined; see `Scheme`.
+    """
+
+    def __init__(self, params: Any, rule: Rule, scheme: Scheme = "extragradient") -> None:
+        self.rule = rule
+        self.scheme: Scheme = scheme
+        super().__init__(params, {"lr": rule.lr})
+        for group in self.param_groups:
+            for p in group["params"]:
+                for name in _slot_names(rule, scheme):
+                    self.state[p][name] = _slot(rule, name, p, rows=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return state | {"rule": self.rule, "scheme": self.scheme}
+
+    @torch.no_grad()
+    def extrapolate(self) -> None:
+        """The first half step: remember where the values are, and move them along the gradients (or the last ones)."""
+        if self.scheme in {"descent", "optimistic"}:
+            return
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None or self.scheme == "past"]
+            for p in params:
+                self.state[p]["saved"] = p.detach().clone()
+            past = self.scheme == "past"
+            gradients = [self.state[p]["past"] if past else p.grad for p in params]
+            self._move(params, gradients, group["lr"], advance=not past)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """The second half step: from the remembered values, along the gradients at the extrapolated ones."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            saved = [self.state[p].pop("saved", None) for p in params]
+            for p, s in zip(params, saved, strict=True):
+                if s is not None:
+                    p.copy_(s)
+            gradients = [p.grad for p in params]
+            self._move(params, self._combined(params, gradients), group["lr"], advance=True)
+        return loss
+
+    def _combined(self, params: Sequence[Tensor], gradients: Tensors) -> Tensors:
+        if self.scheme not in {"past", "optimistic"}:
+            return gradients
+        past = [self.state[p]["past"] for p in params]
+        ahead = _optimistic(gradients, past) if self.scheme == "optimistic" else gradients
+        torch._foreach_copy_(past, gradients)
+        return ahead
+
+    def _move(self, params: Sequence[Tensor], gradients: Tensors, lr: float, *, advance: bool) -> None:
+        if not params:
+            return
+        slots = {n: [self.state[p][n] for p in params] for n in self.rule.slots()}
+        if not advance:  # the last gradient has been counted already
+            slots = {n: [t.clone() for t in tensors] for n, tensors in slots.items()}
+        self.rule.move(list(params), gradients, slots, lr)
+
+
+def _optimistic(gradients: Tensors, past: Tensors) -> Tensors:
+    ahead = torch._foreach_mul(gradients, 2.0)
+    torch._foreach_sub_(ahead, past)
+    return list(ahead)
+
+
+class ExtraRows(torch.optim.Optimizer):
+    """A step rule on rows of tables of shape (banks, rows, ...): only the rows of the batch are read or written.
+
+    One step: `take(rows)` gathers the rows, `extrapolated(gradients)` gives the rows of the first half step without
+    touching the table, `update(gradients)` writes the second one back.
+
+    Args:
+        params: the tables.
+        rule: the step rule; slots are tables too.
+        scheme: how gradients are combined; see `Scheme`.
+    """
+
+    def __init__(self, params: Any, rule: Rule, scheme: Scheme = "extragradient") -> None:
+        self.rule = rule
+        self.scheme: Scheme = scheme
+        self._rows: list[Tensor | None] = []
+        self._values: Tensors = []
+        self._slots: Slots = {}
+        self._gradients: Tensors = []
+        self._project: Callable[[int, Tensor], Tensor] | None = None
+        super().__init__(params, {"lr": rule.lr})
+        for group in self.param_groups:
+            for p in group["params"]:
+                for name in _slot_names(rule, scheme):
+                    self.state[p][name] = _slot(rule, name, p, rows=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        passing: dict[str, Any] = {"_rows": [], "_values": [], "_slots": {}, "_gradients": [], "_project": None}
+        return state | {"rule": self.rule, "scheme": self.scheme} | passing
+
+    @property
+    def tables(self) -> Tensors:
+        """The tables, in order."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def take(self, rows: Sequence[Tensor | None], dtypes: Sequence[torch.dtype] | None = None) -> Tensors:
+        """The tables' rows as fresh tensors, in the types to compute in.
+
+        Args:
+            rows: for each table, indices into axis 1; None takes all rows.
+            dtypes: for each table, the type to compute in; None keeps each table's own.
+        """
+        tables = self.tables
+        self._rows = list(rows)
+        types = dtypes if dtypes is not None else [t.dtype for t in tables]
+        self._values = [_gather(t, r, d) for t, r, d in zip(tables, rows, types, strict=True)]
+        self._slots = {
+            n: [_gather(self.state[t][n], r, None) for t, r in zip(tables, rows, strict=True)] for n in self._names()
+        }
+        return self._values
+
+    @property
+    def held(self) -> Tensors:
+        """The rows taken, as they are now."""
+        return self._values
+
+    @torch.no_grad()
+    def extrapolated(self, gradients: Tensors | None) -> Tensors:
+        """Rows after the first half step; without gradients (scheme `past`) along the last ones."""
+        if self.scheme in {"descent", "optimistic"}:
+            return self._values
+        values = [v.clone() for v in self._values]
+        if self.scheme == "past":
+            slots = {n: [t.clone() for t in ts] for n, ts in self._slots.items()}
+            self._move(values, self._slots["past"], slots)
+        else:
+            assert gradients is not None
+            self._move(values, gradients, self._slots)
+        return values
+
+    def update(self, gradients: Tensors, project: Callable[[int, Tensor], Tensor] | None = None) -> Tensors:
+        """The second half step, written back to the tables.
+
+        Args:
+            gradients: one for each table, of the shape of the rows taken.
+            project: keeps a table's rows inside their domain.
+        """
+        self._gradients, self._project = gradients, project
+        self.step()
+        return self._values
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """What `update` calls, so that schedulers and hooks see a step.
+
+        Raises:
+            BindError: called on its own: the gradients of a table belong to rows.
+        """
+        if not self._gradients:
+            raise BindError("a table moves by rows: call take, extrapolated and update")
+        gradients, self._gradients = self._gradients, []
+        ahead = gradients
+        if self.scheme in {"past", "optimistic"}:
+            past = self._slots["past"]
+            ahead = _optimistic(gradients, past) if self.scheme == "optimistic" else gradients
+            torch._foreach_copy_(past, gradients)
+        self._move(self._values, ahead, self._slots)
+        if self._project is not None:
+            self._values = [self._project(i, v) for i, v in enumerate(self._values)]
+        for i, table in enumerate(self.tables):
+            _scatter(table, self._rows[i], self._values[i])
+            for name in self._names():
+                _scatter(self.state[table][name], self._rows[i], self._slots[name][i])
+        return None
+
+    def _names(self) -> tuple[str, ...]:
+        return _slot_names(self.rule, self.scheme)
+
+    def _move(self, values: Tensors, gradients: Tensors, slots: Slots) -> None:
+        index = 0
+        for group in self.param_groups:
+            span = slice(index, index + len(group["params"]))
+            index = span.stop
+            if span.stop > span.start:
+                part = {n: slots[n][span] for n in self.rule.slots()}
+                self.rule.move(values[span], gradients[span], part, group["lr"])
+
+
+def _gather(table: Tensor, rows: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    taken = table.detach().clone() if rows is None else table.detach().index_select(1, rows)
+    return taken if dtype is None else taken.to(dtype)
+
+
+def _scatter(table: Tensor, rows: Tensor | None, values: Tensor) -> None:
+    values = values.to(table.dtype)
+    if rows is None:
+        table.copy_(values)
+    else:
+        table.index_copy_(1, rows, values)
