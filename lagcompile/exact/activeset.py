@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lagcompile.exact.linear import Mask, Vector, largest, select_rows, solve_saddle_point, stack_rows
+from lagcompile.exact.linear import Mask, Vector, largest, row_norms, scale_rows, select_rows, solve_saddle_point, stack_rows
 from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
 
 
@@ -34,13 +34,17 @@ def solve_with_active_set(
     H = data.H[free][:, free] if free.any() else np.zeros((0, 0))
     if not free.any():
         return None
-    point = solve_saddle_point(H, A[:, free], right[free], below)
+    rows = A[:, free]
+    lengths = row_norms(rows)  # a row may be short once the variables at their bounds are taken out of it
+    factors = np.where(lengths > 1e-13, 1.0 / np.maximum(lengths, 1e-13), 1.0)
+    point = solve_saddle_point(H, scale_rows(rows, factors), right[free], factors * below)
     scale = 1.0 + max(largest(right), largest(below))
     if point is None or point.residual > tolerance * scale:
         return None
     d = at.copy()
     d[free] = point.step
-    eq, some = point.multipliers[: len(data.e)], point.multipliers[len(data.e) :]
+    multipliers = factors * point.multipliers
+    eq, some = multipliers[: len(data.e)], multipliers[len(data.e) :]
     full = np.zeros(len(data.i))
     full[ineq] = some
     pull = -(data.g + data.H @ d + data.E.T @ eq + data.I.T @ full)

@@ -35,17 +35,19 @@ class Filter:
     """
 
     def __init__(self, start: float) -> None:
-        self._most = 1e4 * max(1.0, start)
+        self._most = max(1.0, 1.25 * start)
         self._least = 1e-4 * max(1.0, start)
         self._pairs: list[Measure] = []
 
-    def clear(self) -> None:
-        """Forget all pairs (after a restoration that failed to leave them, or a stall)."""
+    def clear(self, start: float) -> None:
+        """Begin anew from a point of this violation (after a stall, or when a restoration could not help)."""
         self._pairs = []
+        self._most = max(1.0, 1.25 * start)
 
     def add(self, measure: Measure) -> None:
         """Forbid the neighbourhood of a point that was left by a step that did not decrease the objective."""
         new = Measure((1 - GAMMA) * measure.violation, measure.objective - GAMMA * measure.violation)
+        self._most = min(self._most, max(0.5 * (self._most + measure.violation), self._least))
         self._pairs = [p for p in self._pairs if p.violation < new.violation or p.objective < new.objective]
         self._pairs.append(new)
 
@@ -68,8 +70,10 @@ class Filter:
         rounding = 10.0 * float(np.finfo(float).eps) * max(1.0, abs(now.objective))
         if self.switches(now, slope, length):
             return trial.objective <= now.objective + ARMIJO * length * slope + rounding
+        if now.violation <= 0.0:  # nothing to restore: only the objective can justify a step
+            return trial.objective <= now.objective - GAMMA * trial.violation
         less = trial.violation <= (1 - GAMMA) * now.violation
-        return less or trial.objective <= now.objective - GAMMA * now.violation + rounding * (now.violation > 0)
+        return less or trial.objective <= now.objective - GAMMA * now.violation
 
     def smallest_step(self, now: Measure, slope: float) -> float:
         """Step length below which the line search gives up (their equation 23, with a floor)."""

@@ -75,6 +75,13 @@ def row_norms(matrix: Matrix) -> Vector:
     return norms
 
 
+def scale_rows(matrix: Matrix, factors: Vector) -> Matrix:
+    """diag(factors) A."""
+    if is_sparse(matrix):
+        return (sp.diags_array(factors, format="csc") @ matrix).tocsc()
+    return factors[:, None] * matrix
+
+
 def weighted_gram(matrix: Matrix, weights: Vector) -> Matrix:
     """A' diag(weights) A."""
     if is_sparse(matrix):

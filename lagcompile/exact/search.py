@@ -45,6 +45,7 @@ def line_search(
     *,
     solve: Solve,
     expired: Callable[[], bool],
+    shortest: float = 0.0,
 ) -> Trial | None:
     """Backtrack from the full step until the filter accepts; try corrected full steps first.
 
@@ -52,10 +53,11 @@ def line_search(
         data: the subproblem that gave the step (the corrections change its constants).
         solve: solves a subproblem.
         expired: says that time is up.
+        shortest: give up below this length even where the filter's rule would go on.
     """
     now = measure(point.values)
     slope = float(point.gradient @ solution.d)
-    least = filter.smallest_step(now, slope)
+    least = max(filter.smallest_step(now, slope), shortest)
     length, trials = 1.0, 0
     tiny = largest(solution.d) <= 1e-14 * (1.0 + largest(point.x))
     while length >= least and not expired():

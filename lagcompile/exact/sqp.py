@@ -19,7 +19,7 @@ from lagcompile.exact.activeset import solve_with_active_set
 from lagcompile.exact.convexity import Convexified, InertiaCorrection
 from lagcompile.exact.curvature import Curvature, DampedBFGS, ExactCurvature, GaussNewtonCurvature
 from lagcompile.exact.filter import Filter
-from lagcompile.exact.linear import Matrix, finite, is_sparse, largest
+from lagcompile.exact.linear import Matrix, Vector, finite, is_sparse, largest, row_norms, scale_rows
 from lagcompile.exact.options import Options
 from lagcompile.exact.problem import Evaluation, Problem
 from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
@@ -109,16 +109,7 @@ class SQP:
             H = self._curvature.matrix(current.point, current.duals)
             if not finite(H):
                 return self._run(Status.NON_FINITE, f"Hessian at iteration {len(self._rows) - 1}", best)
-            data, convex, solution = self._subproblem(H, current, floor)
-            mode: Mode = "step"
-            if solution.outcome is not Outcome.OPTIMAL:
-                mode = "elastic"
-                data, convex, solution = self._elastic(H, current, floor)
-            trial = None
-            if solution.outcome is Outcome.OPTIMAL:
-                trial = line_search(
-                    self._problem, current.point, data, solution, self._filter, solve=self.solve, expired=self.expired
-                )
+            trial, convex, mode, floor = self._step(H, current, floor)
             if trial is None:
                 if self.expired():
                     continue
@@ -128,7 +119,7 @@ class SQP:
                     return recovered
                 if recovered is None:
                     floor = max(100.0 * floor, 1e-4)
-                    self._filter.clear()
+                    self._filter.clear(current.point.values.violation)
                     if failures > 6:
                         return self._stuck(best)
                 else:
@@ -139,9 +130,8 @@ class SQP:
             if following is None:
                 return self._run(Status.NON_FINITE, f"derivatives after iteration {len(self._rows) - 1}", best)
             moved = largest(following.point.x - current.point.x)
-            mode = "corrected" if trial.corrected else mode
             self._curvature.update(current.point, following.point, following.duals)
-            current, floor = following, floor / 10.0 if floor > 1e-8 else 0.0
+            current, floor = following, (floor / 10.0 if floor > 1e-6 else 0.0)
             self._record(current, mode, trial.length, moved, convex, trial.trials)
             progress = current.kkt.worst < 0.999 * best.kkt.worst
             best = _better(best, current, self._options.tolerance)
@@ -197,6 +187,14 @@ class SQP:
 
     def solve(self, data: QuadraticData) -> QuadraticSolution:
         """Solve a subproblem: by the last active set where that is verified to be right, else by cvxpy's solver."""
+        scaled, factors = _normalised(data)
+        answer = self._solve_scaled(scaled)
+        if factors is None:
+            return answer
+        m = len(data.e)
+        return replace(answer, eq=answer.eq * factors[:m], ineq=answer.ineq * factors[m:])
+
+    def _solve_scaled(self, data: QuadraticData) -> QuadraticSolution:
         if data.weights is None and self._settled and self._options.reuse_active_set and not is_sparse(data.H):
             begin = time.perf_counter()
             guess = solve_with_active_set(data, self._working.ineq, self._working.sides, tolerance=1e-10)
@@ -209,6 +207,39 @@ class SQP:
             polished = solve_with_active_set(data, chosen.ineq, chosen.sides, tolerance=1e-10)
             return answer if polished is None else replace(polished, source="solver")
         return answer
+
+    def _step(self, H: Matrix, current: Iterate, floor: float) -> tuple[Trial | None, Convexified, Mode, float]:
+        """Subproblem and line search; a step that had to be cut short is first tried again with more regularisation.
+
+        A multiple of the identity shortens the step along the constraints and keeps the part towards them, which a
+        short step length would shrink as well.
+        """
+        mode: Mode = "step"
+        for attempt in range(5):
+            data, convex, solution = self._subproblem(H, current, floor)
+            if solution.outcome is not Outcome.OPTIMAL:
+                mode = "elastic"
+                data, convex, solution = self._elastic(H, current, floor)
+            if solution.outcome is not Outcome.OPTIMAL:
+                return None, convex, mode, floor
+            trial = line_search(
+                self._problem,
+                current.point,
+                data,
+                solution,
+                self._filter,
+                solve=self.solve,
+                expired=self.expired,
+                shortest=0.1 if attempt < 4 else 0.0,
+            )
+            if trial is not None or self.expired():
+                break
+            d = solution.d
+            curvature = abs(float(current.point.gradient @ d)) / max(float(d @ d), 1e-300)
+            floor = max(10.0 * max(floor, convex.delta), min(curvature, 1e10), 1e-4)
+        if trial is not None and trial.corrected:
+            mode = "corrected"
+        return trial, convex, mode, floor
 
     def _subproblem(
         self, H: Matrix, current: Iterate, floor: float
@@ -231,7 +262,20 @@ class SQP:
             self._working, self._settled = working, True
             if same or convex.rho == 0.0 or attempt >= 3:
                 break
+        if convex.rho > 0.0 and point.values.violation <= 1e-6 and float(point.gradient @ solution.d) >= 0.0:
+            # rows guessed to be active but far from it bent the step uphill: rely on those that hold right here only
+            convex = self._correction.apply(H, point, self._holding(point), self._problem.bounds, floor=floor)
+            data = self._data(point, convex)
+            solution = self.solve(data)
+            if solution.outcome is Outcome.OPTIMAL:
+                self._working = _working_set(data, solution)
         return data, convex, solution
+
+    def _holding(self, point: Evaluation) -> WorkingSet:
+        """Inequalities and bounds that hold with equality at the point itself."""
+        bounds = self._problem.bounds
+        sides = np.where(point.x >= bounds.upper, 1.0, np.where(point.x <= bounds.lower, -1.0, 0.0))
+        return WorkingSet(point.values.ineq >= -1e-10, np.where(bounds.lower == bounds.upper, 0.0, sides))
 
     def _data(self, point: Evaluation, convex: Convexified) -> QuadraticData:
         bounds = self._problem.bounds
@@ -273,15 +317,20 @@ class SQP:
             return None
         bounds = self._problem.bounds
         found = trial.solution
-        duals = Duals(found.eq, np.maximum(found.ineq, 0.0), found.bounds)
+        old, t = current.duals, trial.length
+        duals = Duals(
+            old.eq + t * (found.eq - old.eq),
+            np.maximum(old.ineq + t * (found.ineq - old.ineq), 0.0),
+            old.bounds + t * (found.bounds - old.bounds),
+        )
         candidate = Iterate(point, duals, kkt_residual(point, duals, bounds))
         cancelled = replace(duals, bounds=bound_multipliers(point, duals.eq, duals.ineq, bounds))
         candidate = min(candidate, Iterate(point, cancelled, kkt_residual(point, cancelled, bounds)), key=_worst)
-        if self._options.tolerance < candidate.kkt.worst < 1e-2:
+        if candidate.kkt.worst > self._options.tolerance:
             fitted = least_squares_duals(point, self._working, bounds)
             if fitted is not None:
                 other = Iterate(point, fitted, kkt_residual(point, fitted, bounds))
-                if other.kkt.worst < min(0.5 * candidate.kkt.worst, 1e-3):
+                if other.kkt.worst < 0.5 * candidate.kkt.worst:
                     candidate = other
         return candidate
 
@@ -308,7 +357,7 @@ class SQP:
             if restored.point.values.violation > max(options.acceptable_tolerance, options.tolerance):
                 message = f"sum of violations {restored.point.values.violation:.3e} cannot be decreased locally"
                 return self._run(Status.INFEASIBLE, message, estimate, restored.forces)
-            self._filter.clear()
+            self._filter.clear(restored.point.values.violation)
             if failures > 6:
                 return self._stuck(estimate)
         self._settled = False
@@ -357,3 +406,25 @@ def _working_set(data: QuadraticData, solution: QuadraticSolution) -> WorkingSet
     down = solution.d - data.lower < -solution.bounds
     fixed = data.lower == data.upper
     return WorkingSet(solution.ineq > slack, np.where(fixed, 0.0, up.astype(float) - down.astype(float)))
+
+
+def _normalised(data: QuadraticData) -> tuple[QuadraticData, Vector | None]:
+    """Rows whose length is far from 1 brought to length 1, so that one tolerance fits all; with the factors used."""
+    lengths = np.concatenate([row_norms(data.E), row_norms(data.I)])
+    far = (lengths < 1e-3) | (lengths > 1e4)
+    if not far.any():
+        return data, None
+    factors = np.where(far & (lengths > 1e-150), 1.0 / np.maximum(lengths, 1e-150), 1.0)
+    m = len(data.e)
+    upper, lower = factors[:m], factors[m:]
+    return (
+        replace(
+            data,
+            E=scale_rows(data.E, upper),
+            e=data.e * upper,
+            I=scale_rows(data.I, lower),
+            i=data.i * lower,
+            weights=None if data.weights is None else data.weights / factors,
+        ),
+        factors,
+    )
