@@ -1,1 +1,110 @@
-""""""
+"""lagcompile: compile a PyTorch network into a constrained program and solve it.
+
+import lagcompile as lc
+lifted = lc.lift(model, example_inputs=(x,), split=4)
+print(lifted.program)
+solution = lifted.solve((x, y), loss=torch.nn.functional.cross_entropy, method=lc.Extragradient())
+"""
+
+from lagcompile.backends.base import Executor, Method, RunOptions, drive
+from lagcompile.backends.first_order import DescentAscent, Extragradient, ExtragradientFromPast, OptimisticGradient
+from lagcompile.check.certificate import Certificate
+from lagcompile.frontend.lower import Formulation, StateFormulation
+from lagcompile.frontend.split import AtSplit, AutoSplit, BalancedSplit, EverySplit, NoSplit
+from lagcompile.ir.axes import (
+    Abs,
+    AbsTube,
+    ClassGaussian,
+    ConstantWeight,
+    Eliminated,
+    Forward,
+    Free,
+    GeometricWeight,
+    Hardshrink,
+    Identity,
+    LinearWeight,
+    MultiplierOptions,
+    NonNegative,
+    NormTube,
+    OfActivation,
+    Range,
+    Softshrink,
+    Squared,
+    Table,
+    Transient,
+    UnitSphere,
+    Zeros,
+)
+from lagcompile.ir.base import (
+    BindError,
+    DataError,
+    LagcompileError,
+    LiftError,
+    MissingExtraError,
+    ProgramError,
+    SpecError,
+    SplitError,
+)
+from lagcompile.ir.program import Program
+from lagcompile.ir.solution import History, Solution, Status
+from lagcompile.lift import Lifted, lift
+from lagcompile.runtime.steps import SGD, Adagrad, Adam, Extra
+
+__all__ = [
+    "SGD",
+    "Abs",
+    "AbsTube",
+    "Adagrad",
+    "Adam",
+    "AtSplit",
+    "AutoSplit",
+    "BalancedSplit",
+    "BindError",
+    "Certificate",
+    "ClassGaussian",
+    "ConstantWeight",
+    "DataError",
+    "DescentAscent",
+    "Eliminated",
+    "EverySplit",
+    "Executor",
+    "Extra",
+    "Extragradient",
+    "ExtragradientFromPast",
+    "Formulation",
+    "Forward",
+    "Free",
+    "GeometricWeight",
+    "Hardshrink",
+    "History",
+    "Identity",
+    "LagcompileError",
+    "LiftError",
+    "Lifted",
+    "LinearWeight",
+    "Method",
+    "MissingExtraError",
+    "MultiplierOptions",
+    "NoSplit",
+    "NonNegative",
+    "NormTube",
+    "OfActivation",
+    "OptimisticGradient",
+    "Program",
+    "ProgramError",
+    "Range",
+    "RunOptions",
+    "Softshrink",
+    "Solution",
+    "SpecError",
+    "SplitError",
+    "Squared",
+    "StateFormulation",
+    "Status",
+    "Table",
+    "Transient",
+    "UnitSphere",
+    "Zeros",
+    "drive",
+    "lift",
+]

@@ -83,7 +83,7 @@ def ties_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 class _Tracer(fx.Tracer):
     """torch.fx's tracer with our arguments, source lines, and opaque modules in place of failures."""
 
-    def __init__(self, signature: Signature, whole: frozenset[str]) -> None:
+    def __init__(self, signature: Signature | None = None, whole: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.signature = signature
         self.keep = whole
@@ -95,6 +95,8 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
+        if self.signature is None:  # torch.fx traces the generated code of a graph module again when it is unpickled
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.signature.names]
         arguments = self.signature.rebuild(proxies)
         return functools.partial(root_fn, **arguments), [self.root]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.graph import Graph, Node
@@ -44,6 +45,13 @@ class StageModule:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Stands for a value, by name, inside an output's structure."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Network:
     """The captured network as data preparation, stages, and an output structure."""
 
@@ -52,7 +60,7 @@ class Network:
     prologue: StageModule
     stages: tuple[StageModule, ...]
     output: Any
-    """The output's structure, with torch.fx nodes in the places of values."""
+    """The output's structure, with a `Reference` in the place of each value."""
 
     def copy(self) -> Network:
         """The network with modules of its own; records are shared."""
@@ -78,14 +86,13 @@ class Network:
 
     def assemble(self, values: Mapping[str, Any]) -> Any:
         """The model's output, as the user's forward returns it."""
-        return fx.node.map_arg(self.output, lambda n: values[n.name])
+        return pytree.tree_map(lambda v: values[v.name] if isinstance(v, Reference) else v, self.output)
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the values that the output is made of."""
-        names: list[str] = []
-        fx.node.map_arg(self.output, lambda n: names.append(n.name))
-        return tuple(dict.fromkeys(names))
+        leaves = pytree.tree_leaves(self.output)
+        return tuple(dict.fromkeys(v.name for v in leaves if isinstance(v, Reference)))
 
 
 def build_network(captured: Capture, partition: Partition) -> Network:
@@ -110,7 +117,20 @@ def build_network(captured: Capture, partition: Partition) -> Network:
         stages[-1] = builder.build(
             stages[-1].name, partition.nodes_of(partition.stages - 1), [*stages[-1].writes, *sorted(free)]
         )
-    return Network(captured, partition, prologue, tuple(stages), output_node.args[0])
+    output = _referenced(output_node.args[0])
+    return Network(captured, partition, prologue, tuple(stages), output)
+
+
+def _referenced(value: Any) -> Any:
+    """An output's structure with references in the places of nodes, in plain containers."""
+    if isinstance(value, fx.Node):
+        return Reference(value.name)
+    if isinstance(value, Mapping):
+        return {k: _referenced(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_referenced(v) for v in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return value
 
 
 class _Builder:

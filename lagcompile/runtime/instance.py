@@ -283,7 +283,8 @@ def quiet(module: nn.Module) -> Iterator[None]:
         finally:
             with torch.no_grad():
                 for buffer, value in buffers:
-                    buffer.copy_(value)
+                    if not torch.equal(buffer, value):  # writing would invalidate graphs that read it
+                        buffer.copy_(value)
 
 
 def to_rows(value: Tensor, kind: TensorType) -> Tensor:

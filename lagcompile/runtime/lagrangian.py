@@ -239,10 +239,15 @@ class Lagrangian:
         leaves = [s.detach().requires_grad_() for s in stored]
         terms = self.terms(batch, leaves, multipliers, rho=rho, noise=noise)
         parameters = self._leaves if weights else []
-        found = torch.autograd.grad(terms.value, [*leaves, *parameters], allow_unused=True)
+        variables = [*leaves, *parameters]
+        found: Sequence[Tensor | None] = ()
+        if variables and terms.value.requires_grad:
+            found = torch.autograd.grad(terms.value, variables, allow_unused=True)
+        else:
+            found = [None for _ in variables]
         states = []
         for i, (leaf, g) in enumerate(zip(leaves, found[: len(leaves)], strict=True)):
-            gradient = g if isinstance(g, Tensor) else torch.zeros_like(leaf)
+            gradient = torch.zeros_like(leaf) if g is None else g
             per_example = not isinstance(self.instance.layout.banks[i].first.storage, ClassGaussian)
             if per_example and self.instance.program.objective.reduction == "mean":
                 gradient = gradient * terms.defects[i].shape[1]

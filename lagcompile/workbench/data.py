@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lagcompile.ir.base import DataError, MissingExtraError
 from lagcompile.workbench import datafiles
-from lagcompile.workbench.rows import require_all_classes
+from lagcompile.runtime.dataset import require_all_classes
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))

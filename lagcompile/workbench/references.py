@@ -26,7 +26,7 @@ from torch.nn import functional
 from lagcompile.ir.base import SpecError
 from lagcompile.workbench import data, models
 from lagcompile.workbench.resnet import ResNet
-from lagcompile.workbench.schemaerrors import listed, suggestion
+from lagcompile.ir.schemaerrors import listed, suggestion
 
 Target: TypeAlias = Callable[..., Any]
 

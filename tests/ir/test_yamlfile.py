@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field, PositiveInt, model_validator
 
 from lagcompile.ir.base import Frozen, SpecError
-from lagcompile.workbench.yamlfile import check, dump, dumps, read, read_text, spec_hash, validate
+from lagcompile.ir.yamlfile import check, dump, dumps, read, read_text, spec_hash, validate
 
 
 class Balanced(Frozen):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lagcompile.ir.base import DataError
-from lagcompile.workbench.rows import as_rows, as_tensors, class_counts, require_all_classes
+from lagcompile.runtime.dataset import as_rows, as_tensors, class_counts, require_all_classes
 
 X = torch.arange(12.0).view(6, 2)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

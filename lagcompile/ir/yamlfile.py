@@ -26,7 +26,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lagcompile.ir.base import SpecError
-from lagcompile.workbench.schemaerrors import KeyPath, explain, show_path
+from lagcompile.ir.schemaerrors import KeyPath, explain, show_path
 
 Model = TypeVar("Model", bound=BaseModel)
 

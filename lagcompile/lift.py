@@ -1,0 +1,291 @@
+"""The front door: `lift` ties the stages of the compiler together and computes nothing itself.
+
+In: a module, example inputs, a split, the lifting options. Out: `Lifted`. Invariant: the user's module is never
+changed; lifting twice gives equal programs; shapes that are not known at lifting are resolved when data are bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lagcompile.backends.base import Evaluate, Method, RunOptions, Watch, drive
+from lagcompile.backends.first_order import Extragradient
+from lagcompile.check.certificate import Certificate
+from lagcompile.check.verify import TOLERANCE, verify_network
+from lagcompile.frontend.capture import Capture, capture
+from lagcompile.frontend.graph import Graph, Observation, build_graph
+from lagcompile.frontend.lower import Formulation, lower
+from lagcompile.frontend.partition import Partition
+from lagcompile.frontend.plan import Plan, plan
+from lagcompile.frontend.receipt import Receipt, examine
+from lagcompile.frontend.signature import as_args, signature_of
+from lagcompile.frontend.split import Split, SplitPolicy, split_of
+from lagcompile.frontend.stages import Network, build_network
+from lagcompile.ir.base import Frozen, LiftError
+from lagcompile.ir.program import Program
+from lagcompile.ir.solution import Solution
+from lagcompile.ir.yamlfile import validate
+from lagcompile.runtime.dataset import as_rows
+from lagcompile.runtime.instance import Instance, Loss, quiet
+
+SplitLike = SplitPolicy | Mapping[str, Any] | int | str | Path | None
+
+
+class SplitFile(Frozen):
+    """A split spec in a file of its own: `split:` with one of the policies."""
+
+    split: Split
+    """Where to cut."""
+
+
+def lift(
+    model: nn.Module,
+    example_inputs: Any = None,
+    split: SplitLike = None,
+    formulation: Formulation | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> Lifted:
+    """Compile a module to a constrained program.
+
+    Args:
+        model: any `torch.nn.Module`; it is copied, never changed.
+        example_inputs: a tensor or a tuple of the forward's arguments; a few examples of them are run to learn
+            shapes and to check the trace. Without them shapes are resolved when data are bound.
+        split: number of balanced stages; a policy, as object or mapping; path of a YAML split spec; None for `auto`.
+        formulation: the lifting options; None for per-example tables with identity defects and full multipliers.
+        example_kwargs: keyword arguments of the forward.
+        name: name of the program; None for the model's class.
+
+    Raises:
+        LiftError: the model cannot be captured, or the captured graph does something else than the model.
+        SplitError: the graph does not have the breakpoints that were asked for.
+        SpecError: the split spec's file is wrong; each problem names a line.
+        ProgramError: the lifting options contradict each other.
+    """
+    policy = _policy(split)
+    if not isinstance(model, nn.Module):
+        raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
+    args = None if example_inputs is None else as_args(example_inputs)
+    signature = signature_of(model.forward, args, example_kwargs)
+    captured = capture(model, signature)
+    receipt, observed = None, None
+    if args is not None or example_kwargs:
+        receipt, observed = examine(captured, signature.flatten(args or (), example_kwargs or {}))
+        if not receipt.ok:
+            raise LiftError(f"the trace does something else than the model:\n{receipt}")
+    return _assemble(
+        captured, receipt, observed, policy, formulation or Formulation(), name=name or type(model).__name__
+    )
+
+
+def _policy(split: SplitLike) -> SplitPolicy:
+    if isinstance(split, str | Path):
+        return validate(Path(split), SplitFile).split
+    return split_of(dict(split) if isinstance(split, Mapping) else split)
+
+
+def _assemble(
+    captured: Capture,
+    receipt: Receipt | None,
+    observed: Mapping[str, Observation] | None,
+    policy: SplitPolicy,
+    formulation: Formulation,
+    *,
+    name: str,
+) -> Lifted:
+    graph = build_graph(captured, observed)
+    partition = policy.split(graph)
+    network = build_network(captured, partition)
+    return Lifted(network, receipt, policy, formulation, name)
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A module that has been compiled to a program.
+
+    Attributes:
+        network: captured module, stage modules and their partition.
+        receipt: whether the trace does what the model does; None until inputs are known.
+        policy: the split policy.
+        formulation: the lifting options.
+        name: name of the program.
+    """
+
+    network: Network
+    receipt: Receipt | None
+    policy: SplitPolicy
+    formulation: Formulation
+    name: str
+
+    # ---------------------------------------------------------------- what it is
+    @cached_property
+    def program(self) -> Program:
+        """The constrained program."""
+        return lower(self.network, self.formulation, name=self.name)
+
+    @property
+    def graph(self) -> Graph:
+        """The captured graph."""
+        return self.partition.graph
+
+    @property
+    def partition(self) -> Partition:
+        """Which stage each node belongs to, and what crosses each breakpoint."""
+        return self.network.partition
+
+    @property
+    def stages(self) -> Mapping[str, fx.GraphModule]:
+        """Stage modules by name; they share the lifted copy's parameters."""
+        return {s.name: s.module for s in self.network.stages}
+
+    @property
+    def module(self) -> nn.Module:
+        """The private copy of the user's module."""
+        return self.network.capture.original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The glued forward pass: equal to the model's own."""
+        tensors = self.network.capture.signature.flatten(args, kwargs)
+        return self.network.assemble(self.network.glue(tensors))
+
+    def train(self, mode: bool = True) -> Lifted:
+        """Switch dropout and batch normalisation, as on a module."""
+        for module in (self.module, self.network.prologue.module, *self.stages.values()):
+            module.train(mode)
+        return self
+
+    def eval(self) -> Lifted:
+        """Evaluation mode."""
+        return self.train(False)
+
+    def __repr__(self) -> str:
+        return f"Lifted({self.name}: {len(self.stages)} stages, {len(self.partition.states)} states)"
+
+    # ---------------------------------------------------------------- what to do with it
+    def resolve(self, *args: Any, **kwargs: Any) -> Lifted:
+        """The same lifting with shapes known from inputs; itself where they are known.
+
+        Raises:
+            LiftError: the captured graph does something else than the model.
+        """
+        if self.receipt is not None:
+            return self
+        original = self.network.capture.original
+        signature = signature_of(original.forward, args, kwargs)
+        captured = capture(original, signature)
+        receipt, observed = examine(captured, signature.flatten(args, kwargs))
+        if not receipt.ok:
+            raise LiftError(f"the trace does something else than the model:\n{receipt}")
+        return _assemble(captured, receipt, observed, self.policy, self.formulation, name=self.name)
+
+    def plan(self, examples: int = 1, *, state_slots: int = 1, dual_slots: int = 0, batch_size: int = 64) -> Plan:
+        """Counts and bytes for a data set, before anything is allocated."""
+        return plan(
+            self.program,
+            self.partition,
+            examples=examples,
+            state_slots=state_slots,
+            dual_slots=dual_slots,
+            batch_size=batch_size,
+        )
+
+    def bind(self, dataset: Any, *, loss: Loss, device: torch.device | str = "cpu", stack: bool = True) -> Instance:
+        """Bind data, a loss and a device.
+
+        Args:
+            dataset: a pair (x, y) of tensors (x may be a tuple of inputs), a `torch.utils.data.Dataset` or a loader.
+            loss: (output, target) -> scalar.
+            device: where to compute.
+            stack: run equal stages as one batched call.
+
+        Raises:
+            BindError: the data do not fit the program.
+            DataError: the data are empty or damaged.
+        """
+        inputs, target = as_rows(dataset)
+        args = tuple(t[:8] for t in inputs)
+        lifted = self.resolve(*args)
+        named = lower(lifted.network, lifted.formulation, loss=_loss_name(loss), name=self.name)
+        tensors = lifted.network.capture.signature.flatten(inputs, {})
+        instance = Instance(named, lifted.network, (tensors, target), loss=loss, device=device, stack=stack)
+        _try(instance)
+        return instance
+
+    def verify(self, inputs: Any, target: Any, *, loss: Loss, tolerance: float = TOLERANCE) -> Certificate:
+        """Check the identities that hold at a zero-defect point, in float64, in train and eval mode.
+
+        Args:
+            inputs: a batch of inputs, as the model takes them.
+            target: what the loss compares with.
+            loss: (output, target) -> scalar.
+            tolerance: largest relative residual.
+        """
+        args = as_args(inputs)
+        lifted = self.resolve(*args)
+        tensors = lifted.network.capture.signature.flatten(args, {})
+        return verify_network(lifted.network, lifted.program, tensors, target, loss=loss, tolerance=tolerance)
+
+    def solve(
+        self,
+        dataset: Any,
+        *,
+        loss: Loss,
+        method: Method | None = None,
+        options: RunOptions | None = None,
+        device: torch.device | str = "cpu",
+        evaluate: Evaluate | None = None,
+        watch: Watch | None = None,
+    ) -> Solution:
+        """Solve for weights, states and multipliers together.
+
+        Args:
+            dataset: a pair (x, y) of tensors, a `Dataset` or a loader.
+            loss: (output, target) -> scalar.
+            method: None for extragradient with its default step rules.
+            options: steps, batch size, seed, how often to look.
+            device: where to compute.
+            evaluate: numbers of a module on held-out data, such as {"accuracy": 0.98}.
+            watch: called with each row of the history.
+
+        Returns:
+            What was reached; `solution.model` is of the model's class and on its device.
+
+        Raises:
+            BindError, DataError: the data do not fit.
+            ProgramError: the method is not defined on this program.
+        """
+        options = options or RunOptions()
+        instance = self.bind(dataset, loss=loss, device=device)
+        executor = (method or Extragradient()).executor(instance, seed=options.seed)
+        return drive(executor, options, original=self.module, evaluate=evaluate, watch=watch)
+
+
+def _try(instance: Instance) -> None:
+    """One forward pass and loss on a few rows, so that what does not fit is said before a run starts."""
+    from lagcompile.ir.base import BindError
+
+    rows = torch.arange(min(2, instance.examples))
+    try:
+        with torch.no_grad(), quiet(instance.module):
+            batch = instance.batch(rows)
+            _, values = instance.forward(batch)
+            loss = instance.loss(instance.output(values), batch.target)
+    except Exception as error:
+        raise BindError(f"the model or the loss fails on the first {len(rows)} examples: {error}") from error
+    given: object = loss  # a user's function may return anything
+    if not isinstance(given, Tensor) or given.numel() != 1:
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise BindError(f"the loss must give one number for a batch, it gave {shape}")
+
+
+def _loss_name(loss: Callable[..., Any]) -> str:
+    return str(getattr(loss, "__name__", type(loss).__name__))
