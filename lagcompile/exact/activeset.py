@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from lagcompile.exact.linear import Mask, Vector, largest, row_norms, scale_rows, select_rows, solve_saddle_point, stack_rows
+from lagcompile.exact.linear import (
+    Mask,
+    Vector,
+    largest,
+    row_norms,
+    scale_rows,
+    select_rows,
+    solve_saddle_point,
+    stack_rows,
+)
 from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
 
 

@@ -7,6 +7,8 @@ Source of the conditions: Nocedal and Wright, Numerical Optimization (2006), the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.linalg import qr
 
@@ -26,14 +28,14 @@ def describe(point: Evaluation, duals: Duals, bounds: Bounds, hessian: Matrix, *
     Args:
         hessian: of the Lagrangian, (n, n).
     """
-    active = _active_rows(point, duals, bounds, np.sqrt(tolerance))
-    gradients, weak = active
+    active = active_gradients(point, duals, bounds, near=np.sqrt(tolerance))
+    gradients, weak = active.rows, active.weak
     count, n = gradients.shape
     if count * n > LARGEST_DENSE or n * n > LARGEST_DENSE:
         return Facts(active=count, weakly_active=int(weak.sum()), strict_complementarity=not weak.any())
-    rank, null = _null_space(gradients)
+    rank, null = null_space(gradients)
     if weak.any():
-        _, wide = _null_space(gradients[~weak])
+        _, wide = null_space(gradients[~weak])
     else:
         wide = null
     dense = toarray(hessian)
@@ -61,15 +63,27 @@ def describe(point: Evaluation, duals: Duals, bounds: Bounds, hessian: Matrix, *
     return facts.model_copy(update={"implications": tuple(_sentences(facts))})
 
 
-def _active_rows(point: Evaluation, duals: Duals, bounds: Bounds, near: float) -> tuple[Matrix, Mask]:
-    """Gradients of active constraints, scaled to length 1, and which of them carry no multiplier."""
+@dataclass(frozen=True)
+class ActiveGradients:
+    """Gradients of active constraints pointing outwards (count, n), scaled to length 1; `weak` ones carry no multiplier."""
+
+    rows: Matrix
+    weak: Mask
+
+
+def active_gradients(point: Evaluation, duals: Duals, bounds: Bounds, *, near: float) -> ActiveGradients:
+    """Equalities, inequalities and bounds that are within `near` of their limit or carry a multiplier."""
     positive = 1e-8 * (1.0 + duals.largest) if duals.largest < 1e8 else 1e-8
     ineq = (point.values.ineq > -near) | (duals.ineq > positive)
     fixed = bounds.lower == bounds.upper
     upper = (bounds.upper - point.x < near) | (duals.bounds > positive)
     lower = (point.x - bounds.lower < near) | (duals.bounds < -positive)
     at = upper | lower
-    unit = np.eye(len(point.x))[at] if len(point.x) ** 2 <= LARGEST_DENSE else np.zeros((int(at.sum()), 0))
+    unit = (
+        (np.eye(len(point.x))[at] * np.where(upper, 1.0, -1.0)[at][:, None])
+        if len(point.x) ** 2 <= LARGEST_DENSE
+        else np.zeros((int(at.sum()), 0))
+    )
     parts = [toarray(point.jacobian_eq), toarray(point.jacobian_ineq)[ineq]]
     rows = np.vstack([*parts, unit]) if unit.shape[1] == len(point.x) else np.vstack(parts)
     lengths = row_norms(rows)
@@ -81,10 +95,10 @@ def _active_rows(point: Evaluation, duals: Duals, bounds: Bounds, near: float) -
             (np.abs(duals.bounds) <= positive)[at] & ~fixed[at],
         ]
     )
-    return scaled, weak
+    return ActiveGradients(scaled, weak)
 
 
-def _null_space(rows: Vector) -> tuple[int, Vector]:
+def null_space(rows: Vector) -> tuple[int, Vector]:
     """Rank and an orthonormal basis (n, n - rank) of the null space, by pivoted QR of the transpose."""
     count, n = rows.shape
     if count == 0:

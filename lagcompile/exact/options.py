@@ -42,6 +42,8 @@ class Options(Frozen):
     """After INFEASIBLE, look for a smallest conflicting set of constraints."""
     second_order: bool = True
     """After the run, compute the rank and curvature facts about the solution."""
+    escape_saddles: bool = True
+    """Leave a KKT point along a direction of negative curvature when there is one (exact Hessian, up to 500 variables)."""
     verbose: bool = False
     """Show the iteration table on the screen while solving."""
 

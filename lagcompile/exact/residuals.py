@@ -64,7 +64,9 @@ def kkt_residual(point: Evaluation, duals: Duals, bounds: Bounds) -> KKT:
     up, down = np.maximum(duals.bounds, 0.0), np.maximum(-duals.bounds, 0.0)
     room_up, room_down = bounds.upper - point.x, point.x - bounds.lower
     has_up, has_down = np.isfinite(bounds.upper), np.isfinite(bounds.lower)
-    products = np.concatenate([duals.ineq * point.values.ineq, up[has_up] * room_up[has_up], down[has_down] * room_down[has_down]])
+    products = np.concatenate(
+        [duals.ineq * point.values.ineq, up[has_up] * room_up[has_up], down[has_down] * room_down[has_down]]
+    )
     wrong = np.concatenate([np.maximum(-duals.ineq, 0.0), up[~has_up], down[~has_down]])
     return KKT(
         stationarity=largest(lagrangian_gradient(point, duals.eq, duals.ineq) + duals.bounds),

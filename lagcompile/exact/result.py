@@ -16,6 +16,9 @@ from lagcompile.exact.status import Status
 from lagcompile.ir.base import Frozen
 
 
+Mode = Literal["start", "step", "corrected", "elastic", "restoration", "escape"]
+
+
 class KKT(Frozen):
     """Unscaled first-order residuals, each a maximum over its components."""
 
@@ -53,7 +56,7 @@ class IterationRow(Frozen):
     """Multiple of the identity that was added to the Hessian for that step."""
     convexification: float
     """Weight of the active constraints' squares that were added to the subproblem for that step."""
-    mode: Literal["start", "step", "corrected", "elastic", "restoration"]
+    mode: Mode
     """Kind of the step that led here."""
     trials: int
     """Points tried by the line search."""

@@ -3,43 +3,37 @@
 In: a `Problem` with finite values at its start, `Options`, optional multipliers. Out: `Run`, the best point found and why
 the iteration ended. Each iteration: KKT test on unscaled residuals; Hessian; inertia correction; convex subproblem (elastic
 when infeasible); filter line search with second-order correction; feasibility restoration when that fails. Invariant: every
-point in the table is within the bounds and has finite values; the loop ends by iteration count and by clock.
+point in the table is within the bounds and has finite values; the loop ends by iteration count, by failure count and by clock.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
-from lagcompile.exact.activeset import solve_with_active_set
-from lagcompile.exact.convexity import Convexified, InertiaCorrection
+from lagcompile.exact.convexity import Convexified
 from lagcompile.exact.curvature import Curvature, DampedBFGS, ExactCurvature, GaussNewtonCurvature
+from lagcompile.exact.escape import escape
 from lagcompile.exact.filter import Filter
-from lagcompile.exact.linear import Matrix, Vector, finite, is_sparse, largest, row_norms, scale_rows
+from lagcompile.exact.iterate import Iterate, first_iterate, next_iterate, no_duals
+from lagcompile.exact.linear import finite, largest
 from lagcompile.exact.options import Options
 from lagcompile.exact.problem import Evaluation, Problem
-from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
-from lagcompile.exact.residuals import Duals, WorkingSet, bound_multipliers, kkt_residual, least_squares_duals
-from lagcompile.exact.restoration import Restoration, modelled_violation
-from lagcompile.exact.result import KKT, IterationRow
-from lagcompile.exact.search import Trial, line_search, measure
+from lagcompile.exact.quadratic import QuadraticData, QuadraticSolution
+from lagcompile.exact.residuals import Duals, WorkingSet
+from lagcompile.exact.restoration import Restoration
+from lagcompile.exact.result import IterationRow, Mode
+from lagcompile.exact.search import measure
 from lagcompile.exact.status import Status
+from lagcompile.exact.steps import Step, StepMaker
 from lagcompile.exact.subproblem import SubproblemCache
 
-Mode = Literal["start", "step", "corrected", "elastic", "restoration"]
-
-
-@dataclass(frozen=True)
-class Iterate:
-    """A point, its multipliers and their KKT residual."""
-
-    point: Evaluation
-    duals: Duals
-    kkt: KKT
+MOST_FAILURES = 8  # steps that could not be made or did not move, in a row
+MOST_ESCAPES = 3
+PATIENCE = 40  # iterations without progress, once the residual is acceptable
 
 
 @dataclass(frozen=True)
@@ -76,94 +70,88 @@ class SQP:
     ) -> None:
         self._problem = problem
         self._options = options
-        self._subproblems = subproblems
         self._show = show
-        self._deadline = deadline
         self._curvature: Curvature = {
             "exact": lambda: ExactCurvature(problem),
             "gauss_newton": lambda: GaussNewtonCurvature(problem),
             "bfgs": lambda: DampedBFGS(problem.size),
         }[options.hessian]()
-        self._correction = InertiaCorrection()
-        self._working = WorkingSet(np.zeros(problem.inequalities, dtype=bool), np.zeros(problem.size))
-        self._settled = False  # whether the working set came from a solved subproblem
+        self._steps = StepMaker(
+            problem, options, subproblems=subproblems, remaining=lambda: deadline - time.perf_counter()
+        )
         self._rows: list[IterationRow] = []
         self._restoration = Restoration(
             problem, solve=self.solve, expired=self.expired, record=self._record_restoration
         )
+        self._escapes = 0
+        self._left: Iterate | None = None  # the last KKT point that was left again
+
+    def solve(self, data: QuadraticData) -> QuadraticSolution:
+        """Solve one subproblem."""
+        return self._steps.solve(data)
+
+    def expired(self) -> bool:
+        """Whether the time is up."""
+        return self._steps.expired()
 
     def run(self, point: Evaluation, duals: Duals | None) -> Run:
         """Iterate from `point` (finite, within the bounds) with the given or estimated multipliers."""
         self._filter = Filter(point.values.violation)
-        current = self._start(point, duals)
-        best = current
-        floor, failures = 0.0, 0
+        current = first_iterate(point, duals, self._problem.bounds)
+        best, floor, failures, idle = current, 0.0, 0, 0
         self._record(current, "start", 0.0, 0.0, None, 0)
         while True:
-            ended = self._ended(current)
+            ended = self._ended(current, best)
             if ended is not None:
-                status, message = ended
-                if status in (Status.ITERATION_LIMIT, Status.TIME_LIMIT):
-                    return self._stopped(status, message, best)
-                return self._run(status, message, current)
+                left = self._escape(ended.final) if ended.status is Status.OPTIMAL else None
+                if left is None:
+                    return self._final(ended)
+                current, best, floor, failures = left, left, 0.0, 0
+                continue
             H = self._curvature.matrix(current.point, current.duals)
             if not finite(H):
-                return self._run(Status.NON_FINITE, f"Hessian at iteration {len(self._rows) - 1}", best)
-            trial, convex, mode, floor = self._step(H, current, floor)
-            if trial is None:
+                return self._run(Status.NON_FINITE, f"Hessian after iteration {len(self._rows) - 1}", best)
+            step = self._steps.make(H, current, self._filter, floor)
+            following: Iterate | Run | None
+            if step.trial is None:
                 if self.expired():
                     continue
                 failures += 1
-                recovered = self._recover(current, failures)
-                if isinstance(recovered, Run):
-                    return recovered
-                if recovered is None:
-                    floor = max(100.0 * floor, 1e-4)
-                    self._filter.clear(current.point.values.violation)
-                    if failures > 6:
-                        return self._stuck(best)
-                else:
-                    current, floor = recovered, 0.0
-                    best = _better(best, current, self._options.tolerance)
-                continue
-            following = self._accept(current, trial)
-            if following is None:
-                return self._run(Status.NON_FINITE, f"derivatives after iteration {len(self._rows) - 1}", best)
-            moved = largest(following.point.x - current.point.x)
-            self._curvature.update(current.point, following.point, following.duals)
-            current, floor = following, (floor / 10.0 if floor > 1e-6 else 0.0)
-            self._record(current, mode, trial.length, moved, convex, trial.trials)
-            progress = current.kkt.worst < 0.999 * best.kkt.worst
-            best = _better(best, current, self._options.tolerance)
-            tiny = moved <= 1e-14 * (1.0 + largest(current.point.x))
-            failures = 0 if progress or not tiny else failures + 1
-            if failures > 3:
-                return self._stuck(best)
+                if failures > MOST_FAILURES:
+                    return self._final(self._stuck(best))
+                following = self._recover(current, failures)
+                floor = max(100.0 * floor, 1e-4) if following is None else 0.0
+                following = current if following is None else following
+            else:
+                following = self._accept(current, step)
+                floor = step.floor / 10.0 if step.floor > 1e-6 else 0.0
+            if isinstance(following, Run):
+                return self._final(following)
+            if step.trial is not None:
+                moved = largest(following.point.x - current.point.x) > 1e-14 * (1.0 + largest(current.point.x))
+                failures = 0 if moved or following.kkt.worst < 0.999 * best.kkt.worst else failures + 1
+                if failures > MOST_FAILURES:
+                    return self._final(self._stuck(best))
+            idle = 0 if following.kkt.worst < 0.999 * best.kkt.worst else idle + 1
+            current = following
+            best = current if current.better_than(best, self._options.tolerance) else best
+            if idle > PATIENCE and best.kkt.worst <= self._options.acceptable_tolerance:
+                return self._final(self._stuck(best))
 
-    # starting and ending
+    # ending
 
-    def _start(self, point: Evaluation, duals: Duals | None) -> Iterate:
-        given = duals
-        if given is None:
-            near = point.values.ineq > -1e-8
-            bounds = self._problem.bounds
-            sides = np.where(point.x >= bounds.upper, 1.0, np.where(point.x <= bounds.lower, -1.0, 0.0))
-            given = least_squares_duals(point, WorkingSet(near, sides), bounds)
-            if given is None or given.largest > 1e3:
-                given = Duals(*(np.zeros(n) for n in (len(point.values.eq), len(near), len(sides))))
-        return Iterate(point, given, kkt_residual(point, given, self._problem.bounds))
-
-    def _ended(self, current: Iterate) -> tuple[Status, str] | None:
+    def _ended(self, current: Iterate, best: Iterate) -> Run | None:
         options = self._options
         if current.kkt.worst <= options.tolerance:
-            return Status.OPTIMAL, f"KKT residual {current.kkt.worst:.2e}"
+            return self._run(Status.OPTIMAL, f"KKT residual {current.kkt.worst:.2e}", current)
         feasible = current.kkt.primal <= options.acceptable_tolerance * (1.0 + largest(current.point.x))
         if feasible and current.point.values.objective < options.unbounded_below:
-            return Status.UNBOUNDED, f"objective {current.point.values.objective:.3e} at a feasible point"
+            message = f"objective {current.point.values.objective:.3e} at a feasible point"
+            return self._run(Status.UNBOUNDED, message, current)
         if len(self._rows) - 1 >= options.max_iterations:
-            return Status.ITERATION_LIMIT, f"{options.max_iterations} iterations"
+            return self._stopped(Status.ITERATION_LIMIT, f"{options.max_iterations} iterations", best)
         if self.expired():
-            return Status.TIME_LIMIT, f"{options.time_limit:g} s"
+            return self._stopped(Status.TIME_LIMIT, f"{options.time_limit:g} s", best)
         return None
 
     def _stopped(self, status: Status, message: str, best: Iterate) -> Run:
@@ -177,168 +165,64 @@ class SQP:
         return self._run(Status.STALLED, f"no acceptable step at KKT residual {best.kkt.worst:.2e}", best)
 
     def _run(self, status: Status, message: str, final: Iterate, forces: Duals | None = None) -> Run:
-        return Run(status, message, final, self._working, tuple(self._rows), forces)
+        return Run(status, message, final, self._steps.working, tuple(self._rows), forces)
 
-    def expired(self) -> bool:
-        """Whether the time is up."""
-        return time.perf_counter() >= self._deadline
+    def _final(self, run: Run) -> Run:
+        """The run, or the KKT point that was left before when leaving it led to nothing better."""
+        left = self._left
+        if left is None or run.status is Status.UNBOUNDED:
+            return run
+        if run.status.solved and run.final.point.values.objective < left.point.values.objective:
+            return run
+        return self._run(Status.OPTIMAL, f"KKT residual {left.kkt.worst:.2e}", left)
 
-    # one iteration
+    # moving
 
-    def solve(self, data: QuadraticData) -> QuadraticSolution:
-        """Solve a subproblem: by the last active set where that is verified to be right, else by cvxpy's solver."""
-        scaled, factors = _normalised(data)
-        answer = self._solve_scaled(scaled)
-        if factors is None:
-            return answer
-        m = len(data.e)
-        return replace(answer, eq=answer.eq * factors[:m], ineq=answer.ineq * factors[m:])
-
-    def _solve_scaled(self, data: QuadraticData) -> QuadraticSolution:
-        if data.weights is None and self._settled and self._options.reuse_active_set and not is_sparse(data.H):
-            begin = time.perf_counter()
-            guess = solve_with_active_set(data, self._working.ineq, self._working.sides, tolerance=1e-10)
-            self._subproblems.seconds += time.perf_counter() - begin
-            if guess is not None:
-                return guess
-        answer = self._subproblems.solve(data, time_limit=self._deadline - time.perf_counter())
-        if answer.outcome is Outcome.OPTIMAL and data.weights is None and not is_sparse(data.H):
-            chosen = _working_set(data, answer)
-            polished = solve_with_active_set(data, chosen.ineq, chosen.sides, tolerance=1e-10)
-            return answer if polished is None else replace(polished, source="solver")
-        return answer
-
-    def _step(self, H: Matrix, current: Iterate, floor: float) -> tuple[Trial | None, Convexified, Mode, float]:
-        """Subproblem and line search; a step that had to be cut short is first tried again with more regularisation.
-
-        A multiple of the identity shortens the step along the constraints and keeps the part towards them, which a
-        short step length would shrink as well.
-        """
-        mode: Mode = "step"
-        for attempt in range(5):
-            data, convex, solution = self._subproblem(H, current, floor)
-            if solution.outcome is not Outcome.OPTIMAL:
-                mode = "elastic"
-                data, convex, solution = self._elastic(H, current, floor)
-            if solution.outcome is not Outcome.OPTIMAL:
-                return None, convex, mode, floor
-            trial = line_search(
-                self._problem,
-                current.point,
-                data,
-                solution,
-                self._filter,
-                solve=self.solve,
-                expired=self.expired,
-                shortest=0.1 if attempt < 4 else 0.0,
-            )
-            if trial is not None or self.expired():
-                break
-            d = solution.d
-            curvature = abs(float(current.point.gradient @ d)) / max(float(d @ d), 1e-300)
-            floor = max(10.0 * max(floor, convex.delta), min(curvature, 1e10), 1e-4)
-        if trial is not None and trial.corrected:
-            mode = "corrected"
-        return trial, convex, mode, floor
-
-    def _subproblem(
-        self, H: Matrix, current: Iterate, floor: float
-    ) -> tuple[QuadraticData, Convexified, QuadraticSolution]:
-        """Convexify and solve; repeat while the active set that the convexification relied on turns out different."""
-        point = current.point
-        for attempt in range(12):
-            convex = self._correction.apply(H, point, self._working, self._problem.bounds, floor=floor)
-            data = self._data(point, convex)
-            solution = self.solve(data)
-            if solution.outcome is Outcome.INFEASIBLE:
-                break
-            if solution.outcome is not Outcome.OPTIMAL:
-                floor = max(10.0 * floor, 1e-8)
-                continue
-            working = _working_set(data, solution)
-            same = np.array_equal(working.ineq, self._working.ineq) and np.array_equal(
-                working.sides, self._working.sides
-            )
-            self._working, self._settled = working, True
-            if same or convex.rho == 0.0 or attempt >= 3:
-                break
-        if convex.rho > 0.0 and point.values.violation <= 1e-6 and float(point.gradient @ solution.d) >= 0.0:
-            # rows guessed to be active but far from it bent the step uphill: rely on those that hold right here only
-            convex = self._correction.apply(H, point, self._holding(point), self._problem.bounds, floor=floor)
-            data = self._data(point, convex)
-            solution = self.solve(data)
-            if solution.outcome is Outcome.OPTIMAL:
-                self._working = _working_set(data, solution)
-        return data, convex, solution
-
-    def _holding(self, point: Evaluation) -> WorkingSet:
-        """Inequalities and bounds that hold with equality at the point itself."""
-        bounds = self._problem.bounds
-        sides = np.where(point.x >= bounds.upper, 1.0, np.where(point.x <= bounds.lower, -1.0, 0.0))
-        return WorkingSet(point.values.ineq >= -1e-10, np.where(bounds.lower == bounds.upper, 0.0, sides))
-
-    def _data(self, point: Evaluation, convex: Convexified) -> QuadraticData:
-        bounds = self._problem.bounds
-        return QuadraticData(
-            H=convex.H,
-            g=convex.g,
-            E=point.jacobian_eq,
-            e=point.values.eq,
-            I=point.jacobian_ineq,
-            i=point.values.ineq,
-            lower=bounds.lower - point.x,
-            upper=bounds.upper - point.x,
-        )
-
-    def _elastic(
-        self, H: Matrix, current: Iterate, floor: float
-    ) -> tuple[QuadraticData, Convexified, QuadraticSolution]:
-        """The subproblem with violations at a price, raised until they shrink (elastic mode)."""
-        point = current.point
-        matrix, delta = self._correction.shift_only(H, floor=max(floor, 1e-8))
-        convex = Convexified(matrix, point.gradient, delta, 0.0)
-        base = self._data(point, convex)
-        rows = self._problem.equalities + self._problem.inequalities
-        price = max(10.0, 2.0 * largest(current.duals.eq), 2.0 * largest(current.duals.ineq), largest(point.gradient))
-        unit = np.ones(rows)
-        now = modelled_violation(base, np.zeros(len(point.x)), unit)
-        for _ in range(4):
-            data = replace(base, weights=np.full(rows, price))
-            solution = self.solve(data)
-            if solution.outcome is Outcome.OPTIMAL and modelled_violation(base, solution.d, unit) <= 0.9 * now:
-                return base, convex, solution
-            price *= 100.0
-        return base, convex, replace(solution, outcome=Outcome.FAILED)
-
-    def _accept(self, current: Iterate, trial: Trial) -> Iterate | None:
-        """The next iterate with the best multipliers at hand: those of the subproblem, or least squares near a solution."""
+    def _accept(self, current: Iterate, step: Step) -> Iterate | Run:
+        trial = step.trial
+        if trial is None:
+            return current
         point = self._problem.evaluate(trial.x, trial.values)
         if not point.finite:
-            return None
-        bounds = self._problem.bounds
-        found = trial.solution
-        old, t = current.duals, trial.length
-        duals = Duals(
-            old.eq + t * (found.eq - old.eq),
-            np.maximum(old.ineq + t * (found.ineq - old.ineq), 0.0),
-            old.bounds + t * (found.bounds - old.bounds),
+            return self._run(Status.NON_FINITE, f"derivatives after iteration {len(self._rows) - 1}", current)
+        following = next_iterate(
+            current, point, trial, self._steps.working, self._problem.bounds, tolerance=self._options.tolerance
         )
-        candidate = Iterate(point, duals, kkt_residual(point, duals, bounds))
-        cancelled = replace(duals, bounds=bound_multipliers(point, duals.eq, duals.ineq, bounds))
-        candidate = min(candidate, Iterate(point, cancelled, kkt_residual(point, cancelled, bounds)), key=_worst)
-        if candidate.kkt.worst > self._options.tolerance:
-            fitted = least_squares_duals(point, self._working, bounds)
-            if fitted is not None:
-                other = Iterate(point, fitted, kkt_residual(point, fitted, bounds))
-                if other.kkt.worst < 0.5 * candidate.kkt.worst:
-                    candidate = other
-        return candidate
+        self._curvature.update(current.point, following.point, following.duals)
+        moved = largest(point.x - current.point.x)
+        self._record(following, step.mode, trial.length, moved, step.convex, trial.trials)
+        return following
+
+    def _escape(self, current: Iterate) -> Iterate | None:
+        """Leave a KKT point along negative curvature; None at a minimum, or when that was tried often enough."""
+        options = self._options
+        limited = self._escapes >= MOST_ESCAPES or len(self._rows) - 1 >= options.max_iterations
+        if not options.escape_saddles or options.hessian != "exact" or limited:
+            return None
+        left = self._left
+        if left is not None and current.point.values.objective >= left.point.values.objective:
+            return None
+        hessian = self._curvature.matrix(current.point, current.duals)
+        x = escape(self._problem, current, hessian) if finite(hessian) else None
+        if x is None:
+            return None
+        point = self._problem.evaluate(x)
+        if not point.finite:
+            return None
+        self._escapes += 1
+        self._left = current
+        self._filter.clear(point.values.violation)
+        self._steps.forget()
+        following = Iterate.at(point, current.duals, self._problem.bounds)
+        self._record(following, "escape", 1.0, largest(x - current.point.x), None, 1)
+        return following
 
     def _recover(self, current: Iterate, failures: int) -> Iterate | Run | None:
-        """After a failed search: restore feasibility; None when the point is feasible already."""
-        options, point = self._options, current.point
+        """After a failed search: restore feasibility; None (and an empty filter) when the point is feasible already."""
+        options, point, bounds = self._options, current.point, self._problem.bounds
         violation = point.values.violation
         if violation <= options.tolerance:
+            self._filter.clear(violation)
             return None
         self._filter.add(measure(point.values))
         weights = np.ones(self._problem.equalities + self._problem.inequalities)
@@ -351,16 +235,14 @@ class SQP:
         restored = self._restoration.run(point, weights=weights, enough=enough, limit=max(left, 0))
         if not restored.point.finite:
             return self._run(Status.NON_FINITE, "derivatives during the restoration", current)
-        zero = Duals(np.zeros_like(current.duals.eq), np.zeros_like(current.duals.ineq), np.zeros(len(point.x)))
-        estimate = self._start(restored.point, None if failures < 3 else zero)
+        estimate = first_iterate(restored.point, None if failures < 3 else no_duals(restored.point), bounds)
+        reached = restored.point.values.violation
+        if restored.stationary and reached > options.acceptable_tolerance:
+            message = f"sum of violations {reached:.3e} cannot be decreased locally"
+            return self._run(Status.INFEASIBLE, message, estimate, restored.forces)
         if restored.stationary:
-            if restored.point.values.violation > max(options.acceptable_tolerance, options.tolerance):
-                message = f"sum of violations {restored.point.values.violation:.3e} cannot be decreased locally"
-                return self._run(Status.INFEASIBLE, message, estimate, restored.forces)
-            self._filter.clear(restored.point.values.violation)
-            if failures > 6:
-                return self._stuck(estimate)
-        self._settled = False
+            self._filter.clear(reached)
+        self._steps.forget()
         return estimate
 
     # the table
@@ -380,51 +262,11 @@ class SQP:
             convexification=0.0 if convex is None else convex.rho,
             mode=mode,
             trials=trials,
-            active=self._problem.equalities + self._working.count,
+            active=self._problem.equalities + self._steps.working.count,
         )
         self._rows.append(row)
         self._show(row)
 
     def _record_restoration(self, point: Evaluation, duals: Duals, length: float, norm: float) -> None:
-        iterate = Iterate(point, duals, kkt_residual(point, duals, self._problem.bounds))
+        iterate = Iterate.at(point, duals, self._problem.bounds)
         self._record(iterate, "restoration", length, norm, None, 1)
-
-
-def _worst(iterate: Iterate) -> float:
-    return iterate.kkt.worst
-
-
-def _better(best: Iterate, current: Iterate, tolerance: float) -> Iterate:
-    """The iterate with the smaller KKT residual; `tolerance` keeps noise from deciding."""
-    return current if max(current.kkt.worst, tolerance) <= best.kkt.worst else best
-
-
-def _working_set(data: QuadraticData, solution: QuadraticSolution) -> WorkingSet:
-    """Active according to the subproblem: multiplier larger than slack."""
-    slack = -(data.I @ solution.d + data.i)
-    up = data.upper - solution.d < solution.bounds
-    down = solution.d - data.lower < -solution.bounds
-    fixed = data.lower == data.upper
-    return WorkingSet(solution.ineq > slack, np.where(fixed, 0.0, up.astype(float) - down.astype(float)))
-
-
-def _normalised(data: QuadraticData) -> tuple[QuadraticData, Vector | None]:
-    """Rows whose length is far from 1 brought to length 1, so that one tolerance fits all; with the factors used."""
-    lengths = np.concatenate([row_norms(data.E), row_norms(data.I)])
-    far = (lengths < 1e-3) | (lengths > 1e4)
-    if not far.any():
-        return data, None
-    factors = np.where(far & (lengths > 1e-150), 1.0 / np.maximum(lengths, 1e-150), 1.0)
-    m = len(data.e)
-    upper, lower = factors[:m], factors[m:]
-    return (
-        replace(
-            data,
-            E=scale_rows(data.E, upper),
-            e=data.e * upper,
-            I=scale_rows(data.I, lower),
-            i=data.i * lower,
-            weights=None if data.weights is None else data.weights / factors,
-        ),
-        factors,
-    )
