@@ -174,14 +174,16 @@ class Instance:
             inputs = [self._input(unit, j, banks, env) for j in range(len(unit.inputs))]
             results = call(*inputs)
             for j, spans in enumerate(unit.outputs):
-                for bank, start, stop in spans:
+                # split, not slices: its backward is one concatenation instead of a zero-filled copy for each span
+                parts = results[j].split([b - a for _, a, b in spans]) if unit.stacked else [results[j]]
+                for (bank, start, stop), part in zip(spans, parts, strict=True):
                     if bank is not None:
-                        kind = self.layout.banks[bank].first.type
-                        value = results[j][start:stop] if unit.stacked else results[j].unsqueeze(0)
-                        predictions[bank].append(to_rows(value, kind))
+                        value = part if unit.stacked else part.unsqueeze(0)
+                        predictions[bank].append(to_rows(value, self.layout.banks[bank].first.type))
                     else:
-                        for k in range(start, stop):
-                            env[unit.stages[k].writes[j]] = results[j][k] if unit.stacked else results[j]
+                        values_out = part.unbind() if unit.stacked else (part,)
+                        env.update({unit.stages[start + k].writes[j]: v for k, v in enumerate(values_out)})
+                        assert len(values_out) == stop - start
         return [p[0] if len(p) == 1 else torch.cat(p) for p in predictions], env
 
     def _input(self, unit: Unit, j: int, banks: Sequence[Tensor], env: Mapping[str, Any]) -> Any:
@@ -191,7 +193,8 @@ class Instance:
                 value = env[piece.name]
                 parts.append(value if unit.shared[j] or not unit.stacked else value.unsqueeze(0))
                 continue
-            span = banks[piece.bank][piece.start : piece.stop]
+            whole = banks[piece.bank]
+            span = whole if piece.stop - piece.start == whole.shape[0] else whole[piece.start : piece.stop]
             value = to_value(span, self.layout.banks[piece.bank].first.type)
             parts.append(value if unit.stacked else value[0])
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -71,6 +71,40 @@ def coupling(g: Tensor, multiplier: Tensor | None, r: Tensor, rho: float, *, mea
     return total
 
 
+def force(g: Tensor, multiplier: Tensor | None, r: Tensor, rho: float, transform: Transform) -> Tensor:
+    """Gradient of `coupling` in r: lambda G'(r) + rho r, of r's shape (mean over features not applied).
+
+    Args:
+        g: G(r).
+        multiplier: as for `coupling`.
+        r: defects.
+        rho: weight of the quadratic term.
+        transform: which G.
+    """
+    if multiplier is None:
+        return rho * r
+    kind = transform.kind
+    if kind == "identity":
+        pull = multiplier.expand_as(r)
+    elif kind == "squared":
+        pull = multiplier * (2.0 * r)
+    elif kind in {"softshrink", "hardshrink"}:
+        pull = multiplier * (g != 0)
+    elif isinstance(transform, NormTube):
+        pull = multiplier * (g > 0) * _norm_gradient(r, transform)
+    else:  # abs, abs_tube
+        pull = multiplier * (g > 0) * r.sign()
+    return torch.add(pull, r, alpha=rho) if rho else pull
+
+
+def _norm_gradient(r: Tensor, transform: NormTube) -> Tensor:
+    if transform.order == 1:
+        return r.sign()
+    axes = tuple(range(2, r.dim()))
+    norm = torch.linalg.vector_norm(r, 2, dim=axes, keepdim=True) if axes else r.abs()
+    return r / norm.clamp_min(torch.finfo(r.dtype).tiny)
+
+
 def dual_gradient(g: Tensor, layout: str, labels: Tensor | None, classes: int, *, mean_features: bool) -> Tensor:
     """Gradient of L in the multiplier, per example: G(r) reduced to the multiplier's layout.
 

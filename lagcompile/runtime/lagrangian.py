@@ -27,18 +27,18 @@ class Terms:
     """What a forward pass of the Lagrangian gives.
 
     Attributes:
-        value: L, to differentiate.
-        loss: the user's loss.
+        loss: the user's loss, with the regularisers of the objective.
         output: the model's output at the states.
         defects: r for each bank, of shape (states, rows, ...).
-        transformed: G(r) for each bank.
+        transformed: G(r) for each bank, not connected.
+        multipliers: multiplier of each row and bank; None for pure penalties.
     """
 
-    value: Tensor
     loss: Tensor
     output: Any
     defects: list[Tensor]
     transformed: list[Tensor]
+    multipliers: list[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Lagrangian:
         rho: Sequence[float],
         noise: Sequence[Tensor | None],
     ) -> Terms:
-        """One forward pass of L.
+        """One forward pass: loss and defects.
 
         Args:
             batch: the batch.
@@ -186,8 +186,7 @@ class Lagrangian:
         target = self.populations.labels if self.populations.output else batch.target
         output = instance.output(env)
         loss = instance.loss(output, target)
-        total = loss
-        defects, transformed = [], []
+        defects, transformed, rows = [], [], []
         for i, bank in enumerate(banks):
             labels = self.row_labels(i, batch)
             if isinstance(bank.first.storage, ClassGaussian):
@@ -196,17 +195,38 @@ class Lagrangian:
                 r = kkt.defect(predictions[i], mu.index_select(1, labels)) / sigma.index_select(1, labels)
             else:
                 r = kkt.defect(predictions[i], values[i])
-            g = kkt.transformed(r, bank.constraint.transform)
             multiplier = multipliers[i]
             if multiplier is not None and bank.multiplier is not None and bank.multiplier.layout == "class":
                 assert labels is not None
                 multiplier = multiplier.index_select(1, labels)
-            scale = 1.0 / r.shape[1] if instance.program.objective.reduction == "mean" else 1.0
-            mean = bank.constraint.features == "mean"
-            total = total + scale * kkt.coupling(g, multiplier, r, rho[i], mean_features=mean)
             defects.append(r)
-            transformed.append(g)
-        return Terms(self._regularised(total, values), loss, output, defects, transformed)
+            rows.append(multiplier)
+            transformed.append(kkt.transformed(r.detach(), bank.constraint.transform))
+        return Terms(self._regularised(loss, values), output, defects, transformed, rows)
+
+    def value(self, terms: Terms, rho: Sequence[float]) -> Tensor:
+        """L itself, a scalar connected to everything. Steps do without it: they need its gradient only."""
+        total = terms.loss
+        for r, multiplier, bank, weight in zip(
+            terms.defects, terms.multipliers, self.instance.layout.banks, rho, strict=True
+        ):
+            g = kkt.transformed(r, bank.constraint.transform)
+            mean = bank.constraint.features == "mean"
+            total = total + self._scale(r) * kkt.coupling(g, multiplier, r, weight, mean_features=mean)
+        return total
+
+    def _scale(self, r: Tensor) -> float:
+        """c: weight of one row of a bank's defects."""
+        return 1.0 / r.shape[1] if self.instance.program.objective.reduction == "mean" else 1.0
+
+    def _force(self, i: int, terms: Terms, rho: float) -> Tensor:
+        """D L / d r of one bank."""
+        bank, r = self.instance.layout.banks[i], terms.defects[i].detach()
+        pull = kkt.force(terms.transformed[i], terms.multipliers[i], r, rho, bank.constraint.transform)
+        scale = self._scale(r)
+        if bank.constraint.features == "mean":
+            scale /= max(1, r[0, 0].numel())
+        return pull if scale == 1.0 else pull * scale
 
     def _regularised(self, total: Tensor, values: Sequence[Tensor]) -> Tensor:
         for term in self.instance.program.objective.regularisers:
@@ -238,13 +258,15 @@ class Lagrangian:
         """
         leaves = [s.detach().requires_grad_() for s in stored]
         terms = self.terms(batch, leaves, multipliers, rho=rho, noise=noise)
-        parameters = self._leaves if weights else []
-        variables = [*leaves, *parameters]
-        found: Sequence[Tensor | None] = ()
-        if variables and terms.value.requires_grad:
-            found = torch.autograd.grad(terms.value, variables, allow_unused=True)
-        else:
-            found = [None for _ in variables]
+        variables = [*leaves, *(self._leaves if weights else [])]
+        pairs = [(terms.loss, torch.ones_like(terms.loss))]
+        pairs += [(r, self._force(i, terms, rho[i])) for i, r in enumerate(terms.defects)]
+        connected = [(value, pull) for value, pull in pairs if value.requires_grad]
+        found: Sequence[Tensor | None] = [None for _ in variables]
+        if variables and connected:
+            found = torch.autograd.grad(
+                [v for v, _ in connected], variables, [p for _, p in connected], allow_unused=True
+            )
         states = []
         for i, (leaf, g) in enumerate(zip(leaves, found[: len(leaves)], strict=True)):
             gradient = torch.zeros_like(leaf) if g is None else g
@@ -262,7 +284,7 @@ class Lagrangian:
                 continue
             result.append(
                 kkt.dual_gradient(
-                    terms.transformed[i].detach(),
+                    terms.transformed[i],
                     bank.multiplier.layout,
                     self.row_labels(i, batch),
                     self.instance.program.classes or 0,

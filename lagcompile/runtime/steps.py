@@ -8,25 +8,31 @@ rows, extrapolation and update alike; both half steps of extragradient advance t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.optim.adagrad import adagrad
+from torch.optim.adam import adam
 
 from lagcompile.ir.base import BindError, Frozen
 
 Tensors = list[Tensor]
 Slots = dict[str, Tensors]
+Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SGD(Frozen):
-    """x - lr g, with heavy-ball momentum where it is not 0."""
+    """x - lr g, with heavy-ball or Nesterov momentum where it is not 0."""
 
     kind: Literal["sgd"] = "sgd"
     lr: float = Field(ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    """Step along g + momentum * velocity instead of the velocity."""
 
     def slots(self) -> tuple[str, ...]:
         """Names of the rule's per-value memory."""
@@ -41,7 +47,10 @@ class SGD(Frozen):
         if self.momentum:
             torch._foreach_mul_(slots["velocity"], self.momentum)
             torch._foreach_add_(slots["velocity"], gradients)
-            gradients = slots["velocity"]
+            if self.nesterov:
+                gradients = list(torch._foreach_add(gradients, slots["velocity"], alpha=self.momentum))
+            else:
+                gradients = slots["velocity"]
         torch._foreach_add_(values, gradients, alpha=-lr)
 
 
@@ -64,10 +73,21 @@ class Adagrad(Frozen):
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
         """Move values in place along their gradients; slots advance in place."""
-        torch._foreach_addcmul_(slots["sum"], gradients, gradients)
-        scale = torch._foreach_sqrt(slots["sum"])
-        torch._foreach_add_(scale, self.epsilon)
-        torch._foreach_addcdiv_(values, gradients, scale, value=-lr)
+        fused = all(v.device.type == "cpu" for v in values)  # one pass over memory instead of four
+        adagrad(
+            values,
+            gradients,
+            slots["sum"],
+            [torch.zeros(()) for _ in values] if fused else [torch.zeros(())] * len(values),
+            fused=fused,
+            foreach=not fused,
+            has_sparse_grad=False,
+            lr=lr,
+            weight_decay=0.0,
+            lr_decay=0.0,
+            eps=self.epsilon,
+            maximize=False,
+        )
 
 
 class Adam(Frozen):
@@ -75,7 +95,7 @@ class Adam(Frozen):
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
 
     def slots(self) -> tuple[str, ...]:
@@ -90,13 +110,37 @@ class Adam(Frozen):
         """Move values in place along their gradients; slots advance in place."""
         first, second = self.betas
         mean, square, count = slots["mean"], slots["square"], slots["count"]
+        if all(n.dim() == 0 for n in count):
+            self._dense(values, gradients, slots, lr)
+            return
         torch._foreach_add_(count, 1.0)
         torch._foreach_lerp_(mean, gradients, 1 - first)
         torch._foreach_mul_(square, second)
         torch._foreach_addcmul_(square, gradients, gradients, value=1 - second)
         for value, m, s, n in zip(values, mean, square, count, strict=True):
-            root = (s / (1 - second**n)).sqrt_().add_(self.epsilon)
-            value.addcdiv_(m / (1 - first**n), root, value=-lr)
+            n = n.to(value.dtype) if value.dtype == torch.float64 else n
+            # 1 - beta^n, without the cancellation that a float32 count would bring
+            root = (s / -torch.expm1(n * math.log(second))).sqrt_().add_(self.epsilon)
+            value.addcdiv_(m / -torch.expm1(n * math.log(first)), root, value=-lr)
+
+    def _dense(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """One count for a tensor: PyTorch's own fused kernel."""
+        adam(
+            values,
+            gradients,
+            slots["mean"],
+            slots["square"],
+            [],
+            slots["count"],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.epsilon,
+            maximize=False,
+        )
 
 
 Rule = SGD | Adagrad | Adam
@@ -108,7 +152,7 @@ optimistic: step along 2 g_t - g_{t-1} (Daskalakis et al. 2018). descent: simult
 
 def _count_shape(tensor: Tensor, rows: bool) -> tuple[int, ...]:
     """A count needs one number for a dense tensor, one for each row of a table."""
-    return (1, tensor.shape[1], *(1 for _ in tensor.shape[2:])) if rows else (1,)
+    return (1, tensor.shape[1], *(1 for _ in tensor.shape[2:])) if rows else ()
 
 
 def _slot(rule: Rule, name: str, tensor: Tensor, *, rows: bool) -> Tensor:
@@ -138,6 +182,7 @@ class Extra(torch.optim.Optimizer):
     def __init__(self, params: Any, rule: Rule, scheme: Scheme = "extragradient") -> None:
         self.rule = rule
         self.scheme: Scheme = scheme
+        self._spare: dict[Tensor, Tensor] = {}
         super().__init__(params, {"lr": rule.lr})
         for group in self.param_groups:
             for p in group["params"]:
@@ -146,7 +191,7 @@ class Extra(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        return state | {"rule": self.rule, "scheme": self.scheme}
+        return state | {"rule": self.rule, "scheme": self.scheme, "_spare": {}}
 
     @torch.no_grad()
     def extrapolate(self) -> None:
@@ -156,7 +201,11 @@ class Extra(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None or self.scheme == "past"]
             for p in params:
-                self.state[p]["saved"] = p.detach().clone()
+                # the extrapolated values live in memory of their own: one copy, and none to come back
+                ahead = self._spare.pop(p, None)
+                ahead = torch.empty_like(p) if ahead is None or ahead.shape != p.shape else ahead
+                self.state[p]["saved"] = p.data
+                p.data = ahead.copy_(p.data)
             past = self.scheme == "past"
             gradients = [self.state[p]["past"] if past else p.grad for p in params]
             self._move(params, gradients, group["lr"], advance=not past)
@@ -173,7 +222,7 @@ class Extra(torch.optim.Optimizer):
             saved = [self.state[p].pop("saved", None) for p in params]
             for p, s in zip(params, saved, strict=True):
                 if s is not None:
-                    p.copy_(s)
+                    self._spare[p], p.data = p.data, s
             gradients = [p.grad for p in params]
             self._move(params, self._combined(params, gradients), group["lr"], advance=True)
         return loss
@@ -192,7 +241,14 @@ class Extra(torch.optim.Optimizer):
         slots = {n: [self.state[p][n] for p in params] for n in self.rule.slots()}
         if not advance:  # the last gradient has been counted already
             slots = {n: [t.clone() for t in tensors] for n, tensors in slots.items()}
-        self.rule.move(list(params), gradients, slots, lr)
+        turned = [not p.is_contiguous() and p.dim() >= 2 and p.mT.is_contiguous() for p in params]
+        values, gradients = _rows_first(params, turned), _rows_first(gradients, turned)
+        self.rule.move(values, gradients, {n: _rows_first(t, turned) for n, t in slots.items()}, lr)
+
+
+def _rows_first(tensors: Sequence[Tensor], turned: Sequence[bool]) -> Tensors:
+    """Views in the order of memory, in which fused kernels need no copies."""
+    return [t.mT if turn and t.dim() >= 2 else t for t, turn in zip(tensors, turned, strict=True)]
 
 
 def _optimistic(gradients: Tensors, past: Tensors) -> Tensors:

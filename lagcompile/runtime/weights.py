@@ -59,6 +59,8 @@ class Weights:
             return Leaf(names, parameter, stacked=False)
         with torch.no_grad():
             stack = torch.stack([self._parameters[n] for n in names])
+            if stack.dim() == 3:  # column-major: batched products read it faster and give gradients of this layout
+                stack = stack.mT.contiguous().mT
         return Leaf(names, stack.requires_grad_(moves), stacked=True)
 
     @property
