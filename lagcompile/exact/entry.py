@@ -160,7 +160,12 @@ def _facts(problem: Problem, run: Run, options: Options) -> Facts:
     if not finite(hessian):
         return Facts()
     return describe(
-        final.point, final.duals, problem.bounds, hessian, tolerance=max(options.tolerance, final.kkt.worst)
+        final.point,
+        final.duals,
+        problem.bounds,
+        hessian,
+        tolerance=min(max(options.tolerance, final.kkt.worst), 1e-4),
+        stationary=run.status.solved,
     )
 
 

@@ -25,7 +25,7 @@ def escape(problem: Problem, current: Iterate, hessian: Matrix) -> Vector | None
     if n > MOST_VARIABLES:
         return None
     active = active_gradients(current.point, current.duals, bounds, near=1e-6)
-    _, basis = null_space(active.rows[~active.weak])
+    _, basis, _ = null_space(active.rows[~active.weak])
     if basis.shape[1] == 0:
         return None
     dense = toarray(hessian)

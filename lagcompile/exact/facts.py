@@ -12,60 +12,70 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import qr
 
-from lagcompile.exact.linear import Mask, Matrix, Vector, largest, row_norms, toarray
+from lagcompile.exact.linear import Mask, Matrix, Vector, entries, largest, row_norms, toarray
 from lagcompile.exact.problem import Bounds, Evaluation
 from lagcompile.exact.residuals import Duals
 from lagcompile.exact.result import Facts
 
 LARGEST_DENSE = 25_000_000  # entries of the active Jacobian up to which ranks are computed
-RANK_TOLERANCE = 1e-8  # on rows of length 1
+DEPENDENT = 1e-8  # pivot below which gradients are called dependent; rows longer than 1 are scaled to length 1
+NEARLY_DEPENDENT = 10.0  # times the square root of the tolerance: pivot below which independence is not claimed
 CURVATURE_TOLERANCE = 1e-7  # relative to the largest entry of the Hessian
 
 
-def describe(point: Evaluation, duals: Duals, bounds: Bounds, hessian: Matrix, *, tolerance: float) -> Facts:
-    """Rank, complementarity and curvature at a point that satisfies the KKT conditions to `tolerance`.
+def describe(
+    point: Evaluation, duals: Duals, bounds: Bounds, hessian: Matrix, *, tolerance: float, stationary: bool
+) -> Facts:
+    """Rank, complementarity and curvature at the final point.
 
     Args:
         hessian: of the Lagrangian, (n, n).
+        tolerance: to which the KKT conditions hold.
+        stationary: whether they do; else only the rank of the active gradients is reported.
     """
+    n = len(point.x)
+    if n * max(n, len(point.values.eq) + len(point.values.ineq)) > LARGEST_DENSE:
+        return Facts()
     active = active_gradients(point, duals, bounds, near=np.sqrt(tolerance))
-    gradients, weak = active.rows, active.weak
-    count, n = gradients.shape
-    if count * n > LARGEST_DENSE or n * n > LARGEST_DENSE:
-        return Facts(active=count, weakly_active=int(weak.sum()), strict_complementarity=not weak.any())
-    rank, null = null_space(gradients)
-    if weak.any():
-        _, wide = null_space(gradients[~weak])
-    else:
-        wide = null
-    dense = toarray(hessian)
-    limit = CURVATURE_TOLERANCE * max(largest(dense.ravel()), 1e-8)
-    reduced = np.linalg.eigvalsh(null.T @ dense @ null) if null.shape[1] else np.zeros(0)
-    wider = np.linalg.eigvalsh(wide.T @ dense @ wide) if wide.shape[1] else np.zeros(0)
+    count, weak = active.rows.shape[0], active.weak
+    rank, null, pivot = null_space(active.rows)
+    licq = None if rank == count and pivot < NEARLY_DEPENDENT * np.sqrt(tolerance) else rank == count
+    if not stationary:
+        return Facts(active=count, rank=rank, licq=licq)
+    wide = null_space(active.rows[~weak])[1] if weak.any() else null
+    reduced, limit = _curvatures(hessian, null)
+    wider, _ = _curvatures(hessian, wide)
     inertia = (int((reduced > limit).sum()), int((np.abs(reduced) <= limit).sum()), int((reduced < -limit).sum()))
-    strict = None
-    if bool((wider > limit).all()):
+    strict: bool | None = None
+    if licq is not None and bool((wider > limit).all()):
         strict = True
-    elif inertia[2] and rank == count:
+    elif licq and inertia[2]:
         strict = False
-    unique = True if rank == count else (None if weak.any() else False)
     facts = Facts(
         active=count,
         rank=rank,
-        licq=rank == count,
+        licq=licq,
         strict_complementarity=not weak.any(),
         weakly_active=int(weak.sum()),
         reduced_inertia=inertia,
         smallest_curvature=float(wider[0]) if wider.size else None,
         strict_local_minimum=strict,
-        multipliers_unique=unique,
+        multipliers_unique=True if licq else False if licq is False and not weak.any() else None,
     )
     return facts.model_copy(update={"implications": tuple(_sentences(facts))})
 
 
+def _curvatures(hessian: Matrix, basis: Matrix) -> tuple[Vector, float]:
+    """Eigenvalues of the Hessian on a subspace, ascending, and the size below which they count as zero."""
+    limit = CURVATURE_TOLERANCE * max(largest(entries(hessian)), 1e-8)
+    if basis.shape[1] == 0:
+        return np.zeros(0), limit
+    return np.linalg.eigvalsh(basis.T @ (hessian @ basis)), limit
+
+
 @dataclass(frozen=True)
 class ActiveGradients:
-    """Gradients of active constraints pointing outwards (count, n), scaled to length 1; `weak` ones carry no multiplier."""
+    """Gradients of active constraints pointing outwards (count, n), of length at most 1; `weak` ones have no multiplier."""
 
     rows: Matrix
     weak: Mask
@@ -79,15 +89,9 @@ def active_gradients(point: Evaluation, duals: Duals, bounds: Bounds, *, near: f
     upper = (bounds.upper - point.x < near) | (duals.bounds > positive)
     lower = (point.x - bounds.lower < near) | (duals.bounds < -positive)
     at = upper | lower
-    unit = (
-        (np.eye(len(point.x))[at] * np.where(upper, 1.0, -1.0)[at][:, None])
-        if len(point.x) ** 2 <= LARGEST_DENSE
-        else np.zeros((int(at.sum()), 0))
-    )
-    parts = [toarray(point.jacobian_eq), toarray(point.jacobian_ineq)[ineq]]
-    rows = np.vstack([*parts, unit]) if unit.shape[1] == len(point.x) else np.vstack(parts)
-    lengths = row_norms(rows)
-    scaled = rows / np.where(lengths > 1e-12, lengths, 1.0)[:, None]
+    unit = np.eye(len(point.x))[at] * np.where(upper, 1.0, -1.0)[at][:, None]
+    rows = np.vstack([toarray(point.jacobian_eq), toarray(point.jacobian_ineq)[ineq], unit])
+    scaled = rows / np.maximum(row_norms(rows), 1.0)[:, None]
     weak: Mask = np.concatenate(
         [
             np.zeros(len(point.values.eq), dtype=bool),
@@ -98,20 +102,23 @@ def active_gradients(point: Evaluation, duals: Duals, bounds: Bounds, *, near: f
     return ActiveGradients(scaled, weak)
 
 
-def null_space(rows: Vector) -> tuple[int, Vector]:
-    """Rank and an orthonormal basis (n, n - rank) of the null space, by pivoted QR of the transpose."""
+def null_space(rows: Matrix) -> tuple[int, Matrix, float]:
+    """Rank, orthonormal basis (n, n - rank) of the null space and smallest pivot, by pivoted QR of the transpose."""
     count, n = rows.shape
     if count == 0:
-        return 0, np.eye(n)
+        return 0, np.eye(n), 1.0
     Q, R, _ = qr(rows.T, mode="full", pivoting=True, check_finite=False)
-    rank = int((np.abs(np.diag(R)) > RANK_TOLERANCE).sum())
-    return rank, Q[:, rank:]
+    pivots = np.abs(np.diag(R))
+    rank = int((pivots > DEPENDENT).sum())
+    return rank, Q[:, rank:], float(pivots.min()) if count <= n else 0.0
 
 
 def _sentences(facts: Facts) -> list[str]:
     said = []
     if facts.licq:
         said.append("The active gradients are independent (LICQ): the multipliers are unique.")
+    elif facts.licq is None:
+        said.append("The active gradients are nearly dependent: uniqueness of the multipliers is undecided.")
     elif facts.multipliers_unique is False:
         said.append(
             f"The {facts.active} active gradients have rank {facts.rank}: the multipliers are not unique, "

@@ -61,7 +61,7 @@ def next_iterate(
     Candidates: those of the subproblem (damped with the step length), the same with bound multipliers that cancel the
     gradient, and least squares over the working set; the last must halve the residual to be taken.
     """
-    found, old, t = trial.solution, current.duals, trial.length
+    found, old, t = trial.solution, current.duals, min(trial.length, 1.0)
     duals = Duals(
         old.eq + t * (found.eq - old.eq),
         np.maximum(old.ineq + t * (found.ineq - old.ineq), 0.0),

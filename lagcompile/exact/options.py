@@ -35,7 +35,7 @@ class Options(Frozen):
     dense_limit: int = Field(20_000, ge=0)
     """Jacobians and Hessians with at most this many entries are dense; larger ones are detected and compressed."""
     reuse_active_set: bool = True
-    """Try the last active set first; the subproblem solver runs only when that guess is not optimal (dense only)."""
+    """Try the last active set first; the subproblem solver runs only when that guess is not optimal."""
     direct: bool = True
     """Write values into cvxpy's compiled data; False solves every subproblem through `cvxpy.Problem.solve`."""
     deletion_filter: bool = True

@@ -106,7 +106,7 @@ class Facts(Frozen):
     rank: int | None = None
     """Rank of their gradients."""
     licq: bool | None = None
-    """Linear independence constraint qualification: rank == active."""
+    """Linear independence constraint qualification: rank == active; None also when that is too close to call."""
     strict_complementarity: bool | None = None
     """Every active inequality and bound has a positive multiplier."""
     weakly_active: int | None = None

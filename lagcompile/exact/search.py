@@ -46,6 +46,7 @@ def line_search(
     solve: Solve,
     expired: Callable[[], bool],
     shortest: float = 0.0,
+    expand: bool = False,
 ) -> Trial | None:
     """Backtrack from the full step until the filter accepts; try corrected full steps first.
 
@@ -54,6 +55,7 @@ def line_search(
         solve: solves a subproblem.
         expired: says that time is up.
         shortest: give up below this length even where the filter's rule would go on.
+        expand: the subproblem was unbounded: go on along an accepted full step while the objective falls.
     """
     now = measure(point.values)
     slope = float(point.gradient @ solution.d)
@@ -68,13 +70,27 @@ def line_search(
         if (tiny and values.finite) or (values.finite and filter.accepts(now, trial, slope, length)):
             if not tiny and not filter.switches(now, slope, length):
                 filter.add(now)
-            return Trial(x, values, length, False, trials, solution)
+            found = Trial(x, values, length, False, trials, solution)
+            return _expanded(problem, point, found) if expand and length == 1.0 else found
         if length == 1.0 and values.finite and trial.violation >= now.violation:
             corrected = _corrected(problem, point, data, solution, values, filter, solve, slope)
             if corrected is not None:
                 return replace(corrected, trials=corrected.trials + trials)
         length *= 0.5
     return None
+
+
+def _expanded(problem: Problem, point: Evaluation, trial: Trial) -> Trial:
+    """Lengthen a full step tenfold as long as that is feasible to the same degree and lowers the objective."""
+    allowed = max(point.values.violation, trial.values.violation)
+    while trial.length < 1e25:
+        x = problem.bounds.project(point.x + 10.0 * trial.length * trial.solution.d)
+        values = problem.values(x)
+        lower = values.finite and values.objective < trial.values.objective and values.violation <= allowed
+        if not lower:
+            break
+        trial = replace(trial, x=x, values=values, length=10.0 * trial.length, trials=trial.trials + 1)
+    return trial
 
 
 def _corrected(

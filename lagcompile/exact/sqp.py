@@ -118,7 +118,7 @@ class SQP:
                     continue
                 failures += 1
                 if failures > MOST_FAILURES:
-                    return self._final(self._stuck(best))
+                    return self._final(self._stuck(current, best))
                 following = self._recover(current, failures)
                 floor = max(100.0 * floor, 1e-4) if following is None else 0.0
                 following = current if following is None else following
@@ -131,12 +131,12 @@ class SQP:
                 moved = largest(following.point.x - current.point.x) > 1e-14 * (1.0 + largest(current.point.x))
                 failures = 0 if moved or following.kkt.worst < 0.999 * best.kkt.worst else failures + 1
                 if failures > MOST_FAILURES:
-                    return self._final(self._stuck(best))
+                    return self._final(self._stuck(current, best))
             idle = 0 if following.kkt.worst < 0.999 * best.kkt.worst else idle + 1
             current = following
             best = current if current.better_than(best, self._options.tolerance) else best
             if idle > PATIENCE and best.kkt.worst <= self._options.acceptable_tolerance:
-                return self._final(self._stuck(best))
+                return self._final(self._stuck(current, best))
 
     # ending
 
@@ -149,20 +149,21 @@ class SQP:
             message = f"objective {current.point.values.objective:.3e} at a feasible point"
             return self._run(Status.UNBOUNDED, message, current)
         if len(self._rows) - 1 >= options.max_iterations:
-            return self._stopped(Status.ITERATION_LIMIT, f"{options.max_iterations} iterations", best)
+            return self._stopped(Status.ITERATION_LIMIT, f"{options.max_iterations} iterations", current, best)
         if self.expired():
-            return self._stopped(Status.TIME_LIMIT, f"{options.time_limit:g} s", best)
+            return self._stopped(Status.TIME_LIMIT, f"{options.time_limit:g} s", current, best)
         return None
 
-    def _stopped(self, status: Status, message: str, best: Iterate) -> Run:
+    def _stopped(self, status: Status, message: str, current: Iterate, best: Iterate) -> Run:
+        """The best point when it is acceptable, else the last one (a small residual far from feasible says nothing)."""
         if best.kkt.worst <= self._options.acceptable_tolerance:
             return self._run(Status.ACCEPTABLE, f"KKT residual {best.kkt.worst:.2e} ({message})", best)
-        return self._run(status, f"{message}; smallest KKT residual {best.kkt.worst:.2e}", best)
+        return self._run(status, f"{message}; KKT residual {current.kkt.worst:.2e}", current)
 
-    def _stuck(self, best: Iterate) -> Run:
+    def _stuck(self, current: Iterate, best: Iterate) -> Run:
         if best.kkt.worst <= self._options.acceptable_tolerance:
             return self._run(Status.ACCEPTABLE, f"no further progress at KKT residual {best.kkt.worst:.2e}", best)
-        return self._run(Status.STALLED, f"no acceptable step at KKT residual {best.kkt.worst:.2e}", best)
+        return self._run(Status.STALLED, f"no acceptable step at KKT residual {current.kkt.worst:.2e}", current)
 
     def _run(self, status: Status, message: str, final: Iterate, forces: Duals | None = None) -> Run:
         return Run(status, message, final, self._steps.working, tuple(self._rows), forces)

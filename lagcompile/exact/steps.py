@@ -16,7 +16,7 @@ from lagcompile.exact.activeset import solve_with_active_set
 from lagcompile.exact.convexity import Convexified, InertiaCorrection
 from lagcompile.exact.filter import Filter
 from lagcompile.exact.iterate import Iterate
-from lagcompile.exact.linear import Matrix, Vector, is_sparse, largest, row_norms, scale_rows
+from lagcompile.exact.linear import Matrix, Vector, largest, row_norms, scale_rows
 from lagcompile.exact.options import Options
 from lagcompile.exact.problem import Evaluation, Problem
 from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
@@ -65,6 +65,7 @@ class StepMaker:
         self._correction = InertiaCorrection()
         self.working = WorkingSet(np.zeros(problem.inequalities, dtype=bool), np.zeros(problem.size))
         self._settled = False  # whether the working set came from a solved subproblem
+        self._unbounded = False  # whether the last subproblem had no solution before it was regularised
 
     def expired(self) -> bool:
         """Whether the time is up."""
@@ -83,6 +84,7 @@ class StepMaker:
         mode: Mode = "step"
         for attempt in range(5):
             data, convex, solution = self._subproblem(H, current, floor)
+            expand = self._unbounded
             if solution.outcome is not Outcome.OPTIMAL:
                 mode = "elastic"
                 data, convex, solution = self._elastic(H, current, floor)
@@ -97,6 +99,7 @@ class StepMaker:
                 solve=self.solve,
                 expired=self.expired,
                 shortest=0.1 if attempt < 4 else 0.0,
+                expand=expand,
             )
             if trial is not None or self.expired():
                 break
@@ -112,6 +115,7 @@ class StepMaker:
     ) -> tuple[QuadraticData, Convexified, QuadraticSolution]:
         """Convexify and solve; repeat while the active set that the convexification relied on turns out different."""
         point = current.point
+        self._unbounded = False
         for attempt in range(12):
             convex = self._correction.apply(H, point, self.working, self._problem.bounds, floor=floor)
             data = self._data(point, convex)
@@ -119,6 +123,7 @@ class StepMaker:
             if solution.outcome is Outcome.INFEASIBLE:
                 break
             if solution.outcome is not Outcome.OPTIMAL:
+                self._unbounded |= solution.outcome is Outcome.UNBOUNDED
                 floor = max(10.0 * floor, 1e-8)
                 continue
             working = _working_set(data, solution)
@@ -184,14 +189,14 @@ class StepMaker:
         return replace(answer, eq=answer.eq * factors[:m], ineq=answer.ineq * factors[m:])
 
     def _solve_scaled(self, data: QuadraticData) -> QuadraticSolution:
-        if data.weights is None and self._settled and self._options.reuse_active_set and not is_sparse(data.H):
+        if data.weights is None and self._settled and self._options.reuse_active_set:
             begin = time.perf_counter()
             guess = solve_with_active_set(data, self.working.ineq, self.working.sides, tolerance=1e-10)
             self._subproblems.seconds += time.perf_counter() - begin
             if guess is not None:
                 return guess
         answer = self._subproblems.solve(data, time_limit=self._remaining())
-        if answer.outcome is Outcome.OPTIMAL and data.weights is None and not is_sparse(data.H):
+        if answer.outcome is Outcome.OPTIMAL and data.weights is None:
             chosen = _working_set(data, answer)
             polished = solve_with_active_set(data, chosen.ineq, chosen.sides, tolerance=1e-10)
             return answer if polished is None else replace(polished, source="solver")

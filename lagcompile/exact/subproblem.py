@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lagcompile.exact.linear import Indices, Mask, Vector
+from lagcompile.exact.linear import Indices, Mask, Vector, largest
 from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
 from lagcompile.exact.sparsity import Pattern
 
@@ -30,6 +30,8 @@ class _Place:
     index: Indices
     sign: Vector
 
+
+LARGEST_ENTRY = 1e25  # beyond it solvers take numbers for infinities
 
 _MATRICES = ("P", "A", "F")
 _VECTORS = ("c", "q", "b", "G")
@@ -96,6 +98,8 @@ class Subproblem:
         for place in self._places:
             array = self._arrays[place.name]
             array[place.position] = place.sign * source[place.index]
+        if max((largest(array) for array in self._arrays.values()), default=0.0) > LARGEST_ENTRY:
+            return self._empty(Outcome.FAILED)
         raw = self._chain.solve_via_data(self.problem, self._data, warm_start=False, verbose=False, solver_opts=options)
         outcome, primal, dual = _read(self.solver, raw)
         if outcome is not Outcome.OPTIMAL:
@@ -261,7 +265,7 @@ class Subproblem:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                self.problem.solve(solver=name, **options)
+                self.problem.solve(solver=name, warm_start=False, **options)
             except cp.SolverError:
                 return self._empty(Outcome.FAILED)
         if self.problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
@@ -327,7 +331,7 @@ def _solver_options(solver: str, time_limit: float) -> dict[str, Any]:
             "max_threads": 1,
             "time_limit": limit,
         }
-    return {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iter": 50_000, "polishing": True, "time_limit": limit}
+    return {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iter": 50_000, "polishing": False, "time_limit": limit}
 
 
 def _read(solver: str, raw: Any) -> tuple[Outcome, Vector, Vector]:
