@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -241,9 +241,11 @@ class Store:
             moved = optimizer.extrapolated(self._pick(gradients, banks, dual) if gradients is not None else None)
             self._set(banks, [self._inside(i, v, dual) for i, v in zip(banks, moved, strict=True)], dual)
 
-    def update(self, gradients: Gradients) -> None:
-        """Second half step, written back."""
+    def update(self, gradients: Gradients, only: Literal["states", "multipliers"] | None = None) -> None:
+        """Second half step, written back; of one group alone where `only` says so."""
         for optimizer, banks, dual in self._groups:
+            if only is not None and dual != (only == "multipliers"):
+                continue
 
             def inside(k: int, value: Tensor, banks: list[int] = banks, dual: bool = dual) -> Tensor:
                 return self._inside(banks[k], value, dual)
