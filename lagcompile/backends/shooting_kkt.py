@@ -42,6 +42,11 @@ class Quadratic:
     state_gradient: Tensor
     theta_gradient: Tensor
 
+    @property
+    def scale(self) -> Tensor:
+        """(starts,) mean diagonal of the states' Hessian, the unit of the defects' weight."""
+        return self.state.diagonal(dim1=-2, dim2=-1).flatten(1).mean(1).clamp_min(1e-300)
+
     @classmethod
     def gauss_newton(cls, jacobians: StageJacobians, residual: Tensor) -> Quadratic:
         """Normal-equation blocks from residuals (starts, trajectories, stages, S, outputs)."""
@@ -64,6 +69,27 @@ class Quadratic:
             self.theta if theta is None else self.theta + torch.diag_embed(theta),
             self.state_gradient,
             self.theta_gradient,
+        )
+
+    def rows(self, index: Tensor) -> Quadratic:
+        """Some of the starts."""
+        return Quadratic(
+            self.state[index],
+            self.cross[index],
+            self.theta[index],
+            self.state_gradient[index],
+            self.theta_gradient[index],
+        )
+
+    def hold_theta(self) -> Quadratic:
+        """The same with the parameters held where they are."""
+        eye = torch.eye(self.theta.shape[-1], dtype=self.theta.dtype, device=self.theta.device)
+        return Quadratic(
+            self.state,
+            torch.zeros_like(self.cross),
+            eye.expand_as(self.theta),
+            self.state_gradient,
+            torch.zeros_like(self.theta_gradient),
         )
 
     def add_gradient(self, state: Tensor, theta: Tensor) -> Quadratic:
@@ -122,16 +148,15 @@ class KktSystem:
     Args:
         quadratic: Gauss-Newton model, damping included.
         defects: linearised defects.
-        kappa: rho in units of the mean diagonal of the states' Hessian.
+        rho: (starts,) weight of the defects in the augmented Lagrangian; `Quadratic.scale` gives its unit.
     """
 
-    def __init__(self, quadratic: Quadratic, defects: DefectOperator, kappa: float = 1e3, rho: Tensor | None = None) -> None:
+    def __init__(self, quadratic: Quadratic, defects: DefectOperator, rho: Tensor) -> None:
         self.quadratic, self.defects = quadratic, defects
         a, b, on = defects.a, defects.b, defects.on[..., None]
         n = a.shape[-1]
-        scale = quadratic.state.diagonal(dim1=-2, dim2=-1).flatten(1).mean(1).clamp_min(1e-300)
-        self.rho = kappa * scale if rho is None else rho
-        rho = self.rho[:, None, None, None, None]
+        self.rho = rho
+        rho = rho[:, None, None, None, None]
         diagonal = quadratic.state + rho * (a.mT @ a)
         border = quadratic.cross + rho * (a.mT @ b)
         eye = torch.eye(n, dtype=a.dtype, device=a.device)
@@ -139,7 +164,7 @@ class KktSystem:
         border[:, :, 1:] -= rho * b[:, :, :-1]
         # A stage without any data or neighbour (padding of a shorter trajectory) still needs an invertible block.
         idle = (1.0 - defects.on) * (diagonal.diagonal(dim1=-2, dim2=-1) == 0)
-        diagonal = diagonal + torch.diag_embed(idle) * scale[:, None, None, None, None]
+        diagonal = diagonal + torch.diag_embed(idle)
         self.blocks = BlockTridiagonal.factor(diagonal, -(rho * a * on)[:, :, :-1])
         self.border = border
         self.response = self.blocks.solve(border)
@@ -157,12 +182,22 @@ class KktSystem:
         dtheta = torch.cholesky_solve(reduced[..., None], self.cholesky)[..., 0]
         return v - (self.response @ dtheta[:, None, None, :, None])[..., 0], dtheta
 
-    def solve(self, defect: Tensor, multipliers: Tensor, *, tolerance: float = 1e-10, limit: int = 30) -> Step:
+    def solve(
+        self,
+        defect: Tensor,
+        multipliers: Tensor,
+        *,
+        exact: Tensor | None = None,
+        tolerance: float = 1e-10,
+        limit: int = 30,
+    ) -> Step:
         """Solve the KKT system.
 
         Args:
             defect: (starts, trajectories, stages, n) right-hand side r of the linearised defects.
             multipliers: first guess, of the same shape.
+            exact: (starts,) False where the minimiser of the augmented Lagrangian is wanted, with the multipliers as
+                they are; None: True everywhere.
             tolerance: accepted |r + G step| relative to its value before the iteration.
             limit: most conjugate-gradient iterations.
         """
@@ -171,16 +206,18 @@ class KktSystem:
         ds, dt = self.apply_inverse(-(model.state_gradient + back_s), -(model.theta_gradient + back_t))
         residual = defect + op.apply(ds, dt)
         multipliers = multipliers.clone()
-        weight = self.rho[:, None, None, None]
         squared = residual.square().flatten(1).sum(1)
         target = tolerance**2 * (defect.square().flatten(1).sum(1) + squared) + 1e-300
+        if exact is not None:
+            target = torch.where(exact, target, float("inf"))
         direction, used = residual, 0
-        while used < limit and bool((squared > target).any()):
+        active = squared > target
+        while used < limit and bool(active.any()):
             back_s, back_t = op.adjoint(direction)
             vs, vt = self.apply_inverse(back_s, back_t)
             image = op.apply(vs, vt)
             curvature = (direction * image).flatten(1).sum(1)
-            active = (squared > target) & (curvature > 0)
+            active = active & (curvature > 0)
             alpha = torch.where(active, squared / curvature, 0.0)
             wide = alpha[:, None, None, None]
             multipliers = multipliers + wide * direction
@@ -189,8 +226,6 @@ class KktSystem:
             fresh = residual.square().flatten(1).sum(1)
             direction = residual + torch.where(active, fresh / squared, 0.0)[:, None, None, None] * direction
             squared, used = fresh, used + 1
-            if not bool(active.any()):
-                break
+            active = active & (squared > target)
         finite = torch.isfinite(ds).flatten(1).all(1) & torch.isfinite(dt).all(1)
-        del weight
         return Step(ds, dt, op.on * multipliers, self.ok & finite, used)

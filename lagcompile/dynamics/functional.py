@@ -150,6 +150,7 @@ class CellFunctions:
         n, p = self.n, self.p
         eye = torch.eye(n + p, dtype=x.dtype, device=x.device)
         lanes = x.shape[1]
+        theta, x = theta.contiguous(), x.contiguous()  # dual tensors cannot be expanded views
 
         def columns(t: Tensor, s: Tensor) -> Tensor:
             def one(direction: Tensor) -> Tensor:

@@ -70,6 +70,18 @@ class StageJacobians:
     end_state: Tensor
     end_theta: Tensor
 
+    def rows(self, index: Tensor) -> StageJacobians:
+        """Some of the starts."""
+        return StageJacobians(
+            self.output_state[index], self.output_theta[index], self.end_state[index], self.end_theta[index]
+        )
+
+    def hold_theta(self) -> StageJacobians:
+        """The same with the parameters held where they are."""
+        return StageJacobians(
+            self.output_state, torch.zeros_like(self.output_theta), self.end_state, torch.zeros_like(self.end_theta)
+        )
+
 
 class Stages:
     """Trajectories in stages of S samples.
@@ -82,7 +94,7 @@ class Stages:
     """
 
     def __init__(self, functions: CellFunctions, data: Trajectories, length: int, weights: Tensor) -> None:
-        if not 1 <= length:
+        if not length >= 1:
             raise BindError(f"a stage has at least one sample, got a stage length of {length}")
         self.functions, self.data = functions, data
         self.length = min(length, data.samples)

@@ -1,0 +1,216 @@
+"""Fit a rollout to measured trajectories by multiple shooting: the front door of the method.
+
+In: a `Rollout`, `Trajectories`, options and what is known (noise, priors, bounds, guesses). Out: a `FitResult`. Invariant:
+the user's module is only read; all starts are solved together and the best one is handed back as a new module.
+
+    result = fit(rollout, data, method=Shooting(), starts=100)
+    result.rollout, result.status, result.table()
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lagcompile.backends.shooting_options import Shooting
+from lagcompile.backends.shooting_problem import Bounds, Gaussian, Problem
+from lagcompile.backends.shooting_result import FitResult, collect
+from lagcompile.backends.shooting_run import Run, Watch
+from lagcompile.dynamics.functional import CellFunctions
+from lagcompile.dynamics.rollout import Rollout
+from lagcompile.dynamics.stages import Stages
+from lagcompile.dynamics.starts import (
+    conditioned_length,
+    growth,
+    observation_map,
+    random_starts,
+    state_scale,
+    states_from_observations,
+    states_from_simulation,
+    windows,
+)
+from lagcompile.dynamics.trajectories import Trajectories
+from lagcompile.ir.base import BindError, DataError
+
+Limits = tuple[float | None, float | None]
+_PROBES = 8
+
+
+def fit(
+    rollout: Rollout,
+    data: Trajectories,
+    *,
+    method: Shooting | None = None,
+    starts: Tensor | int = 1,
+    spread: float = 5.0,
+    noise: float | Sequence[float] | None = None,
+    observed: Sequence[int] | None = None,
+    bounds: Mapping[str, Limits] | None = None,
+    state_bounds: Mapping[int, Limits] | None = None,
+    prior: Gaussian | None = None,
+    initial: Gaussian | Tensor | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    watch: Watch | None = None,
+) -> FitResult:
+    """Estimate parameters and states by multiple shooting.
+
+    Args:
+        rollout: the model; parameters with requires_grad are estimated, from where they are.
+        data: the measurements; its longest trajectory may be of any length, `rollout.steps` is not used.
+        method: options of the solver.
+        starts: parameter guesses (starts, p), or how many: the first is the module's own, the others are drawn
+            log-uniformly within `spread` of it.
+        spread: factor for drawn guesses.
+        noise: standard deviation of each output's noise, the unit of its errors; None: the output's own deviation.
+        observed: state component that each output measures, -1 for none; needed with a readout module.
+        bounds: parameter name -> (lower, upper), None for no bound.
+        state_bounds: state component -> (lower, upper).
+        prior: Gaussian knowledge of the parameters (p,).
+        initial: Gaussian knowledge of the initial states (trajectories, n), or a tensor of known initial states.
+        seed: seed of drawn guesses.
+        device: where to compute; float64 throughout.
+        watch: called with the numbers of each iteration.
+
+    Raises:
+        BindError: model and data do not fit together.
+        DataError: the data have no variation and no noise level was given.
+    """
+    clock = time.perf_counter()
+    method = method or Shooting()
+    functions = CellFunctions(rollout, torch.float64, device)
+    data = data.to(dtype=functions.dtype, device=functions.device)
+    theta = _guesses(functions, starts, spread, seed)
+    with torch.no_grad():
+        problem, path = _problem(functions, data, observed, noise, prior, initial)
+        problem = replace(problem, bounds=Bounds.of(functions, bounds or {}, state_bounds or {}))
+        complete = set(range(functions.n)) <= set(observation_map(rollout, data, observed))
+        if method.states == "simulation":
+            path = states_from_simulation(functions, data, theta, path[0, :, 0])
+        smooth = method.states == "smoothing" or (method.states == "auto" and not complete)
+        length = _stage_length(problem, method, theta, path, smooth=smooth)
+        problem = problem.with_length(length)
+        states = path[:, :, :: problem.stages.length].expand(theta.shape[0], -1, -1, -1)
+        run = Run(problem, method, theta, states, clock=clock, watch=watch)
+        if smooth:
+            run.smooth(method.smoothing_passes)
+        run.solve()
+        for _ in range(method.lengthen):
+            if run.problem.stages.count == 1:
+                break
+            run = run.lengthened()
+            run.solve()
+    return collect(rollout, run, seconds=time.perf_counter() - clock)
+
+
+def _guesses(functions: CellFunctions, starts: Tensor | int, spread: float, seed: int) -> Tensor:
+    centre = functions.start()
+    if isinstance(starts, int):
+        if starts < 1:
+            raise BindError(f"starts={starts}: at least one guess is needed")
+        drawn = random_starts(centre.cpu(), starts - 1, factor=spread, seed=seed).to(centre)
+        return torch.cat([centre[None], drawn])
+    guesses = starts.to(centre)
+    if guesses.dim() != 2 or guesses.shape[1] != functions.p:
+        raise BindError(
+            f"starts have shape {tuple(starts.shape)}; the rollout has {functions.p} parameters "
+            f"({', '.join(functions.layout.labels()[:6])}): pass (starts, {functions.p})"
+        )
+    return guesses
+
+
+def _problem(
+    functions: CellFunctions,
+    data: Trajectories,
+    observed: Sequence[int] | None,
+    noise: float | Sequence[float] | None,
+    prior: Gaussian | None,
+    initial: Gaussian | Tensor | None,
+) -> tuple[Problem, Tensor]:
+    """The problem with stages of one sample, and the states that the observations suggest."""
+    components = observation_map(functions.rollout, data, observed)
+    path = states_from_observations(data, components, functions.n)[None]
+    weights = 1.0 / _noise(data, noise)
+    fixed = isinstance(initial, Tensor)
+    if isinstance(initial, Tensor):
+        known = initial.to(path).expand(len(data), functions.n)
+        path[0, :, 0] = known
+        initial = None
+    none = Bounds.of(functions, {}, {})
+    problem = Problem(
+        functions,
+        data,
+        Stages(functions, data, 1, weights),
+        weights,
+        state_scale(path, data),
+        none,
+        theta_prior=prior,
+        initial_prior=initial,
+        fixed_initial=fixed,
+    )
+    return problem, path
+
+
+def _noise(data: Trajectories, noise: float | Sequence[float] | None) -> Tensor:
+    if noise is not None:
+        level = torch.as_tensor(noise, dtype=data.observations.dtype, device=data.observations.device)
+        if not bool((level > 0).all()) or level.dim() > 1 or (level.dim() == 1 and len(level) != data.outputs):
+            raise BindError(
+                f"noise must be positive, one number or one for each of {data.outputs} outputs: got {noise}"
+            )
+        return level.expand(data.outputs)
+    levels = []
+    for c in range(data.outputs):
+        values = data.observations[..., c][data.mask[..., c]]
+        level = float(values.std()) if len(values) > 1 else 0.0
+        if not level > 0:
+            raise DataError(f"output {c} does not vary (or is never measured): drop it, or pass noise=its deviation")
+        levels.append(level)
+    return torch.tensor(levels, dtype=data.observations.dtype, device=data.observations.device)
+
+
+def _stage_length(problem: Problem, method: Shooting, theta: Tensor, path: Tensor, *, smooth: bool) -> int:
+    """The stage length asked for, or the longest one over which Jacobian products stay bounded.
+
+    A wrong guess may look harmless (a decaying cell) where the data are chaotic, so a few soft steps on short windows of
+    the data come first, and growth is measured with the parameters that they reach.
+    """
+    if isinstance(method.stage_length, int):
+        return method.stage_length
+    functions = problem.functions
+    pieces = windows(problem.data)
+    probe = replace(
+        problem,
+        data=pieces,
+        stages=Stages(functions, pieces, 1, problem.weights),
+        initial_prior=None,
+        fixed_initial=False,
+    )
+    states = _window_states(problem, pieces, path)
+    few = theta[:_PROBES]
+    options = method.model_copy(update={"iterations": 3, "relax_factor": 2.0, "relax_end": math.inf})
+    run = Run(probe, options, few, states.expand(len(few), -1, -1, -1), clock=0.0)
+    if smooth:
+        run.smooth(method.smoothing_passes)
+    run.solve()
+    norms = growth(functions, problem.data, run.point.theta, path[:1], longest=method.longest_stage)
+    return conditioned_length(norms, method.growth)
+
+
+def _window_states(problem: Problem, pieces: Trajectories, path: Tensor) -> Tensor:
+    """States of the windows cut out of states along the whole data, found by their time stamps."""
+    if pieces is problem.data:
+        return path[:1]
+    rows = []
+    for name, times in zip(pieces.names, pieces.times, strict=True):
+        owner = problem.data.names.index(name.rsplit("[", 1)[0])
+        first = int(torch.searchsorted(problem.data.times[owner], times[0]))
+        piece = path[0, owner, first : first + pieces.samples]
+        missing = pieces.samples - piece.shape[0]
+        rows.append(torch.cat([piece, piece[-1:].expand(missing, -1)]))
+    return torch.stack(rows)[None]

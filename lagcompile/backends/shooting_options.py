@@ -1,0 +1,56 @@
+"""Options of the multiple-shooting solver, as a YAML spec names them.
+
+In: keys and values. Out: `Shooting`, a frozen record. Invariant: the defaults are the ones that every figure of the
+benchmark was measured with; nothing is tuned per problem.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lagcompile.ir.base import Frozen
+
+
+class Shooting(Frozen):
+    """Gauss-Newton SQP by multiple shooting, batched over trajectories and starts."""
+
+    kind: Literal["shooting"] = "shooting"
+    stage_length: int | Literal["conditioning"] = "conditioning"
+    """Samples in a stage. `conditioning`: the longest power of two over which products of step Jacobians along the observed
+    trajectory stay under `growth`."""
+    growth: float = Field(default=5.0, gt=1)
+    """Bound on the norm of Jacobian products over one stage, states in units of their scale."""
+    longest_stage: int = Field(default=32, ge=1)
+    """Longest stage that `conditioning` may choose."""
+    lengthen: int = Field(default=0, ge=0)
+    """How often the stage length is doubled once the defects have closed."""
+    states: Literal["auto", "observations", "smoothing", "simulation"] = "auto"
+    """Where states start: the interpolated observations; these after a smoothing pass with the parameters held; a simulation.
+    `auto` smooths where a component is not observed."""
+    smoothing_passes: int = Field(default=2, ge=1)
+    """Steps of the smoothing pass."""
+    relax_start: float = Field(default=1e-2, gt=0)
+    """First weight of the squared defects, relative to the curvature of the output errors."""
+    relax_factor: float = Field(default=10.0, gt=1)
+    """Factor by which the weight rises."""
+    relax_steps: int = Field(default=2, ge=1)
+    """Most accepted steps at one weight."""
+    relax_end: float = Field(default=1e3, gt=0)
+    """Weight at which the defects become equality constraints."""
+    damping: float = Field(default=1e-4, ge=0)
+    """First Levenberg-Marquardt damping, relative to the curvature."""
+    backtracks: int = Field(default=6, ge=1)
+    """Most step lengths tried, each half of the one before."""
+    iterations: int = Field(default=100, ge=1)
+    """Most iterations at one stage length."""
+    tolerance: float = Field(default=1e-6, gt=0)
+    """KKT error at which a start is solved: gradient of the Lagrangian in scaled variables relative to 1 + objective, and defects
+    in units of the states."""
+    kkt_tolerance: float = Field(default=1e-4, gt=0)
+    """Relative accuracy of the linearised defects in each step."""
+    barrier_start: float = Field(default=0.1, gt=0)
+    """First barrier parameter, where there are bounds."""
+    time_limit: float | None = Field(default=None, gt=0)
+    """Seconds."""

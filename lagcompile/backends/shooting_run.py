@@ -1,0 +1,331 @@
+"""The iteration of the multiple-shooting solver, for all starts at once.
+
+In: a `Problem` and first parameters and states. Out: where every start ended. Invariant: a start that has ended is left
+out of all further work; nothing depends on how many other starts there are, except rounding.
+
+Each start passes through two phases. While its defects are soft it minimises objective + rho/2 |r|^2 by Levenberg-Marquardt
+steps and raises rho by a constant factor (precision annealing: the states first follow the data, then the model; see Abarbanel
+2013, and "weak-constraint" smoothing). Once rho is large the defects become equality constraints: Gauss-Newton SQP steps
+with multipliers, accepted by a filter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lagcompile.backends.shooting_barrier import Barrier, push_inside
+from lagcompile.backends.shooting_kkt import DefectOperator, KktSystem, Quadratic, Step
+from lagcompile.backends.shooting_options import Shooting
+from lagcompile.backends.shooting_problem import Point, Problem
+from lagcompile.backends.shooting_search import Filter
+from lagcompile.dynamics.stages import StageJacobians
+from lagcompile.dynamics.starts import parameter_scale
+from lagcompile.ir.solution import Status
+
+Watch = Callable[[Mapping[str, float]], None]
+_RUNNING, _SOLVED, _STALLED, _DIVERGED = range(4)
+
+
+@dataclass
+class Trace:
+    """Numbers and parameters along a run.
+
+    Attributes:
+        rows: one mapping for each iteration.
+        theta: parameters (starts, p) after each iteration.
+    """
+
+    rows: list[Mapping[str, float]] = field(default_factory=list)
+    theta: list[Tensor] = field(default_factory=list)
+
+
+class Run:
+    """State of a run over all starts.
+
+    Args:
+        problem: what is solved.
+        method: the options.
+        theta: (starts, p) first parameters.
+        states: (starts, trajectories, stages, n) first states.
+        clock: `time.perf_counter` value at which the run began.
+        watch: called with the numbers of each iteration.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        method: Shooting,
+        theta: Tensor,
+        states: Tensor,
+        *,
+        clock: float,
+        watch: Watch | None = None,
+    ) -> None:
+        self.problem, self.method, self.clock, self.watch = problem, method, clock, watch
+        bounds = problem.bounds
+        self.bounded = bounds.any
+        if self.bounded:
+            theta = push_inside(theta, bounds.theta_lower, bounds.theta_upper)
+            states = push_inside(states, bounds.state_lower, bounds.state_upper)
+        self.first = theta.clone()
+        self.theta_scale = parameter_scale(problem.functions, theta)
+        self.point = problem.evaluate(theta.clone(), states.clone())
+        count = theta.shape[0]
+        self.starts = torch.arange(count, device=theta.device)
+        self.multipliers = torch.zeros_like(states)
+        self.damping = theta.new_full((count,), method.damping)
+        self.kappa = theta.new_full((count,), method.relax_start)
+        self.hard = torch.zeros(count, dtype=torch.bool, device=theta.device)
+        self.tries = torch.zeros(count, dtype=torch.int64, device=theta.device)
+        self.code = torch.full((count,), _RUNNING, dtype=torch.int64, device=theta.device)
+        self.code[~self.point.values.finite] = _DIVERGED
+        self.iterations = torch.zeros_like(self.code)
+        self.filter = Filter(count, method.iterations + 1, theta)
+        self.weight = theta.new_full((count,), method.barrier_start if self.bounded else 0.0)
+        self.barriers = self._barriers(self.point, self.starts) if self.bounded else None
+        self.trace = Trace()
+        self.step_count = 0
+        self.timed_out = False
+
+    # ---------------------------------------------------------------- the loop
+    def solve(self) -> None:
+        """Iterate until every start has ended or the limits are reached."""
+        while self.step_count < self.method.iterations:
+            active = self.starts[self.code == _RUNNING]
+            if len(active) == 0:
+                return
+            if self.method.time_limit is not None and time.perf_counter() - self.clock > self.method.time_limit:
+                self.timed_out = True
+                return
+            self._iterate(active)
+            self.step_count += 1
+
+    def smooth(self, passes: int) -> None:
+        """Smooth the states with the parameters held: soft steps that estimate what is not observed."""
+        for _ in range(passes):
+            active = self.starts[self.code == _RUNNING]
+            jacobians, model = self.problem.linearise(self.point.rows(active), self.theta_scale[active])
+            rho = model.scale
+            model = model.hold_theta().add_diagonal(self._state_damping(model, rho, self.damping[active]), None)
+            jacobians = jacobians.hold_theta()
+            step = self._solve(jacobians, model, active, rho, exact=None)
+            self._search(active, step, rho, jacobians, soft_only=True)
+        self.damping.fill_(self.method.damping)
+
+    def lengthened(self) -> Run:
+        """A run at twice the stage length that starts where this one ended, with hard defects and its multipliers."""
+        problem = self.problem.with_length(2 * self.problem.stages.length)
+        states = self.point.states[:, :, ::2].clone()
+        run = Run(problem, self.method, self.point.theta, states, clock=self.clock, watch=self.watch)
+        kept = self.multipliers[:, :, 1::2]
+        run.multipliers[:, :, : kept.shape[2]] = kept
+        run.multipliers *= problem.stages.defect_on[..., None]
+        run.hard.fill_(True)
+        run.damping.fill_(1e-8)
+        run.iterations = self.iterations.clone()
+        run.trace, run.first = self.trace, self.first
+        return run
+
+    def statuses(self) -> tuple[Status, ...]:
+        """Status of every start."""
+        late = Status.TIME_LIMIT if self.timed_out else Status.STEPS_DONE
+        names = {_RUNNING: late, _SOLVED: Status.SOLVED, _STALLED: Status.STALLED, _DIVERGED: Status.DIVERGED}
+        return tuple(names[int(c)] for c in self.code.tolist())
+
+    # ---------------------------------------------------------------- one iteration
+    def _iterate(self, active: Tensor) -> None:
+        jacobians, model = self.problem.linearise(self.point.rows(active), self.theta_scale[active])
+        error = self._optimality(active, jacobians, model)
+        solved = self.hard[active] & (error <= self.method.tolerance)
+        if self.bounded:
+            solved &= self.weight[active] <= self.method.tolerance
+            self._lower_barrier(active, error)
+        if bool(solved.any()):
+            self.code[active[solved]] = _SOLVED
+            active, jacobians, model = active[~solved], jacobians.rows(~solved), model.rows(~solved)
+            if len(active) == 0:
+                self._record(error)
+                return
+        hard = self.hard[active]
+        rho = torch.where(hard, self.method.relax_end, self.kappa[active]) * model.scale
+        damped = self._damped(active, jacobians, model, rho)
+        step = self._solve(jacobians, damped, active, rho, exact=hard)
+        self._search(active, step, rho, jacobians)
+        self.iterations[active] += 1
+        self._record(error)
+
+    def _solve(
+        self, jacobians: StageJacobians, model: Quadratic, active: Tensor, rho: Tensor, exact: Tensor | None
+    ) -> Step:
+        defect = self.problem.scaled_defect(self.point.values.rows(active))
+        system = KktSystem(model, DefectOperator(jacobians, self.problem.stages.defect_on), rho)
+        held = torch.zeros(len(active), dtype=torch.bool, device=rho.device) if exact is None else exact
+        return system.solve(defect, self.multipliers[active], exact=held, tolerance=self.method.kkt_tolerance, limit=40)
+
+    def _state_damping(self, model: Quadratic, rho: Tensor, damping: Tensor) -> Tensor:
+        """Damping of each state component by its mean curvature, defects included."""
+        mean = model.state.diagonal(dim1=-2, dim2=-1).mean((1, 2)) + rho[:, None]
+        return (damping[:, None] * mean)[:, None, None, :].expand_as(model.state_gradient)
+
+    def _damped(self, active: Tensor, jacobians: StageJacobians, model: Quadratic, rho: Tensor) -> Quadratic:
+        damping = self.damping[active]
+        theta = model.theta.diagonal(dim1=-2, dim2=-1) + rho[:, None] * jacobians.end_theta.square().sum((1, 2, 3))
+        damped = model.add_diagonal(self._state_damping(model, rho, damping), damping[:, None] * theta + 1e-300)
+        if self.barriers is None:
+            return damped
+        on_theta, on_states = (b.rows(active) for b in self.barriers)
+        weight = self.weight[active]
+        return damped.add_diagonal(on_states.curvature, on_theta.curvature).add_gradient(
+            on_states.gradient(weight[:, None, None, None]), on_theta.gradient(weight[:, None])
+        )
+
+    def _optimality(self, active: Tensor, jacobians: StageJacobians, model: Quadratic) -> Tensor:
+        """Scaled KKT error: stationarity relative to 1 + objective, and the largest defect in units of the states."""
+        op = DefectOperator(jacobians, self.problem.stages.defect_on)
+        back_s, back_t = op.adjoint(self.multipliers[active])
+        states, theta = model.state_gradient + back_s, model.theta_gradient + back_t
+        if self.barriers is not None:
+            on_theta, on_states = (b.rows(active) for b in self.barriers)
+            theta = theta - on_theta.dual_below + on_theta.dual_above
+            states = states - on_states.dual_below + on_states.dual_above
+        values = self.point.values.rows(active)
+        stationarity = torch.maximum(states.abs().flatten(1).amax(1), theta.abs().amax(1))
+        defect = self.problem.scaled_defect(values).abs().flatten(1).amax(1)
+        return torch.maximum(stationarity / (1.0 + values.objective), defect)
+
+    # ---------------------------------------------------------------- bounds
+    def _barriers(self, point: Point, index: Tensor) -> tuple[Barrier, Barrier]:
+        bounds, weight = self.problem.bounds, self.weight[index]
+        theta = Barrier.at(
+            point.theta, bounds.theta_lower, bounds.theta_upper, self.theta_scale[index], weight[:, None]
+        )
+        states = Barrier.at(
+            point.states, bounds.state_lower, bounds.state_upper, self.problem.state_scale, weight[:, None, None, None]
+        )
+        return theta, states
+
+    def _barrier_value(self, point: Point, active: Tensor) -> Tensor | float:
+        if self.barriers is None:
+            return 0.0
+        weight = self.weight[active]
+        theta, states = self._barriers(point, active)
+        return theta.value(weight[:, None]) + states.value(weight[:, None, None, None])
+
+    def _lower_barrier(self, active: Tensor, error: Tensor) -> None:
+        """Lower the barrier of starts that are soft, or that have solved the present barrier problem."""
+        weight = self.weight[active]
+        ready = ~self.hard[active] | (error <= 10.0 * weight)
+        lower = torch.minimum(0.2 * weight, weight**1.5).clamp_min(0.1 * self.method.tolerance)
+        self.weight[active] = torch.where(ready, lower, weight)
+        self.filter.clear(active[ready])
+
+    # ---------------------------------------------------------------- acceptance
+    def _search(
+        self, active: Tensor, step: Step, rho: Tensor, jacobians: StageJacobians, *, soft_only: bool = False
+    ) -> None:
+        """Backtrack along the step of each start, store what is accepted and adapt damping and phase."""
+        problem, here = self.problem, self.point.rows(active)
+        hard = self.hard[active] & (not soft_only)
+        length = torch.ones_like(rho)
+        if self.barriers is not None:
+            on_theta, on_states = (b.rows(active) for b in self.barriers)
+            length = torch.minimum(on_theta.longest(step.theta), on_states.longest(step.states))
+        full = length.clone()
+        objective = here.values.objective + self._barrier_value(here, active)
+        soft_before = objective + 0.5 * rho * problem.scaled_defect(here.values).square().flatten(1).sum(1)
+        violation = problem.scaled_defect(here.values).abs().flatten(1).sum(1)
+        self.filter.add(active[hard], self.step_count, objective[hard], violation[hard])
+        tiny = torch.full_like(violation, 1e-3 * self.method.tolerance)
+        waiting = step.ok.clone()
+        gain = torch.zeros_like(rho)
+        for _ in range(self.method.backtracks):
+            index = waiting.nonzero()[:, 0]
+            if len(index) == 0:
+                break
+            starts = active[index]
+            size = length[index]
+            trial = problem.evaluate(
+                here.theta[index] + size[:, None] * step.theta[index] * self.theta_scale[starts],
+                here.states[index] + size[:, None, None, None] * step.states[index] * problem.state_scale,
+            )
+            defect = problem.scaled_defect(trial.values)
+            cost = trial.values.objective + self._barrier_value(trial, starts)
+            soft = cost + 0.5 * rho[index] * defect.square().flatten(1).sum(1)
+            passes = self.filter.accepts(starts, cost, defect.abs().flatten(1).sum(1), tiny[index])
+            good = torch.where(hard[index], passes, soft < soft_before[index]) & trial.values.finite
+            gain[index] = torch.where(good, 1.0 - soft / soft_before[index], gain[index])
+            self._accept(starts[good], trial.rows(good), step, index[good], length)
+            waiting[index[good]] = False
+            length[waiting] *= 0.5
+        accepted = step.ok & ~waiting
+        self._adapt(active, accepted, length / full, gain, hard, soft_only)
+
+    def _accept(self, starts: Tensor, trial: Point, step: Step, index: Tensor, length: Tensor) -> None:
+        if self.barriers is not None:
+            bounds, weight = self.problem.bounds, self.weight[starts]
+            for barrier, value, change, lower, upper, scale, wide in (
+                (
+                    self.barriers[0],
+                    trial.theta,
+                    step.theta[index],
+                    bounds.theta_lower,
+                    bounds.theta_upper,
+                    self.theta_scale[starts],
+                    weight[:, None],
+                ),
+                (
+                    self.barriers[1],
+                    trial.states,
+                    step.states[index],
+                    bounds.state_lower,
+                    bounds.state_upper,
+                    self.problem.state_scale,
+                    weight[:, None, None, None],
+                ),
+            ):
+                old = barrier.rows(starts)
+                barrier.store(starts, old.duals_after(change, wide, old.moved(value, lower, upper, scale)))
+        self.point.store(starts, trial)
+        self.multipliers[starts] = step.multipliers[index]
+
+    def _adapt(
+        self, active: Tensor, accepted: Tensor, part: Tensor, gain: Tensor, hard: Tensor, soft_only: bool
+    ) -> None:
+        """Damping up after rejection or a short step, down after a full one; raise rho of soft starts."""
+        damping = self.damping[active]
+        factor = torch.where(accepted & (part == 1.0), 0.1, torch.where(accepted, 3.0, 100.0))
+        floor = torch.where(accepted, 1e-12, 1e-6)
+        self.damping[active] = torch.maximum(damping * factor, floor).clamp_max(1e10)
+        if soft_only:
+            return
+        self.code[active[~accepted & (damping >= 1e8)]] = _STALLED
+        tries = self.tries[active] + 1
+        raise_it = ~hard & ((accepted & ((gain < 0.5) | (tries >= self.method.relax_steps))) | (tries >= 12))
+        self.kappa[active] = torch.where(raise_it, self.kappa[active] * self.method.relax_factor, self.kappa[active])
+        self.tries[active] = torch.where(raise_it, 0, tries)
+        finished = ~hard & (self.kappa[active] > self.method.relax_end)
+        self.hard[active[finished]] = True
+        self.damping[active[finished]] = 1e-8
+
+    def _record(self, error: Tensor) -> None:
+        objective = self.point.values.objective
+        finite = objective[torch.isfinite(objective)]
+        row = {
+            "step": float(self.step_count),
+            "seconds": time.perf_counter() - self.clock,
+            "loss": float(finite.min()) if len(finite) else float("inf"),
+            "median_loss": float(finite.median()) if len(finite) else float("inf"),
+            "defect": float(self.problem.scaled_defect(self.point.values).abs().flatten(1).amax(1).median()),
+            "kkt": float(error.median()),
+            "running": float((self.code == _RUNNING).sum()),
+            "solved": float((self.code == _SOLVED).sum()),
+        }
+        self.trace.rows.append(row)
+        self.trace.theta.append(self.point.theta.clone())
+        if self.watch is not None:
+            self.watch(row)
