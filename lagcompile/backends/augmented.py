@@ -1,0 +1,96 @@
+"""Augmented Lagrangians and penalties with an inner loop: states first, then multipliers, then weights.
+
+In: an `Instance` whose defects have a quadratic weight. Out: an executor. Invariant: multipliers move by local dual
+ascent lambda += rho G(r) alone, after each round of steps on the states; weights move once a step, at the end.
+
+The program decides which relative it is: tables with multipliers are the augmented Lagrangian; transient states with
+multipliers are PC-ALM (Seely and Gould 2026); tables without multipliers and with a growing weight are the method of
+auxiliary coordinates (Carreira-Perpinan and Wang 2014); a constant weight is the plain quadratic penalty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lagcompile.backends.base import Method
+from lagcompile.backends.first_order import DescentAscent, FirstOrderExecutor
+from lagcompile.ir.base import ProgramError
+from lagcompile.runtime.instance import Batch, Instance, quiet
+from lagcompile.runtime.lagrangian import Gradients
+from lagcompile.runtime.steps import SGD, Adagrad, Adam, RuleSpec
+
+
+class AugmentedLagrangian(Method):
+    """Inner loop over states, local dual ascent, then one step on the weights."""
+
+    kind: Literal["augmented_lagrangian"] = "augmented_lagrangian"
+    weights: RuleSpec = Adam(lr=1e-3)
+    """Step rule of the weights."""
+    states: RuleSpec = Adagrad(lr=5e-2)
+    """Step rule of the states."""
+    rounds: int = Field(default=1, ge=1)
+    """Rounds of (steps on states, one dual ascent) ahead of each step on the weights."""
+    state_steps: int = Field(default=5, ge=1)
+    """Steps on the states in each round."""
+    dual_step: float | None = Field(default=None, ge=0)
+    """Step of the dual ascent; None takes the quadratic weight rho, as the method of multipliers does."""
+
+    def executor(self, instance: Instance, *, seed: int = 0) -> AugmentedExecutor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: multipliers would never move, or the program is not for first-order methods.
+        """
+        return AugmentedExecutor(instance, self, seed=seed)
+
+
+class AugmentedExecutor(FirstOrderExecutor):
+    """Runs the augmented Lagrangian; each step costs rounds * (state_steps + 1) + 1 gradient evaluations."""
+
+    def __init__(self, instance: Instance, options: AugmentedLagrangian, *, seed: int = 0) -> None:
+        inner = DescentAscent(weights=options.weights, states=options.states, multipliers=SGD(lr=1.0))
+        super().__init__(instance, inner, seed=seed)
+        self.options = options
+        problems = [
+            f"augmented_lagrangian: the constraint {b.constraint.name} has no quadratic weight, so its multiplier "
+            "would never move: give 'weight: {kind: constant, value: 1.0}' or a dual_step"
+            for b in instance.layout.banks
+            if b.constraint.weight is None and (b.multiplier is None or options.dual_step is None)
+        ]
+        if not instance.layout.banks:
+            problems.append("augmented_lagrangian needs at least one state: split the model, or use method backprop")
+        if problems:
+            raise ProgramError(problems)
+        self._duals_move = any(b.multiplier is not None for b in instance.layout.banks)
+
+    def step(self, rows: Tensor) -> None:
+        """Rounds on states and multipliers, then one step on the weights."""
+        batch = self.instance.batch(rows)
+        self.store.begin(batch, self.steps)
+        for _ in range(self.options.rounds):
+            for _ in range(self.options.state_steps):
+                self.store.update(self._inner(batch), "states")
+            if self._duals_move:
+                self.store.update(self._scaled(self._inner(batch)), "multipliers")
+        last = self._gradients(batch, weights=True)
+        self._set_gradients(last)
+        self.optimizers["weights"].step()
+        self._last, self._batch = last, batch
+        self.store.finish()
+        self.steps += 1
+
+    def _inner(self, batch: Batch) -> Gradients:
+        """Gradients in states and multipliers; buffers and random numbers stay as they were."""
+        with quiet(self.instance.module):
+            return self._gradients(batch, weights=False)
+
+    def _scaled(self, gradients: Gradients) -> Gradients:
+        """Dual gradients times the dual step, for a rule of rate 1."""
+        step = self.options.dual_step
+        rates = [rho if step is None else step for rho in self.store.rho]
+        duals = [None if g is None else rate * g for g, rate in zip(gradients.multipliers, rates, strict=True)]
+        return replace(gradients, multipliers=duals)

@@ -1,0 +1,293 @@
+"""Baselines on the same program: backprop, direct feedback alignment, difference target propagation.
+
+In: an `Instance`. Out: executors. Invariant: each runs the program's own stages and moves the program's own weights, so
+that its rows in a table compare with those of the lifted methods: same network, data, batches and step rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lagcompile.backends.base import Method
+from lagcompile.backends.local import (
+    StageExecutor,
+    StageNetwork,
+    Values,
+    gradients_of,
+    unsupported,
+    weight_penalty,
+)
+from lagcompile.ir.axes import NonNegative, Range
+from lagcompile.ir.base import ProgramError
+from lagcompile.ir.program import StateVariable
+from lagcompile.runtime.instance import Batch, Instance, quiet, to_rows, to_value
+from lagcompile.runtime.steps import SGD, Adam, Extra, RuleSpec
+
+
+class Backprop(Method):
+    """Plain backprop through the glued network: single shooting, whatever the program says about states."""
+
+    kind: Literal["backprop"] = "backprop"
+    weights: RuleSpec = Adam(lr=1e-3)
+    """Step rule of the weights."""
+
+    def executor(self, instance: Instance, *, seed: int = 0) -> BackpropExecutor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: inputs to be solved for, or further constraints.
+        """
+        return BackpropExecutor(instance, self, seed=seed)
+
+
+class BackpropExecutor(StageExecutor):
+    """Runs backprop."""
+
+    def __init__(self, instance: Instance, method: Backprop, *, seed: int = 0) -> None:
+        super().__init__(instance, method, method.weights, seed=seed)
+        problems = list(unsupported(instance, "backprop"))
+        if problems:
+            raise ProgramError(problems)
+
+    def step(self, rows: Tensor) -> None:
+        """One forward and backward pass."""
+        batch = self.instance.batch(rows)
+        with torch.enable_grad():
+            _, values = self.instance.forward(batch)
+            loss = self.instance.loss(self.instance.output(values), batch.target)
+            penalty = weight_penalty(self.instance, self.leaves)
+            total = loss if penalty is None else loss + penalty
+        self.apply(gradients_of(total, self.leaves))
+        self.look(loss=loss, defect=loss.new_zeros(()))
+        self.gradient_evaluations += 1
+        self.steps += 1
+
+
+class FeedbackAlignment(Method):
+    """Direct feedback alignment (Noekland 2016): fixed random matrices carry the output's error to every state."""
+
+    kind: Literal["dfa"] = "dfa"
+    weights: RuleSpec = Adam(lr=1e-3)
+    """Step rule of the weights."""
+    scale: float = Field(default=1.0, gt=0)
+    """Standard deviation of the feedback times the square root of the number of outputs."""
+
+    def executor(self, instance: Instance, *, seed: int = 0) -> FeedbackAlignmentExecutor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: states that are not transient, or an output that is not one tensor.
+        """
+        return FeedbackAlignmentExecutor(instance, self, seed=seed)
+
+
+class FeedbackAlignmentExecutor(StageExecutor):
+    """Runs direct feedback alignment: delta_k = B_k e, and each stage differentiates <delta_k, f(.)> on its own."""
+
+    def __init__(self, instance: Instance, method: FeedbackAlignment, *, seed: int = 0) -> None:
+        super().__init__(instance, method, method.weights, seed=seed)
+        self.network = StageNetwork(self.instance, "dfa")
+        outputs = _output_features(self.instance)
+        self.feedback = {
+            c.state.name: torch.randn(
+                outputs, _width(c.state, "dfa"), generator=self.generator, device=self.instance.device
+            ).to(self.leaves[0].dtype)
+            * (method.scale / math.sqrt(outputs))
+            for c in self.network.codes
+        }
+
+    def step(self, rows: Tensor) -> None:
+        """One forward pass, the error sent to every state at once, one local backward pass for each stage."""
+        batch = self.instance.batch(rows)
+        with torch.enable_grad():
+            values, written = _detached(self.network, batch)
+            output = self.instance.output(values)
+            loss = self.instance.loss(output, batch.target)
+            error = torch.autograd.grad(loss, output, retain_graph=True)[0].flatten(1)
+            total = loss
+            for code in self.network.codes:
+                delta = error @ self.feedback[code.state.name]
+                delta = to_value(delta.reshape(_rows(code.state, written)), code.state.type)[0]
+                total = total + (written[code.state.node] * delta).sum()
+            penalty = weight_penalty(self.instance, self.leaves)
+            total = total if penalty is None else total + penalty
+        self.apply(gradients_of(total, self.leaves))
+        self.look(loss=loss, defect=loss.new_zeros(()))
+        self.gradient_evaluations += 1
+        self.steps += 1
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """The feedback matrices."""
+        return self.feedback
+
+
+class DifferenceTargetPropagation(Method):
+    """Difference target propagation (Lee et al. 2015): learned inverses carry targets down a chain of stages."""
+
+    kind: Literal["dtp"] = "dtp"
+    weights: RuleSpec = Adam(lr=1e-3)
+    """Step rule of the weights."""
+    inverses: RuleSpec = Adam(lr=1e-3)
+    """Step rule of the inverses' weights."""
+    target_step: float = Field(default=0.3, gt=0)
+    """The last state's target is h - target_step * d loss_i / d h (per example)."""
+    noise: float = Field(default=0.1, ge=0)
+    """Standard deviation of the noise under which the inverses learn to reconstruct."""
+    inverse_steps: int = Field(default=1, ge=0)
+    """Steps on the inverses ahead of each step on the weights."""
+
+    def executor(self, instance: Instance, *, seed: int = 0) -> TargetPropagationExecutor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: the stages do not form a chain, or states are not transient.
+        """
+        return TargetPropagationExecutor(instance, self, seed=seed)
+
+
+class TargetPropagationExecutor(StageExecutor):
+    """Runs difference target propagation; the inverse of stage k is affine, then the range of its state."""
+
+    method: DifferenceTargetPropagation
+
+    def __init__(self, instance: Instance, method: DifferenceTargetPropagation, *, seed: int = 0) -> None:
+        super().__init__(instance, method, method.weights, seed=seed)
+        self.method = method
+        self.network = StageNetwork(self.instance, "dtp")
+        self.network.chain("dtp")
+        self.inverses: list[tuple[Tensor, Tensor]] = []
+        states = [c.state for c in self.network.codes]
+        for below, above in zip(states, states[1:], strict=False):
+            self.inverses.append(self._inverse(_width(above, "dtp"), _width(below, "dtp")))
+        parameters = [p for pair in self.inverses for p in pair]
+        self.optimizers["inverses"] = Extra(parameters or [torch.empty(0)], method.inverses, "descent")
+
+    def _inverse(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        weight = torch.randn(outputs, inputs, generator=self.generator, device=self.instance.device)
+        weight = (weight / math.sqrt(inputs)).to(self.leaves[0].dtype)
+        return weight.requires_grad_(), weight.new_zeros(outputs).requires_grad_()
+
+    def back(self, k: int, above: Tensor) -> Tensor:
+        """g_k: flattened state k+1 -> flattened state k, inside the range of the state's domain."""
+        weight, bias = self.inverses[k]
+        value = nn.functional.linear(above, weight, bias)
+        domain = self.network.codes[k].state.domain
+        if isinstance(domain, NonNegative):
+            return value.relu()
+        if isinstance(domain, Range):
+            middle, half = 0.5 * (domain.upper + domain.lower), 0.5 * (domain.upper - domain.lower)
+            return middle + half * torch.tanh(value)
+        return value
+
+    def step(self, rows: Tensor) -> None:
+        """Inverses learn, targets go down, every stage steps towards its target."""
+        batch = self.instance.batch(rows)
+        with quiet(self.instance.module), torch.no_grad():
+            states = self._flat(self.network.forward(batch))
+        for _ in range(self.method.inverse_steps if self.inverses else 0):
+            self._learn_inverses(batch, states)
+        with torch.enable_grad():
+            values, written = _detached(self.network, batch)
+            loss = self.instance.loss(self.instance.output(values), batch.target)
+            targets = self._targets(loss, values, batch)
+            flat = self._flat(written)
+            scale = self.instance.scale(batch)
+            total = loss
+            for f, target in zip(flat, targets, strict=True):
+                total = total + scale * (f - target).square().sum()
+            penalty = weight_penalty(self.instance, self.leaves)
+            total = total if penalty is None else total + penalty
+        self.apply(gradients_of(total, self.leaves))
+        differences = [(f.detach() - t).abs() for f, t in zip(flat, targets, strict=True)]
+        defect = sum(d.sum() for d in differences) / max(1, sum(d.numel() for d in differences))
+        self.look(loss=loss, defect=torch.as_tensor(defect))
+        self.hold([*targets])
+        self.gradient_evaluations += 1 + (self.method.inverse_steps if self.inverses else 0)
+        self.steps += 1
+
+    def _flat(self, values: Values) -> list[Tensor]:
+        return [to_rows(values[c.state.node].unsqueeze(0), c.state.type)[0].flatten(1) for c in self.network.codes]
+
+    def _targets(self, loss: Tensor, values: Values, batch: Batch) -> list[Tensor]:
+        """h_K - eta d loss / d h_K, then h_k + g(target_{k+1}) - g(h_{k+1}) downwards (Lee et al. 2015, eq. 15)."""
+        if not self.network.codes:
+            return []
+        top = self.network.codes[-1].state
+        (slope,) = torch.autograd.grad(loss, [values[top.node]], retain_graph=True)
+        flat = [v.detach() for v in self._flat(values)]
+        slope = to_rows(slope.unsqueeze(0), top.type)[0].flatten(1) / self.instance.scale(batch)
+        targets = [flat[-1] - self.method.target_step * slope]
+        with torch.no_grad():
+            for k in reversed(range(len(self.inverses))):
+                targets.insert(0, flat[k] + self.back(k, targets[0]) - self.back(k, flat[k + 1]))
+        return targets
+
+    def _learn_inverses(self, batch: Batch, states: Sequence[Tensor]) -> None:
+        """g_k(f_k(h + noise)) towards h + noise, at the states of the forward pass."""
+        total: Tensor | None = None
+        for k in range(len(self.inverses)):
+            below, above = self.network.codes[k], self.network.codes[k + 1]
+            noise = torch.randn(states[k].shape, generator=self.generator, device=states[k].device, dtype=states[k].dtype)
+            h = states[k] + self.method.noise * noise
+            value = to_value(h.reshape(1, -1, *_features(below.state)), below.state.type)[0]
+            with quiet(self.instance.module), torch.no_grad():
+                written = self.network.run(above.writer, {**batch.values, below.state.node: value})
+                lifted = to_rows(written[above.state.node].unsqueeze(0), above.state.type)[0].flatten(1)
+            with torch.enable_grad():
+                own = self.instance.scale(batch) * (self.back(k, lifted) - h).square().sum()
+                total = own if total is None else total + own
+        if total is not None:
+            leaves = [p for pair in self.inverses for p in pair]
+            self.apply(gradients_of(total, leaves), "inverses")
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Weights of the inverses."""
+        return {f"g{k}.{n}": t for k, pair in enumerate(self.inverses) for n, t in zip(("w", "b"), pair, strict=True)}
+
+
+def _detached(network: StageNetwork, batch: Batch) -> tuple[Values, Values]:
+    """A forward pass in which each stage reads leaves: values for the loss, and what the stages wrote, connected."""
+    nodes = {c.state.node for c in network.codes}
+    values: Values = dict(batch.values)
+    written: Values = {}
+    for stage in network.stages:
+        for n, v in network.run(stage, values).items():
+            written[n] = v
+            values[n] = v.detach().requires_grad_() if n in nodes else v
+    return values, written
+
+
+def _features(state: StateVariable) -> tuple[int, ...]:
+    assert state.type.features is not None
+    return state.type.features
+
+
+def _rows(state: StateVariable, written: Values) -> tuple[int, ...]:
+    return tuple(to_rows(written[state.node].unsqueeze(0), state.type).shape)
+
+
+def _width(state: StateVariable, method: str) -> int:
+    count = state.type.count
+    if count is None or not any(isinstance(d, str) for d in state.type.shape or ()):
+        raise ProgramError(
+            f"{method}: the state {state.name} (after {state.node}, {state.module}) must have a batch axis and a known "
+            "shape: cut elsewhere, or lift with example_inputs"
+        )
+    return count
+
+
+def _output_features(instance: Instance) -> int:
+    """Numbers in one example's output, from a forward pass of one example."""
+    with quiet(instance.module), torch.no_grad():
+        batch = instance.batch(torch.arange(1))
+        _, values = instance.forward(batch)
+        output = instance.output(values)
+    if not isinstance(output, Tensor):
+        raise ProgramError("dfa needs a model whose output is one tensor; use method backprop or extragradient")
+    return output[0].numel()

@@ -1,0 +1,267 @@
+"""Stage by stage on one batch: what the methods share that keep nothing between batches but the weights.
+
+In: an `Instance` whose states are transient. Out: `StageNetwork` (who writes and reads each state, single stages run at
+given states) and `StageExecutor` (weights, their optimiser, checkpoints). Invariant: every stage runs on the module's
+own parameters (no stacking), so that autograd of a stage alone gives gradients of its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lagcompile.backends.base import Executor, Method
+from lagcompile.frontend.stages import StageModule
+from lagcompile.ir.axes import Eliminated, Transient
+from lagcompile.ir.base import ProgramError
+from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
+from lagcompile.runtime.instance import Batch, Instance
+from lagcompile.runtime.steps import Extra, Rule
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Code:
+    """One transient state with its stage, its readers and its constraint."""
+
+    state: StateVariable
+    constraint: DefectConstraint
+    writer: StageModule
+    readers: tuple[StageModule, ...]
+    to_loss: bool
+    """Whether the objective reads it, directly or through the stages that write outputs."""
+
+
+class StageNetwork:
+    """The stages of an instance as a graph of local functions."""
+
+    def __init__(self, instance: Instance, method: str) -> None:
+        """Check that every state lives for one batch.
+
+        Raises:
+            ProgramError: states of another storage, further constraints, or inputs to be solved for.
+        """
+        problems = list(_problems(instance, method))
+        if problems:
+            raise ProgramError(problems)
+        self.instance = instance
+        self.stages = instance.network.stages
+        nodes = {s.node for s in instance.program.states}
+        outputs = set(instance.network.output_names)
+        self.last = tuple(s for s in self.stages if any(w in outputs and w not in nodes for w in s.writes))
+        self.codes = tuple(self._code(s, outputs) for s in instance.program.states)
+
+    def _code(self, state: StateVariable, outputs: set[str]) -> Code:
+        constraint = self.instance.program.defect_of(state.name)
+        assert constraint is not None
+        writer = next(s for s in self.stages if state.node in s.writes)
+        readers = tuple(s for s in self.stages if state.node in s.reads)
+        to_loss = state.node in outputs or any(s in self.last for s in readers)
+        return Code(state, constraint, writer, readers, to_loss)
+
+    def run(self, stage: StageModule, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What one stage writes, by node name."""
+        return dict(zip(stage.writes, stage.module(*(values[n] for n in stage.reads)), strict=True))
+
+    def forward(self, batch: Batch) -> Values:
+        """Glued forward pass: all values by node name."""
+        values = dict(batch.values)
+        for stage in self.stages:
+            values.update(self.run(stage, values))
+        return values
+
+    def loss(self, batch: Batch, values: Mapping[str, Any]) -> Tensor:
+        """The user's loss with the output stages run at given states."""
+        env = dict(values)
+        for stage in self.last:
+            env.update({n: v for n, v in self.run(stage, env).items() if n not in self._nodes})
+        return self.instance.loss(self.instance.output(env), batch.target)
+
+    @property
+    def _nodes(self) -> set[str]:
+        return {c.state.node for c in self.codes}
+
+    def chain(self, method: str) -> None:
+        """Check that each stage reads one state of the stage ahead of it and writes one.
+
+        Raises:
+            ProgramError: the states that do not form a chain.
+        """
+        problems = []
+        for k, code in enumerate(self.codes):
+            following = self.stages[k + 1 : k + 2]
+            if code.writer is not self.stages[k] or code.readers != following:
+                problems.append(
+                    f"{method} needs a chain, in which each stage reads the one state ahead of it, but "
+                    f"{code.state.name} (after {code.state.node}, {code.state.module}) goes from "
+                    f"{code.writer.name} to {', '.join(s.name for s in code.readers)}: cut where a single tensor "
+                    "crosses, or use method dfa, altmin or extragradient"
+                )
+        if problems:
+            raise ProgramError(problems)
+
+
+def _problems(instance: Instance, method: str) -> Iterator[str]:
+    for s in instance.program.states:
+        where = f"the state {s.name} (after {s.node}, {s.module})"
+        if isinstance(s.storage, Eliminated):
+            yield f"{method}: {where} is eliminated, but every state is worked on: leave out that breakpoint"
+        elif not isinstance(s.storage, Transient):
+            yield (
+                f"{method} starts its states anew in each batch, but {where} is kept as {s.storage.kind}: write "
+                "'storage: {kind: transient}', or use method extragradient, descent_ascent or augmented_lagrangian"
+            )
+        elif s.domain.kind not in {"free", "range"} and not (s.domain.kind == "nonnegative" and s.domain.by == "project"):
+            yield (
+                f"{method} keeps states in their domain by projection, but {where} is mapped by {s.domain.by}: write "
+                "'domain: {kind: free}' or 'domain: {kind: nonnegative, by: project}'"
+            )
+    for m in instance.program.multipliers:
+        yield f"{method} has no multipliers, but the program has {m.name}: write 'multiplier: null'"
+    yield from unsupported(instance, method)
+
+
+def unsupported(instance: Instance, method: str) -> Iterator[str]:
+    """What no method but the exact one executes, one sentence each."""
+    for c in instance.program.constraints:
+        if isinstance(c, ValueConstraint):
+            yield f"{method}: the constraint '{c.name}' on {', '.join(c.reads)} needs the exact backend (method sqp)"
+    for d in instance.program.data:
+        if d.free:
+            yield f"{method}: the input '{d.name}' is a variable, which needs the exact backend (method sqp)"
+
+
+def unstacked(instance: Instance) -> Instance:
+    """The instance itself where no stages are stacked, else one of the same weights and data without stacking."""
+    if not any(u.stacked for u in instance.layout.units):
+        return instance
+    instance.weights.publish()
+    data = (instance.inputs, instance.target)
+    return Instance(
+        instance.program, instance.network, data, loss=instance.loss, device=instance.device, stack=False
+    )
+
+
+def weight_penalty(instance: Instance, weights: Sequence[Tensor]) -> Tensor | None:
+    """The regularisers on weights; None where there are none."""
+    total: Tensor | None = None
+    for term in instance.program.objective.regularisers:
+        for w in weights if term.on == "weights" else ():
+            size = term.weight * (w.abs().sum() if term.kind == "l1" else 0.5 * (w * w).sum())
+            total = size if total is None else total + size
+    return total
+
+
+def gradients_of(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of a scalar; None where a leaf does not enter."""
+    if not value.requires_grad or not leaves:
+        return [None for _ in leaves]
+    return list(torch.autograd.grad(value, list(leaves), allow_unused=True))
+
+
+class StageExecutor(Executor):
+    """Owns weights, an optimiser, and counts; `step` is the method's."""
+
+    def __init__(self, instance: Instance, method: Method, weights: Rule, *, seed: int = 0) -> None:
+        self.instance = unstacked(instance)
+        self.method = method
+        self.steps = 0
+        self.gradient_evaluations = 0
+        self.generator = torch.Generator(device=self.instance.device).manual_seed(seed)
+        self.leaves = self.instance.weights.trainable
+        if not self.leaves:
+            raise ProgramError("all weights are frozen: there is nothing to solve for")
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": Extra(self.leaves, weights, "descent")}
+        self._measures: dict[str, Tensor] = {}
+        self._held_bytes = 0
+        self.instance.module.train()
+
+    def apply(self, gradients: Sequence[Tensor | None], optimizer: str = "weights") -> None:
+        """One step of an optimiser along gradients, in the order of its parameters."""
+        chosen = self.optimizers[optimizer]
+        leaves = [p for group in chosen.param_groups for p in group["params"]]
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        chosen.step()
+        for leaf in leaves:
+            leaf.grad = None
+
+    def look(self, **values: Tensor | None) -> None:
+        """Keep numbers of this step for `measures`."""
+        self._measures = {n: v.detach() for n, v in values.items() if v is not None}
+
+    def measures(self) -> dict[str, float]:
+        """Numbers of the last step."""
+        names = list(self._measures)
+        return dict(zip(names, torch.stack([v.float() for v in self._measures.values()]).tolist(), strict=True))
+
+    def final_measures(self) -> dict[str, float]:
+        """Nothing: no state outlives its batch."""
+        return {}
+
+    def values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Nothing: no state outlives its batch."""
+        return {}, {}
+
+    def bytes(self) -> int:
+        """Bytes of the states of the last batch, and of what the method learns besides the weights."""
+        extra = sum(t.numel() * t.element_size() for t in self.extra_state().values())
+        return self._held_bytes + extra
+
+    def hold(self, tensors: Sequence[Tensor]) -> None:
+        """Note the bytes of a batch's states."""
+        self._held_bytes = sum(t.numel() * t.element_size() for t in tensors)
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors that the method owns besides weights, for checkpoints; written in place on loading."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, buffers, optimisers, counts and random states."""
+        self.instance.weights.publish()
+        return {
+            "module": self.instance.module.state_dict(),
+            "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
+            "extra": {n: t.detach().clone() for n, t in self.extra_state().items()},
+            "steps": self.steps,
+            "gradient_evaluations": self.gradient_evaluations,
+            "random": torch.get_rng_state(),
+            "generator": self.generator.get_state(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, bit for bit."""
+        self.instance.module.load_state_dict(state["module"])
+        self.instance.weights.adopt()
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, tensor in self.extra_state().items():
+            tensor.copy_(state["extra"][name])
+        self.steps = int(state["steps"])
+        self.gradient_evaluations = int(state["gradient_evaluations"])
+        torch.set_rng_state(state["random"])
+        self.generator.set_state(state["generator"])
+
+
+def weighted_layers(stage: StageModule) -> list[tuple[str, nn.Module]]:
+    """Layers of a stage that hold parameters, by path in the user's model, in the order of their use."""
+    modules = dict(stage.module.named_modules())
+    found: dict[str, nn.Module] = {}
+    for node in stage.module.graph.nodes:
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            if any(True for _ in module.parameters()):
+                found[str(node.target)] = module
+    return list(found.items())
+
+
+def bare_weights(stage: StageModule) -> list[str]:
+    """Parameters that a stage uses outside any layer (read as attributes)."""
+    parameters = dict(stage.module.named_parameters())
+    return [str(n.target) for n in stage.module.graph.nodes if n.op == "get_attr" and str(n.target) in parameters]
