@@ -1,7 +1,8 @@
 """Fit a rollout to measured trajectories by multiple shooting: the front door of the method.
 
-In: a `Rollout`, `Trajectories`, options and what is known (noise, priors, bounds, guesses). Out: a `FitResult`. Invariant:
-the user's module is only read; all starts are solved together and the best one is handed back as a new module.
+In: a `Rollout`, `Trajectories`, options and what is known (noise, priors, bounds, guesses). Out: a `FitResult`.
+Invariant: the user's module is only read; all starts are solved together and the best one is handed back as a new
+module.
 
     result = fit(rollout, data, method=Shooting(), starts=100)
     result.rollout, result.status, result.table()
@@ -167,18 +168,18 @@ def _noise(data: Trajectories, noise: float | Sequence[float] | None) -> Tensor:
     levels = []
     for c in range(data.outputs):
         values = data.observations[..., c][data.mask[..., c]]
-        level = float(values.std()) if len(values) > 1 else 0.0
-        if not level > 0:
+        deviation = float(values.std()) if len(values) > 1 else 0.0
+        if not deviation > 0:
             raise DataError(f"output {c} does not vary (or is never measured): drop it, or pass noise=its deviation")
-        levels.append(level)
+        levels.append(deviation)
     return torch.tensor(levels, dtype=data.observations.dtype, device=data.observations.device)
 
 
 def _stage_length(problem: Problem, method: Shooting, theta: Tensor, path: Tensor, *, smooth: bool) -> int:
     """The stage length asked for, or the longest one over which Jacobian products stay bounded.
 
-    A wrong guess may look harmless (a decaying cell) where the data are chaotic, so a few soft steps on short windows of
-    the data come first, and growth is measured with the parameters that they reach.
+    A wrong guess may look harmless (a decaying cell) where the data are chaotic, so a few soft steps on short windows
+    of the data come first, and growth is measured with the parameters that they reach.
     """
     if isinstance(method.stage_length, int):
         return method.stage_length

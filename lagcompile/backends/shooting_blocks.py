@@ -1,9 +1,9 @@
 """Symmetric positive definite block-tridiagonal systems by block cyclic reduction.
 
 In: diagonal and lower blocks with any batch shape. Out: a factor whose `solve` serves many right-hand sides. Invariant:
-both cost a number of batched calls that grows with the logarithm of the number of block rows, and a number of operations
-that grows linearly (Heller 1976; stable without pivoting because all reduced diagonals are Schur complements of an SPD
-matrix).
+both cost a number of batched calls that grows with the logarithm of the number of block rows, and a number of
+operations that grows linearly (Heller 1976; stable without pivoting because all reduced diagonals are Schur
+complements of an SPD matrix).
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The equality-constrained Gauss-Newton step of a multiple-shooting problem, batched over starts.
 
-In: the stages' Jacobians, residuals and defects. Out: the step in states and parameters and the new multipliers, that is
-the solution of
+In: the stages' Jacobians, residuals and defects. Out: the step in states and parameters and the new multipliers, that
+is the solution of
     min 1/2 |e + C ds + D dth|^2 + damping   subject to   r_k + A_k ds_k + B_k dth - ds_{k+1} = 0.
 Invariant: the cost grows linearly with the number of stages, the number of batched calls with its logarithm.
 
-How: adding rho G'G to the Hessian leaves the solution as it is and makes the states' part block-tridiagonal and positive
-definite (no invertible stage Jacobian, no fully observed state is needed). It is factored by block cyclic reduction, the
-parameters are a border, and the multipliers come from conjugate gradients on G T^-1 G', whose eigenvalues cluster at
-1/rho, so that a few iterations reach rounding error (augmented Lagrangian as a preconditioner: Golub and Greif 2003).
-The growth of Jacobian products over a long horizon never enters, which a Riccati recursion without process noise, or
-condensing onto the first state, could not avoid for a chaotic system.
+How: adding rho G'G to the Hessian leaves the solution as it is and makes the states' part block-tridiagonal and
+positive definite (no invertible stage Jacobian, no fully observed state is needed). It is factored by block cyclic
+reduction, the parameters are a border, and the multipliers come from conjugate gradients on G T^-1 G', whose
+eigenvalues cluster at 1/rho, so that a few iterations reach rounding error (augmented Lagrangian as a preconditioner:
+Golub and Greif 2003). The growth of Jacobian products over a long horizon never enters, which a Riccati recursion
+without process noise, or condensing onto the first state, could not avoid for a chaotic system.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ class Shooting(Frozen):
 
     kind: Literal["shooting"] = "shooting"
     stage_length: int | Literal["conditioning"] = "conditioning"
-    """Samples in a stage. `conditioning`: the longest power of two over which products of step Jacobians along the observed
-    trajectory stay under `growth`."""
+    """Samples in a stage. `conditioning`: the longest power of two over which products of step Jacobians along the
+    observed trajectory stay under `growth`."""
     growth: float = Field(default=5.0, gt=1)
     """Bound on the norm of Jacobian products over one stage, states in units of their scale."""
     longest_stage: int = Field(default=32, ge=1)
@@ -27,8 +27,8 @@ class Shooting(Frozen):
     lengthen: int = Field(default=0, ge=0)
     """How often the stage length is doubled once the defects have closed."""
     states: Literal["auto", "observations", "smoothing", "simulation"] = "auto"
-    """Where states start: the interpolated observations; these after a smoothing pass with the parameters held; a simulation.
-    `auto` smooths where a component is not observed."""
+    """Where states start: the interpolated observations; these after a smoothing pass with the parameters held; a
+    simulation. `auto` smooths where a component is not observed."""
     smoothing_passes: int = Field(default=2, ge=1)
     """Steps of the smoothing pass."""
     relax_start: float = Field(default=1e-2, gt=0)
@@ -46,8 +46,8 @@ class Shooting(Frozen):
     iterations: int = Field(default=100, ge=1)
     """Most iterations at one stage length."""
     tolerance: float = Field(default=1e-6, gt=0)
-    """KKT error at which a start is solved: gradient of the Lagrangian in scaled variables relative to 1 + objective, and defects
-    in units of the states."""
+    """KKT error at which a start is solved: gradient of the Lagrangian in scaled variables relative to 1 + objective,
+    and defects in units of the states."""
     kkt_tolerance: float = Field(default=1e-4, gt=0)
     """Relative accuracy of the linearised defects in each step."""
     barrier_start: float = Field(default=0.1, gt=0)

@@ -1,7 +1,8 @@
 """A multiple-shooting estimation problem: stages, scales, priors and bounds, evaluated for many starts at once.
 
-In: `CellFunctions`, `Trajectories`, noise levels, priors, bounds. Out: `Problem`, which evaluates objective, defects and
-their Gauss-Newton model. Invariant: objective and defects are in the user's units; only the model is in scaled variables.
+In: `CellFunctions`, `Trajectories`, noise levels, priors, bounds. Out: `Problem`, which evaluates objective, defects
+and their Gauss-Newton model. Invariant: objective and defects are in the user's units; only the model is in scaled
+variables.
 
     minimise 1/2 sum ((y - readout(x)) / noise)^2 + priors   over parameters and the states at breakpoints
     subject to   r_k = f_{k-1}(h_{k-1}) - h_k = 0
@@ -94,7 +95,7 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Where the starts are: parameters (starts, p), states (starts, trajectories, stages, n) and what follows from them."""
+    """Where the starts are: parameters (starts, p), states (starts, trajectories, stages, n), and their simulation."""
 
     theta: Tensor
     states: Tensor

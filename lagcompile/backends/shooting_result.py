@@ -1,6 +1,7 @@
 """What a multiple-shooting fit gives back.
 
-In: a finished `Run`. Out: `FitResult`: the fitted module, smoothed states, multipliers, defects, residuals, standard errors.
+In: a finished `Run`. Out: `FitResult`: the fitted module, smoothed states, multipliers, defects, residuals, standard
+errors.
 Invariant: residuals are recomputed from the problem in the user's units, not carried over from the iteration.
 """
 
@@ -70,7 +71,8 @@ class FitResult:
         defects: (trajectories, stages - 1, n) at the breakpoints.
         breakpoints: samples at which the breakpoints lie.
         residuals: unscaled KKT residuals.
-        standard_errors: (p,) from the reduced Hessian, NaN where there are too many parameters or they are not identified.
+        standard_errors: (p,) from the reduced Hessian, NaN where there are too many parameters or they are not
+            identified.
         covariance: (p, p) of the parameters, None where there are too many of them.
         history: numbers of each iteration.
         theta_history: (iterations, starts, p).
@@ -129,7 +131,8 @@ class FitResult:
 
         Args:
             data: held-out data.
-            initial: (trajectories, n) initial states; None: the smoothed ones of this fit, for the data it was fitted to.
+            initial: (trajectories, n) initial states; None: the smoothed ones of this fit, for the data it was
+                fitted to.
             skip: samples at the beginning that do not count (a transient from an unknown initial state).
         """
         outputs = self.simulate(data, initial)

@@ -3,10 +3,10 @@
 In: a `Problem` and first parameters and states. Out: where every start ended. Invariant: a start that has ended is left
 out of all further work; nothing depends on how many other starts there are, except rounding.
 
-Each start passes through two phases. While its defects are soft it minimises objective + rho/2 |r|^2 by Levenberg-Marquardt
-steps and raises rho by a constant factor (precision annealing: the states first follow the data, then the model; see Abarbanel
-2013, and "weak-constraint" smoothing). Once rho is large the defects become equality constraints: Gauss-Newton SQP steps
-with multipliers, accepted by a filter.
+Each start passes through two phases. While its defects are soft it minimises objective + rho/2 |r|^2 by Levenberg-
+Marquardt steps and raises rho by a constant factor (precision annealing: the states first follow the data, then the
+model; see Abarbanel 2013, and "weak-constraint" smoothing). Once rho is large the defects become equality
+constraints: Gauss- Newton SQP steps with multipliers, accepted by a filter.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class CellFunctions:
         return self._call(self._read_module, theta, x)
 
     def step(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> Tensor:
-        """Next states (starts, lanes, n) from parameters (starts, p), states, inputs (lanes, m) and lengths (lanes, 1)."""
+        """Next states (starts, lanes, n); theta is (starts, p), inputs (lanes, m), lengths (lanes, 1)."""
         if theta.shape[0] == 1 or isinstance(self.rollout.cell, Adaptive):
             return torch.stack([self._step1(t, row, u, h) for t, row in zip(theta, x, strict=True)])
         return vmap(self._step1, in_dims=(0, 0, None, None))(theta, x, u, h)
@@ -123,7 +123,7 @@ class CellFunctions:
         return self._jacobian(lambda t, s: self._step1(t, s, u, h), lambda t, s, i: self._lane(t, s, u, h, i), theta, x)
 
     def output_jacobian(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Jacobians (starts, lanes, outputs, n) and (starts, lanes, outputs, p) of `output`; None where it has no parameter."""
+        """Jacobians (starts, lanes, outputs, n) and (starts, lanes, outputs, p) of `output`, or None for it."""
         readout = self.rollout.readout
         if isinstance(readout, (Select, nn.Identity)):
             eye = torch.eye(self.n, dtype=x.dtype, device=x.device)
@@ -136,7 +136,7 @@ class CellFunctions:
         return self._step1(theta, x[None], None if u is None else u[row], h[row])[0]
 
     def _jacobian(self, batch: object, lane: object, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Jacobians of a row-wise function; `batch(theta, rows)` and `lane(theta, row, index)` are the same function."""
+        """Jacobians of a row-wise function, given for rows (`batch`) and for one row and its index (`lane`)."""
         if self.n + self.p <= FORWARD_DIRECTIONS:
             return self._forward_jacobian(batch, theta, x)
         index = torch.arange(x.shape[1], device=x.device)

@@ -1,8 +1,8 @@
 """The loop over time as a module: x_{t+1} = cell(x_t, u_t), y_t = readout(x_t).
 
-In: a cell module, the number of steps and a readout. Out: `Rollout`, whose forward simulates from initial states (single
-shooting). Invariant: parameters are tied over time, the cell is called on (batch, n) states, and forward is plain PyTorch,
-so that autograd through it is backprop through time.
+In: a cell module, the number of steps and a readout. Out: `Rollout`, whose forward simulates from initial states
+(single shooting). Invariant: parameters are tied over time, the cell is called on (batch, n) states, and forward is
+plain PyTorch, so that autograd through it is backprop through time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Rollout(nn.Module):
     """A cell applied over and over.
 
     Args:
-        cell: module with forward(x, u) or forward(x) on (batch, state_size) states, an `OdeCell`, or a recurrent cell of
+        cell: module with forward(x, u) or forward(x) on (batch, state_size) states, an `OdeCell`, or a recurrent
+            cell of
             torch.nn, which is wrapped.
         steps: number of steps; a trajectory has steps + 1 samples.
         state_size: numbers in one state; recurrent cells know theirs.
@@ -108,8 +109,8 @@ class Rollout(nn.Module):
             following: Tensor = self.cell(x, u, h)
         else:
             following = self.cell(x) if u is None else self.cell(x, u)
-        if not isinstance(following, Tensor) or following.shape != x.shape:
-            got = tuple(following.shape) if isinstance(following, Tensor) else type(following).__name__
+        if following.shape != x.shape:
+            got = tuple(following.shape)
             raise BindError(
                 f"cell {type(self.cell).__name__} returned {got} for states of shape {tuple(x.shape)}: "
                 "a cell returns the next state in the shape of the state"

@@ -1,9 +1,9 @@
 """Trajectories cut into stages, and the stages' simulation and linearisation.
 
-In: `CellFunctions`, `Trajectories` and a stage length S. Out: `Stages`, which simulates all stages of all starts at once and
-assembles the Gauss-Newton matrices of outputs and defects. Invariant: stage k covers samples kS .. kS+S-1 and predicts the
-state at sample (k+1)S; samples beyond the end of a trajectory weigh nothing and leave the state as it is, so that a
-horizon that S does not divide, and trajectories of unequal lengths, need no special case.
+In: `CellFunctions`, `Trajectories` and a stage length S. Out: `Stages`, which simulates all stages of all starts at
+once and assembles the Gauss-Newton matrices of outputs and defects. Invariant: stage k covers samples kS .. kS+S-1
+and predicts the state at sample (k+1)S; samples beyond the end of a trajectory weigh nothing and leave the state as
+it is, so that a horizon that S does not divide, and trajectories of unequal lengths, need no special case.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Stages:
         self.lengths = self._cut(torch.cat([gaps, gaps[:, -1:]], dim=1)[..., None])
 
     def _cut(self, value: Tensor) -> Tensor:
-        """(trajectories, samples, c) to (trajectories, stages, S, c); what is missing at the end repeats the last row or is 0."""
+        """(trajectories, samples, c) to (trajectories, stages, S, c), filled up with zeros."""
         missing = self.count * self.length - value.shape[1]
         if missing > 0:
             value = torch.cat([value, torch.zeros_like(value[:, -1:]).expand(-1, missing, -1)], dim=1)

@@ -1,7 +1,7 @@
 """Where a fit starts: stage length, first states, scales and random parameter guesses.
 
-In: `CellFunctions` and `Trajectories`. Out: plain tensors. Invariant: nothing here looks at the true parameters or at how
-a run ends; every rule depends on data and on the present guess alone.
+In: `CellFunctions` and `Trajectories`. Out: plain tensors. Invariant: nothing here looks at the true parameters or at
+how a run ends; every rule depends on data and on the present guess alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def observation_map(rollout: Rollout, data: Trajectories, observed: Sequence[int
 
 
 def filled(data: Trajectories) -> Tensor:
-    """Observations (trajectories, N, outputs) with missing values interpolated in time, held at the ends, 0 if all are missing."""
+    """Observations (trajectories, N, outputs), missing ones interpolated in time, held at the ends, 0 if all are."""
     if bool(data.mask.all()):
         return data.observations
     result = data.observations.clone()
@@ -97,9 +97,10 @@ def states_from_simulation(functions: CellFunctions, data: Trajectories, theta: 
 
 
 def state_scale(states: Tensor, data: Trajectories) -> Tensor:
-    """Unit of each state component (n,): its standard deviation over the data, or the mean unit where it does not vary."""
-    on = data.mask.any(-1) | torch.ones_like(data.mask[..., 0])
-    rows = states.reshape(-1, *states.shape[-3:])[:, on]
+    """Unit of each state component (n,): its deviation over the data, or the mean unit where it does not vary."""
+    lengths = torch.tensor(data.lengths, device=states.device)
+    inside = torch.arange(data.samples, device=states.device) < lengths[:, None]
+    rows = states.reshape(-1, *states.shape[-3:])[:, inside]
     deviation = rows.std(dim=1).median(dim=0).values if rows.shape[1] > 1 else rows.abs().mean((0, 1))
     deviation = torch.where(torch.isfinite(deviation), deviation, torch.zeros_like(deviation))
     alive = deviation > 1e-12
@@ -108,7 +109,7 @@ def state_scale(states: Tensor, data: Trajectories) -> Tensor:
 
 
 def parameter_scale(functions: CellFunctions, theta: Tensor) -> Tensor:
-    """Unit of each parameter (starts, p): its own size for a number, the root mean square of its tensor otherwise, 1 for 0."""
+    """Unit of each parameter (starts, p): the root mean square of its tensor, 1 where that is 0."""
     parts = []
     for part in theta.split(functions.layout.sizes, dim=1):
         size = part.square().mean(1, keepdim=True).sqrt().expand_as(part)
@@ -174,7 +175,7 @@ def windows(data: Trajectories, *, count: int = 8, length: int = 33) -> Trajecto
     """Short pieces of the data, evenly spread over all samples, as trajectories of their own."""
     if data.samples <= count * length and len(data) == 1:
         return data
-    places = []
+    places: list[tuple[int, int, int]] = []
     for i, samples in enumerate(data.lengths):
         share = max(1, round(count * samples / sum(data.lengths)))
         size = min(length, samples)
