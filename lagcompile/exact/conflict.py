@@ -1,9 +1,10 @@
 """Which constraints exclude each other.
 
-In: a point where the sum of violations is stationary, and the multipliers of that problem. Out: `Conflict`. The constraints
-with a nonzero multiplier already form a conflict (to first order); a deletion filter (Chinneck and Dravnieks, 1991) then
-drops each member in turn and keeps it out when the others still cannot be satisfied. Invariant: every verdict comes from a
-restoration run from the same point; it is local evidence for nonlinear programs, a proof only for linear ones.
+In: a point where the sum of violations is stationary, and the multipliers of that problem. Out: `Conflict`. The
+constraints with a nonzero multiplier already form a conflict (to first order); a deletion filter (Chinneck and
+Dravnieks, 1991) then drops each member in turn and keeps it out when the others still cannot be satisfied. Invariant:
+every verdict comes from a restoration run from the same point; it is local evidence for nonlinear programs, a proof
+only for linear ones.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def find_conflict(
 
 
 def _conflict_without(restoration: Restoration, point: Evaluation, weights: Vector, tolerance: float) -> Duals | None:
-    """Forces of the conflict that remains under these weights; None when the rest can be satisfied (or is undecided)."""
+    """Forces of the conflict that remains under these weights; None when the rest can be satisfied."""
     if not weights.any():
         return None
     run = restoration.run(

@@ -1,10 +1,11 @@
 """Inertia correction: from an indefinite Hessian to a convex subproblem with the same solution where possible.
 
-In: the Lagrangian Hessian, the constraint rows and a guess of the active ones. Out: a positive semidefinite matrix and the
-matching linear term. Two means, in this order: (1) add rho/2 |A d + c|^2 over the active rows A, which vanishes with its
-gradient at every step that satisfies them, so that step and multipliers stay those of the original subproblem (used as in
-Gill, Saunders and Wong, 2015, "On the performance of SQP methods"); (2) add delta/2 |d|^2 when the reduced Hessian itself
-is indefinite. Invariant: nothing is added to a Hessian that is already positive semidefinite.
+In: the Lagrangian Hessian, the constraint rows and a guess of the active ones. Out: a positive semidefinite matrix
+and the matching linear term. Two means, in this order: (1) add rho/2 |A d + c|^2 over the active rows A, which
+vanishes with its gradient at every step that satisfies them, so that step and multipliers stay those of the original
+subproblem (used as in Gill, Saunders and Wong, 2015, "On the performance of SQP methods"); (2) add delta/2 |d|^2 when
+the reduced Hessian itself is indefinite. Invariant: nothing is added to a Hessian that is already positive
+semidefinite.
 """
 
 from __future__ import annotations

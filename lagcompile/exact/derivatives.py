@@ -1,12 +1,13 @@
 """First and second derivatives of the program's functions.
 
-In: torch functions of a flat float64 tensor. Out: gradients, Jacobians and Hessians as numpy arrays (small programs) or
-scipy `csc_array` (large ones). Invariant: values are exact (torch.func); sparsity only saves work, and a pattern that
-no longer fits is detected afresh.
+In: torch functions of a flat float64 tensor. Out: gradients, Jacobians and Hessians as numpy arrays (small programs)
+or scipy `csc_array` (large ones). Invariant: values are exact (torch.func); sparsity only saves work, and a pattern
+that no longer fits is detected afresh.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,10 @@ class Derivatives(ABC):
 class JacobianOf:
     """Jacobian of one torch function; dense up to `dense_limit` entries, else compressed by colouring."""
 
-    def __init__(self, function: Function, outputs: int, inputs: int, *, dense_limit: int) -> None:
+    def __init__(
+        self, function: Function, outputs: int, inputs: int, *, dense_limit: int, deadline: float = math.inf
+    ) -> None:
+        self._deadline = deadline
         self._function = function
         self._shape = (outputs, inputs)
         self._dense = outputs * inputs <= dense_limit
@@ -78,11 +82,11 @@ class JacobianOf:
         return lambda seeds: product(seeds)[0]
 
     def _columns(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        def column(direction: Tensor) -> Tensor:
-            tangent: Tensor = torch.func.jvp(self._function, (x,), (direction,))[1]
-            return tangent
-
-        return torch.func.vmap(column, chunk_size=256)
+        """Products J v by reverse mode twice: w -> J'w is linear, its pullback is v -> J v."""
+        pullback = torch.func.vjp(self._function, x)[1]
+        weights = torch.zeros(self._shape[0], dtype=x.dtype)
+        product = torch.func.vmap(torch.func.vjp(lambda w: pullback(w)[0], weights)[1], chunk_size=256)
+        return lambda seeds: product(seeds)[0]
 
     def _evaluate(self, x: Tensor) -> Matrix | None:
         compression = self._compression
@@ -91,11 +95,11 @@ class JacobianOf:
         return compression.evaluate(self._rows(x) if self._transposed else self._columns(x))
 
     def _detect(self, x: Tensor) -> None:
-        """Widen the pattern by what is nonzero at x and nearby, then colour it (rows or columns, whichever is cheaper)."""
+        """Widen the pattern by what is nonzero at x and nearby, then colour rows or columns, whichever is cheaper."""
         generator = torch.Generator().manual_seed(0)
         for scale in (0.0, 0.1, 1.0):
             near = x + scale * torch.randn(x.shape, dtype=x.dtype, generator=generator)
-            found = Pattern.of(detect(self._rows(near), self._shape[0]))
+            found = Pattern.of(detect(self._rows(near), self._shape[0], deadline=self._deadline))
             self._pattern = found if self._pattern is None else self._pattern.union(found)
         if self._pattern is None:
             return
@@ -108,7 +112,10 @@ class JacobianOf:
 class HessianOf:
     """Hessian of x -> <weights, function(x)>; dense or compressed like a Jacobian."""
 
-    def __init__(self, function: Function, outputs: int, inputs: int, *, dense_limit: int) -> None:
+    def __init__(
+        self, function: Function, outputs: int, inputs: int, *, dense_limit: int, deadline: float = math.inf
+    ) -> None:
+        self._deadline = deadline
         self._function = function
         self._outputs = outputs
         self._inputs = inputs
@@ -141,7 +148,7 @@ class HessianOf:
         for scale in (0.0, 0.1, 1.0):
             near = x + scale * torch.randn(x.shape, dtype=x.dtype, generator=generator)
             weights = torch.rand(self._outputs, dtype=x.dtype, generator=generator) + 0.5
-            found = detect(self._products(near, weights), self._inputs)
+            found = detect(self._products(near, weights), self._inputs, deadline=self._deadline)
             pattern = Pattern.of(found + found.T)
             self._pattern = pattern if self._pattern is None else self._pattern.union(pattern)
         if self._pattern is None:
@@ -156,17 +163,22 @@ class TorchDerivatives(Derivatives):
         fused: x -> (1 + equalities + inequalities,), the objective first.
         sizes: (variables, equalities, inequalities).
         dense_limit: entries up to which a matrix is dense.
+        deadline: `time.perf_counter()` at which the detection of sparsity gives up.
     """
 
-    def __init__(self, fused: Function, sizes: tuple[int, int, int], *, dense_limit: int) -> None:
+    def __init__(
+        self, fused: Function, sizes: tuple[int, int, int], *, dense_limit: int, deadline: float = math.inf
+    ) -> None:
         n, equalities, inequalities = sizes
         outputs = 1 + equalities + inequalities
         self._equalities = equalities
         self._small = outputs * n <= dense_limit
-        self._all = JacobianOf(fused, outputs, n, dense_limit=dense_limit)
+        self._all = JacobianOf(fused, outputs, n, dense_limit=dense_limit, deadline=deadline)
         self._gradient = torch.func.grad(lambda point: fused(point)[0])
-        self._constraints = JacobianOf(lambda point: fused(point)[1:], outputs - 1, n, dense_limit=dense_limit)
-        self._hessian = HessianOf(fused, outputs, n, dense_limit=dense_limit)
+        self._constraints = JacobianOf(
+            lambda point: fused(point)[1:], outputs - 1, n, dense_limit=dense_limit, deadline=deadline
+        )
+        self._hessian = HessianOf(fused, outputs, n, dense_limit=dense_limit, deadline=deadline)
 
     def first_order(self, x: Tensor) -> FirstOrder:
         """Gradient and Jacobians; one reverse pass for all rows when the program is small."""

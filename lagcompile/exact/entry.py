@@ -1,7 +1,7 @@
 """The general entry: minimise a torch function under torch constraints, exactly.
 
-In: torch functions of a flat float64 tensor, a start, bounds, options. Out: a `Result`. Invariant: wrong input raises a
-`LagcompileError` before anything is solved; everything that can happen afterwards is a `Status`.
+In: torch functions of a flat float64 tensor, a start, bounds, options. Out: a `Result`. Invariant: wrong input raises
+a `LagcompileError` before anything is solved; everything that can happen afterwards is a `Status`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from lagcompile.exact.problem import Bounds, Problem
 from lagcompile.exact.residuals import Duals
 from lagcompile.exact.restoration import Restoration
 from lagcompile.exact.result import KKT, Conflict, Facts, IterationTable, Multipliers, Result, Timings
+from lagcompile.exact.sparsity import OutOfTimeError
 from lagcompile.exact.sqp import SQP, Run
 from lagcompile.exact.status import Status
 from lagcompile.exact.subproblem import SubproblemCache
 from lagcompile.exact.table import screen
 from lagcompile.ir.base import ProgramError
 
+NO_MULTIPLIERS = "The active gradients are dependent and the multipliers diverge: there may be none at the solution."
 LARGE_MULTIPLIERS = 1e6  # times the objective's gradient: above it, multipliers count as diverging
 
 
@@ -45,7 +47,7 @@ def minimize(
     residuals: Function | None = None,
     **options: Any,
 ) -> Result:
-    """Minimise objective(x) subject to eq(x) = 0, ineq(x) <= 0 and lower <= x <= upper by sequential quadratic programming.
+    """Minimise objective(x) subject to eq(x) = 0, ineq(x) <= 0 and lower <= x <= upper by an SQP method.
 
     Args:
         objective: x (n,) -> one number. Functions must be differentiable by torch.func, and return float64.
@@ -59,7 +61,7 @@ def minimize(
         options: fields of `lagcompile.exact.Options`.
 
     Returns:
-        The final point with its multipliers, `status`, unscaled `kkt` residuals, the iteration table and facts about it.
+        The final point with its multipliers, `status`, unscaled `kkt` residuals, iteration table and facts.
 
     Raises:
         ProgramError: for arguments that cannot be meant: shapes, dtypes, unknown options. All are reported at once.
@@ -81,8 +83,14 @@ def minimize(
     if refusal is not None:
         return _refused(x0, Status.TOO_LARGE, refusal, begin, problem)
     duals = _check_duals(duals, problem)
-    problem.attach(derivatives, residuals, dense_limit=chosen.dense_limit)
-    return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin)
+    deadline = begin + chosen.time_limit
+    problem.attach(derivatives, residuals, dense_limit=chosen.dense_limit, deadline=deadline)
+    try:
+        return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin)
+    except OutOfTimeError:
+        return _refused(x0, Status.TIME_LIMIT, f"{chosen.time_limit:g} s, while finding the sparsity", begin, problem)
+    except MemoryError:
+        return _refused(x0, Status.TOO_LARGE, "memory ran out while solving", begin, problem)
 
 
 def _solve(
@@ -105,10 +113,7 @@ def _solve(
     subproblems = SubproblemCache(solver=options.solver, direct=options.direct)
     deadline = begin + options.time_limit
     solver = SQP(problem, options, subproblems=subproblems, show=screen(options.verbose), deadline=deadline)
-    try:
-        run = solver.run(point, duals)
-    except MemoryError:
-        return _refused(start, Status.TOO_LARGE, "memory ran out while solving", begin, problem)
+    run = solver.run(point, duals)
     facts, conflict = Facts(), None
     if run.status is Status.INFEASIBLE and run.forces is not None:
         conflict = _conflict(problem, run, run.forces, solver, options)
@@ -120,7 +125,10 @@ def _solve(
         compilation=subproblems.compilation_seconds,
         total=time.perf_counter() - begin,
     )
-    return _result(_judged(run, facts), facts, conflict, timings)
+    judged = _judged(run, facts)
+    if judged.status is Status.RANK_DEFICIENT:
+        facts = Facts(active=facts.active, rank=facts.rank, licq=facts.licq, implications=(NO_MULTIPLIERS,))
+    return _result(judged, facts, conflict, timings)
 
 
 def _conflict(problem: Problem, run: Run, forces: Duals, solver: SQP, options: Options) -> Conflict:

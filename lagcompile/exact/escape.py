@@ -1,8 +1,8 @@
 """Leaving KKT points that are not minima.
 
-In: a KKT point and the Hessian of the Lagrangian there. Out: a displacement of negative curvature, or None. Invariant: the
-direction keeps strongly active constraints to first order and does not violate weakly active ones; it is only proposed when the
-Lagrangian decreases along it.
+In: a KKT point and the Hessian of the Lagrangian there. Out: a displacement of negative curvature, or None.
+Invariant: the direction keeps strongly active constraints to first order and does not violate weakly active ones; it
+is only proposed when the Lagrangian decreases along it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CURVATURE = 1e-6  # relative to the Hessian's largest entry
 
 
 def escape(problem: Problem, current: Iterate, hessian: Matrix) -> Vector | None:
-    """A nearby point from which the objective can be decreased to second order; None where no such direction is found."""
+    """A nearby point from which the objective decreases to second order; None where no such direction is found."""
     bounds: Bounds = problem.bounds
     n = problem.size
     if n > MOST_VARIABLES:

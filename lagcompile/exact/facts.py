@@ -1,8 +1,8 @@
 """What is true at the final point beyond the KKT residual.
 
-In: the final point, its multipliers, the Hessian of the Lagrangian. Out: `Facts`. Invariant: True and False are only said
-when shown (to the stated tolerances); everything else is None, and sentences follow the values.
-Source of the conditions: Nocedal and Wright, Numerical Optimization (2006), theorems 12.5 and 12.6.
+In: the final point, its multipliers, the Hessian of the Lagrangian. Out: `Facts`. Invariant: True and False are only
+said when shown (to the stated tolerances); everything else is None, and sentences follow the values. Source of the
+conditions: Nocedal and Wright, Numerical Optimization (2006), theorems 12.5 and 12.6.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _curvatures(hessian: Matrix, basis: Matrix) -> tuple[Vector, float]:
 
 @dataclass(frozen=True)
 class ActiveGradients:
-    """Gradients of active constraints pointing outwards (count, n), of length at most 1; `weak` ones have no multiplier."""
+    """Outward gradients of active constraints (count, n), of length at most 1; `weak` ones have no multiplier."""
 
     rows: Matrix
     weak: Mask

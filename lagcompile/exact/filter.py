@@ -1,9 +1,9 @@
 """The filter and the acceptance rules of the line search.
 
-In: violation (l1) and objective of trial points. Out: accept or not. Invariant: a pair once added stays dominated until
-`clear`. Rules and constants: Waechter and Biegler, "Line search filter methods for nonlinear programming" (SIAM J. Optim.
-16, 2005), proven to converge globally; chosen over an l1 merit function because no penalty weight has to be guessed
-while multipliers are still wrong, which they are at every start from a forward pass.
+In: violation (l1) and objective of trial points. Out: accept or not. Invariant: a pair once added stays dominated
+until `clear`. Rules and constants: Waechter and Biegler, "Line search filter methods for nonlinear programming" (SIAM
+J. Optim. 16, 2005), proven to converge globally; chosen over an l1 merit function because no penalty weight has to be
+guessed while multipliers are still wrong, which they are at every start from a forward pass.
 """
 
 from __future__ import annotations

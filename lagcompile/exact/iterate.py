@@ -1,7 +1,7 @@
 """Iterates and their multipliers.
 
-In: points, subproblem solutions. Out: `Iterate`, a point with the best multipliers at hand. Invariant: the KKT residual
-stored with an iterate belongs to exactly its point and multipliers.
+In: points, subproblem solutions. Out: `Iterate`, a point with the best multipliers at hand. Invariant: the KKT
+residual stored with an iterate belongs to exactly its point and multipliers.
 """
 
 from __future__ import annotations

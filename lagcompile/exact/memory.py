@@ -1,7 +1,8 @@
 """How many bytes a run needs, compared with what there is.
 
-In: sizes and options. Out: a sentence with the numbers when they do not fit, else None. Invariant: called before anything of
-that size is allocated; the estimate counts what certainly is needed (it refuses too late rather than too early).
+In: sizes and options. Out: a sentence with the numbers when they do not fit, else None. Invariant: called before
+anything of that size is allocated; the estimate counts what certainly is needed (it refuses too late rather than too
+early).
 """
 
 from __future__ import annotations

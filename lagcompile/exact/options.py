@@ -43,7 +43,7 @@ class Options(Frozen):
     second_order: bool = True
     """After the run, compute the rank and curvature facts about the solution."""
     escape_saddles: bool = True
-    """Leave a KKT point along a direction of negative curvature when there is one (exact Hessian, up to 500 variables)."""
+    """Leave a KKT point along negative curvature when there is any (exact Hessian, up to 500 variables)."""
     verbose: bool = False
     """Show the iteration table on the screen while solving."""
 

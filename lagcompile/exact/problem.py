@@ -100,14 +100,18 @@ class Problem:
         self.derivatives: Derivatives | None = None
         self._residuals: JacobianOf | None = None
 
-    def attach(self, derivatives: Derivatives | None, residuals: Function | None, *, dense_limit: int) -> None:
+    def attach(
+        self, derivatives: Derivatives | None, residuals: Function | None, *, dense_limit: int, deadline: float
+    ) -> None:
         """Choose where derivatives come from: the caller's object, or torch.func of the functions."""
         sizes = (self.size, self.equalities, self.inequalities)
-        self.derivatives = derivatives or TorchDerivatives(self._fused, sizes, dense_limit=dense_limit)
+        self.derivatives = derivatives or TorchDerivatives(
+            self._fused, sizes, dense_limit=dense_limit, deadline=deadline
+        )
         if residuals is not None:
             start = torch.from_numpy(self.bounds.project(np.zeros(self.size)))
             count = residuals(start).numel()
-            self._residuals = JacobianOf(residuals, count, self.size, dense_limit=dense_limit)
+            self._residuals = JacobianOf(residuals, count, self.size, dense_limit=dense_limit, deadline=deadline)
 
     def values(self, x: Vector) -> Values:
         """Function values at x."""

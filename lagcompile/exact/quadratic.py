@@ -1,6 +1,7 @@
 """Records of quadratic subproblems.
 
-In and out: plain numpy data. Invariant: the sign convention of multipliers is that of `lagcompile.exact.result.Result`.
+In and out: plain numpy data. Invariant: the sign convention of multipliers is that of
+`lagcompile.exact.result.Result`.
 
     minimise 1/2 d'H d + g'd   subject to   E d + e = 0,  I d + i <= 0,  lower <= d <= upper
 
@@ -29,8 +30,8 @@ class Outcome(Enum):
 class QuadraticData:
     """Data of one subproblem in the step d.
 
-    Shapes: H (n, n) positive semidefinite, g (n,), E (m, n), e (m,), I (k, n), i (k,), lower and upper (n,) with infinities;
-    weights (m + k,) of violations, only in the elastic form.
+    Shapes: H (n, n) positive semidefinite, g (n,), E (m, n), e (m,), I (k, n), i (k,), lower and upper (n,) with
+    infinities; weights (m + k,) of violations, only in the elastic form.
     """
 
     H: Matrix

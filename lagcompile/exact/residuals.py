@@ -1,7 +1,7 @@
 """Unscaled KKT residuals and least-squares multipliers.
 
-In: an `Evaluation`, `Duals`, `Bounds`. Out: `KKT`, improved `Duals`. Invariant: no scaling anywhere; a residual is what
-the caller would compute from the functions and the multipliers by hand.
+In: an `Evaluation`, `Duals`, `Bounds`. Out: `KKT`, improved `Duals`. Invariant: no scaling anywhere; a residual is
+what the caller would compute from the functions and the multipliers by hand.
 """
 
 from __future__ import annotations

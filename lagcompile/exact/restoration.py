@@ -1,7 +1,8 @@
 """Feasibility restoration: minimise the sum of violations by elastic subproblems.
 
-In: a point that the main iteration cannot leave. Out: a point with less violation, or evidence that the sum of violations
-is locally as small as it gets. Invariant: the weighted sum of violations decreases at every step; bounds always hold.
+In: a point that the main iteration cannot leave. Out: a point with less violation, or evidence that the sum of
+violations is locally as small as it gets. Invariant: the weighted sum of violations decreases at every step; bounds
+always hold.
 """
 
 from __future__ import annotations

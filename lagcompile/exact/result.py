@@ -15,7 +15,6 @@ from torch import Tensor
 from lagcompile.exact.status import Status
 from lagcompile.ir.base import Frozen
 
-
 Mode = Literal["start", "step", "corrected", "elastic", "restoration", "escape"]
 
 
@@ -106,7 +105,7 @@ class Facts(Frozen):
     rank: int | None = None
     """Rank of their gradients."""
     licq: bool | None = None
-    """Linear independence constraint qualification: rank == active; None also when that is too close to call."""
+    """Linear independence constraint qualification, rank == active; None also when too close to call."""
     strict_complementarity: bool | None = None
     """Every active inequality and bound has a positive multiplier."""
     weakly_active: int | None = None
@@ -114,7 +113,7 @@ class Facts(Frozen):
     reduced_inertia: tuple[int, int, int] | None = None
     """Positive, zero and negative eigenvalues of the Lagrangian Hessian on the null space of all active gradients."""
     smallest_curvature: float | None = None
-    """Smallest such eigenvalue on the larger space that weakly active constraints do not restrict; None: empty space."""
+    """Smallest such eigenvalue when weakly active constraints do not restrict the space; None: empty space."""
     strict_local_minimum: bool | None = None
     """True only if the second-order sufficient condition was verified; False if a descent direction of second order
     was found; None if undecided."""

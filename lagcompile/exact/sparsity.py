@@ -8,6 +8,8 @@ pattern cannot stay unnoticed. Compression by colouring: Curtis, Powell and Reid
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -142,16 +144,26 @@ def _transpose(pattern: Pattern) -> Pattern:
     return Pattern.of(pattern.matrix(np.ones(pattern.count)).T)
 
 
-def detect(products: Products, count: int, *, batch: int = 256) -> Matrix:
+class OutOfTimeError(Exception):
+    """The clock ran out while sparsity was being detected; becomes Status.TIME_LIMIT."""
+
+
+def detect(products: Products, count: int, *, batch: int = 256, deadline: float = math.inf) -> Matrix:
     """Entries that are nonzero (or not finite) in the products with all unit vectors, one row for each of them.
 
     Args:
         products: maps a (k, count) batch to a (k, other) batch.
         count: number of unit vectors.
         batch: products at a time, which bounds the memory.
+        deadline: `time.perf_counter()` after which to give up.
+
+    Raises:
+        OutOfTimeError: when the deadline has passed.
     """
     parts = []
     for start in range(0, count, batch):
+        if time.perf_counter() > deadline:
+            raise OutOfTimeError
         seeds = torch.zeros(min(batch, count - start), count, dtype=torch.float64)
         seeds[torch.arange(len(seeds)), start + torch.arange(len(seeds))] = 1.0
         parts.append(sp.csr_array((products(seeds).detach() != 0).numpy().astype(float)))

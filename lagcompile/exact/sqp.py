@@ -1,9 +1,10 @@
 """The SQP iteration.
 
-In: a `Problem` with finite values at its start, `Options`, optional multipliers. Out: `Run`, the best point found and why
-the iteration ended. Each iteration: KKT test on unscaled residuals; Hessian; inertia correction; convex subproblem (elastic
-when infeasible); filter line search with second-order correction; feasibility restoration when that fails. Invariant: every
-point in the table is within the bounds and has finite values; the loop ends by iteration count, by failure count and by clock.
+In: a `Problem` with finite values at its start, `Options`, optional multipliers. Out: `Run`, the best point found and
+why the iteration ended. Each iteration: KKT test on unscaled residuals; Hessian; inertia correction; convex
+subproblem (elastic when infeasible); filter line search with second-order correction; feasibility restoration when
+that fails. Invariant: every point in the table is within the bounds and has finite values; the loop ends by iteration
+count, by failure count and by clock.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ class Status(Enum):
     )
     INFEASIBLE = (
         "infeasible",
-        "The sum of constraint violations is locally as small as it gets and still positive: look at `conflict` for the "
-        "constraints that exclude each other, or start elsewhere (this is local evidence, not a proof of emptiness).",
+        "The sum of constraint violations is locally as small as it gets and still positive: look at `conflict` for "
+        "the constraints that exclude each other, or start elsewhere (local evidence is no proof of emptiness).",
     )
     UNBOUNDED = (
         "unbounded",
-        "The objective fell below `unbounded_below` at feasible points: add the bound or the regulariser that is missing.",
+        "The objective fell below `unbounded_below` at feasible points: add the missing bound or regulariser.",
     )
     ITERATION_LIMIT = (
         "iteration_limit",
@@ -51,7 +51,7 @@ class Status(Enum):
     RANK_DEFICIENT = (
         "rank_deficient",
         "The active constraint gradients are dependent at the final point and no multipliers of moderate size satisfy "
-        "the KKT conditions there: remove redundant constraints, or relax equalities of the form g(x)^2 = 0 to g(x) = 0.",
+        "the KKT conditions there: remove redundant constraints, write g(x) = 0 in place of g(x)^2 = 0.",
     )
     STALLED = (
         "stalled",

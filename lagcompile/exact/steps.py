@@ -1,7 +1,7 @@
 """One step of the iteration: convexified subproblem, elastic subproblem, line search.
 
-In: an iterate, its Hessian, the filter. Out: a `Step`. Invariant: the working set is always that of the last subproblem
-that was solved; a subproblem's answer does not depend on it (a wrong guess only costs time).
+In: an iterate, its Hessian, the filter. Out: a `Step`. Invariant: the working set is always that of the last
+subproblem that was solved; a subproblem's answer does not depend on it (a wrong guess only costs time).
 """
 
 from __future__ import annotations

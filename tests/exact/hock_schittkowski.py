@@ -1,14 +1,15 @@
 """Test problems of Hock and Schittkowski, "Test Examples for Nonlinear Programming Codes" (Springer, 1981).
 
-Out: `PROBLEMS`, a list of `Problem` with the published start and the published optimal objective. Inequalities are written
-as g(x) <= 0 (the book writes g(x) >= 0). Invariant: optima are the book's, to as many digits as it prints, or the closed form.
+Out: `PROBLEMS`, a list of `Problem` with the published start and the published optimal objective. Inequalities are
+written as g(x) <= 0 (the book writes g(x) >= 0). Invariant: optima are the book's, to as many digits as it prints, or
+the closed form.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +28,6 @@ class Problem:
     ineq: Function | None = None
     lower: Sequence[float] | float = -INF
     upper: Sequence[float] | float = INF
-    tags: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def name(self) -> str:
@@ -59,7 +59,6 @@ def _add(
     ineq: Callable[..., Sequence[Tensor]] | None = None,
     lower: Sequence[float] | float = -INF,
     upper: Sequence[float] | float = INF,
-    tags: Sequence[str] = (),
 ) -> None:
     """Functions take the variables as separate scalars, as the book writes them."""
 
@@ -76,7 +75,6 @@ def _add(
             None if ineq is None else stacked(ineq),
             lower,
             upper,
-            frozenset(tags),
         )
     )
 
@@ -89,8 +87,7 @@ exp, log, sin, cos, sqrt = torch.exp, torch.log, torch.sin, torch.cos, torch.sqr
 
 # bounds only
 _add(1, [-2, 1], 0.0, _rosenbrock, lower=[-INF, -1.5])
-_r = 2 * math.sqrt(598 / 1200) * math.cos(math.acos(1 / (400 * math.sqrt(598 / 1200) ** 3 * 1)) / 3)
-_add(2, [-2, 1], 0.0504261879, _rosenbrock, lower=[-INF, 1.5], tags=["local"])
+_add(2, [-2, 1], 0.0504261879, _rosenbrock, lower=[-INF, 1.5])
 _add(3, [10, 1], 0.0, lambda a, b: b + 1e-5 * (b - a) ** 2, lower=[-INF, 0.0])
 _add(4, [1.125, 0.125], 8 / 3, lambda a, b: (a + 1) ** 3 / 3 + b, lower=[1.0, 0.0])
 _add(
@@ -114,7 +111,13 @@ _add(
 )
 _add(10, [-10, 10], -1.0, lambda a, b: a - b, ineq=lambda a, b: [3 * a**2 - 2 * a * b + b**2 - 1])
 _add(11, [4.9, 0.1], -8.498464223, lambda a, b: (a - 5) ** 2 + b**2 - 25, ineq=lambda a, b: [a**2 - b])
-_add(12, [0, 0], -30.0, lambda a, b: 0.5 * a**2 + b**2 - a * b - 7 * a - 7 * b, ineq=lambda a, b: [4 * a**2 + b**2 - 25])
+_add(
+    12,
+    [0, 0],
+    -30.0,
+    lambda a, b: 0.5 * a**2 + b**2 - a * b - 7 * a - 7 * b,
+    ineq=lambda a, b: [4 * a**2 + b**2 - 25],
+)
 _add(
     13,
     [-2, -2],
@@ -122,7 +125,6 @@ _add(
     lambda a, b: (a - 2) ** 2 + b**2,
     ineq=lambda a, b: [b - (1 - a) ** 3],
     lower=0.0,
-    tags=["no multipliers"],
 )
 _add(
     14,
@@ -215,7 +217,13 @@ _add(
 _add(26, [-2.6, 2, 2], 0.0, lambda a, b, c: (a - b) ** 2 + (b - c) ** 4, eq=lambda a, b, c: [(1 + b**2) * a + c**4 - 3])
 _add(27, [2, 2, 2], 0.04, lambda a, b, c: 0.01 * (a - 1) ** 2 + (b - a**2) ** 2, eq=lambda a, b, c: [a + c**2 + 1])
 _add(28, [-4, 1, 1], 0.0, lambda a, b, c: (a + b) ** 2 + (b + c) ** 2, eq=lambda a, b, c: [a + 2 * b + 3 * c - 1])
-_add(29, [1, 1, 1], -16 * math.sqrt(2), lambda a, b, c: -a * b * c, ineq=lambda a, b, c: [a**2 + 2 * b**2 + 4 * c**2 - 48])
+_add(
+    29,
+    [1, 1, 1],
+    -16 * math.sqrt(2),
+    lambda a, b, c: -a * b * c,
+    ineq=lambda a, b, c: [a**2 + 2 * b**2 + 4 * c**2 - 48],
+)
 _add(
     30,
     [1, 1, 1],
@@ -251,7 +259,6 @@ _add(
     ineq=lambda a, b, c: [a**2 + b**2 - c**2, 4 - a**2 - b**2 - c**2],
     lower=0.0,
     upper=[INF, INF, 5.0],
-    tags=["local"],
 )
 _add(
     34,
@@ -352,7 +359,6 @@ _add(
         c + d - 5,
     ],
     lower=0.0,
-    tags=["local"],
 )
 _add(
     45,
@@ -375,7 +381,6 @@ _add(
     0.0,
     lambda a, b, c, d, e: (a - b) ** 2 + (b - c) ** 3 + (c - d) ** 4 + (d - e) ** 4,
     eq=lambda a, b, c, d, e: [a + b**2 + c**3 - 3, b - c**2 + d - 1, a * e - 1],
-    tags=["local"],
 )
 _add(
     48,
@@ -436,7 +441,6 @@ _add(
     ],
     lower=0.0,
     upper=[1.0, INF, INF, 1.0, INF, INF],
-    tags=["dependent", "local"],
 )
 _add(
     56,
@@ -706,9 +710,7 @@ _add(
         f * g - e * h,
     ],
     lower=[-INF] * 8 + [0.0],
-    tags=["local"],
 )
-_C110 = None
 _add(
     110,
     [9] * 10,
