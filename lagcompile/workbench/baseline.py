@@ -1,0 +1,115 @@
+"""Plain backprop of the same network, for comparison: a loop as anyone would write it, without lifting.
+
+In: a fresh module, data, a step rule, a number of gradient evaluations. Out: `Backprop`. Invariant: initial weights,
+order of the rows and batch size are those of the run it is compared with; one gradient evaluation is one step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lagcompile.backends.base import Evaluate, Rows, RunOptions, Watch
+from lagcompile.ir.solution import History, Status
+from lagcompile.runtime.steps import Extra, Rule
+from lagcompile.workbench.data import DataSplits
+from lagcompile.workbench.measure import Loss
+from lagcompile.workbench.schedule import Schedules
+from lagcompile.workbench.supervise import Stop
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """What the baseline reached.
+
+    Attributes:
+        model: the trained module.
+        status: why it ended.
+        history: rows with step, seconds, loss and held-out numbers.
+        gradient_evaluations: forward+backward passes made.
+        seconds: wall time of the steps.
+    """
+
+    model: nn.Module
+    status: Status
+    history: History
+    gradient_evaluations: int
+    seconds: float
+
+
+def backprop(
+    model: nn.Module,
+    data: DataSplits,
+    options: RunOptions,
+    *,
+    loss: Loss,
+    rule: Rule,
+    schedules: Schedules,
+    evaluations: int,
+    stop: Stop,
+    device: str = "cpu",
+    evaluate: Evaluate | None = None,
+    watch: Watch | None = None,
+) -> Backprop:
+    """Train a module by plain backprop.
+
+    Args:
+        model: trained in place.
+        data: the training part is used.
+        options: batch size, seed and how often to look, in the other run's steps.
+        loss: (output, target) -> scalar.
+        rule: the step rule.
+        schedules: the weights' one is used, over `evaluations` steps.
+        evaluations: gradient evaluations to spend.
+        stop: asked before each step.
+        device: where to compute.
+        evaluate: numbers on held-out data.
+        watch: called with each row of the history.
+    """
+    torch.manual_seed(options.seed)
+    model.to(device).train()
+    optimizer = Extra([p for p in model.parameters() if p.requires_grad], rule, "descent")
+    rows = Rows(len(data.train_x), options.batch_size, options.seed)
+    look, history, status = _looks(options, evaluations), list[Mapping[str, float]](), Status.STEPS_DONE
+    begin, paused, done = time.perf_counter(), 0.0, 0
+    try:
+        for step in range(evaluations):
+            if stop.asked:
+                raise KeyboardInterrupt
+            if schedules.weights is not None:
+                optimizer.param_groups[0]["lr"] = rule.lr * schedules.weights.at(step, evaluations)
+            index = rows.at(step)
+            optimizer.zero_grad()
+            value = loss(model(data.train_x[index].to(device)), data.train_y[index].to(device))
+            value.backward()
+            optimizer.step()
+            done = step + 1
+            if not look(done):
+                continue
+            now = time.perf_counter()
+            row = {"step": float(done), "seconds": now - begin - paused, "loss": float(value)}
+            if not math.isfinite(row["loss"]):
+                status = Status.DIVERGED
+            elif evaluate is not None:
+                row |= dict(evaluate(model))
+            paused += time.perf_counter() - now
+            history.append(row)
+            if watch is not None:
+                watch(row)
+            if status is Status.DIVERGED:
+                break
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    seconds = time.perf_counter() - begin - paused
+    return Backprop(model.cpu(), status, History(tuple(history)), done, seconds)
+
+
+def _looks(options: RunOptions, total: int) -> Callable[[int], bool]:
+    """Whether to look after a step: about as often as the run that it is compared with, and at the end."""
+    often = max(1, round(total * (options.evaluate_every or options.look_every) / max(1, options.steps)))
+    return lambda step: step == total or step % often == 0

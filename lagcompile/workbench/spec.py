@@ -1,0 +1,191 @@
+"""The run spec: one YAML file says which model, which data, where to cut, what to solve and how.
+
+In: the path of a YAML file. Out: `RunSpec`, and `Loaded` with every name resolved to a Python object. Invariant: all
+problems of a file are reported at once, each with its line; nothing of the user's is called while reading, only imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+from pydantic import Field, JsonValue
+
+from lagcompile.backends.base import RunOptions
+from lagcompile.frontend.lower import Formulation
+from lagcompile.frontend.split import AutoSplit, BalancedSplit, Split, SplitPolicy
+from lagcompile.ir.base import Frozen, SpecError
+from lagcompile.ir.yamlfile import Document, check, read, validate
+from lagcompile.lift import SplitFile
+from lagcompile.runtime.steps import Adam, RuleSpec
+from lagcompile.workbench.methods import MethodSpec
+from lagcompile.workbench.references import DATA, LOSSES, MODELS, Wanted, importable_from, resolve_all
+from lagcompile.workbench.schedule import Schedules
+
+VERIFY_TOLERANCE = 1e-10
+
+
+class Reference(Frozen):
+    """A built-in name, or `package.module:attribute` of your own, and its keyword arguments."""
+
+    name: str
+    """Short name, or package.module:attribute of something importable from here or from the spec's folder."""
+    args: Mapping[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments."""
+
+
+class Running(RunOptions):
+    """How long a method runs, on which rows, where, and how often it is looked at and saved."""
+
+    device: str = "cpu"
+    """cpu, cuda or cuda:1."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints; None: at the end only (also after Ctrl-C)."""
+
+    def options(self) -> RunOptions:
+        """The part that the method reads."""
+        return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})
+
+
+class Baseline(Frozen):
+    """Plain backprop of the same network: same initial weights, data order, batch size and gradient evaluations."""
+
+    run: bool = True
+    """False: only with --baseline."""
+    weights: RuleSpec = Adam(lr=1e-3)
+    """Its step rule."""
+
+
+class RunSpec(Frozen):
+    """One run. `lagcompile schema` prints the JSON schema of this class."""
+
+    lagcompile: Literal[1]
+    """Version of this format."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """Name of the run, of its program and of its folder."""
+    note: str = ""
+    """A sentence for the report."""
+    model: Reference
+    """A module class, or a function that gives a module."""
+    data: Reference
+    """A function that gives training, validation and test data."""
+    loss: str = "cross_entropy"
+    """Short name, or package.module:attribute of a function (output, target) -> scalar."""
+    split: Annotated[int, Field(ge=1)] | str | Split = AutoSplit()
+    """Number of balanced stages, path of a split spec (from this file's folder), or a policy."""
+    formulation: Formulation = Formulation()
+    """What the program says about states, defects and multipliers."""
+    method: MethodSpec
+    """How the program is solved."""
+    schedule: Schedules = Schedules()
+    """How the method's step sizes change over the run."""
+    run: Running = Running()
+    """Steps, batch size, seed, device."""
+    baseline: bool | Baseline = Baseline(run=False)
+    """true, or a step rule: train the same network by plain backprop next to it."""
+    tolerance: float = Field(default=VERIFY_TOLERANCE, gt=0)
+    """Largest relative residual of the certificate."""
+
+    @property
+    def rival(self) -> Baseline:
+        """The baseline's options, whether or not it runs by default."""
+        return self.baseline if isinstance(self.baseline, Baseline) else Baseline(run=self.baseline)
+
+
+@final
+@dataclass(frozen=True)
+class Loaded:
+    """A spec with its names resolved.
+
+    Attributes:
+        spec: with the split as a policy.
+        document: the file, for problems with line numbers.
+        model: gives the module.
+        data: gives the data.
+        loss: (output, target) -> scalar.
+        folder: folders that a user's modules are imported from.
+    """
+
+    spec: RunSpec
+    document: Document
+    model: Callable[..., Any]
+    data: Callable[..., Any]
+    loss: Callable[..., Any]
+    folder: Path
+
+    @property
+    def split(self) -> SplitPolicy:
+        """The split policy."""
+        split = self.spec.split
+        assert not isinstance(split, str)
+        return BalancedSplit(stages=split) if isinstance(split, int) else split
+
+    def problem(self, key: str, message: str) -> str:
+        """A problem at a dotted key of the file, with its line."""
+        return self.document.problem(tuple(key.split(".")), message)
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """User's modules are importable from the working folder and from the spec's."""
+        with importable_from(self.folder), importable_from(Path.cwd()):
+            yield
+
+
+def load(path: str | Path, **overrides: object) -> Loaded:
+    """Read a spec, resolve its names and its split file.
+
+    Args:
+        path: the YAML file.
+        overrides: fields of `run` that replace the file's, such as steps=10; None keeps the file's.
+
+    Raises:
+        SpecError: every problem of the file, in the order of its lines.
+    """
+    document = read(path)
+    spec = check(document, RunSpec)
+    wanted = {
+        "model": Wanted(spec.model.name, MODELS, document.problem(("model", "name"), "")[:-2], spec.model.args),
+        "data": Wanted(spec.data.name, DATA, document.problem(("data", "name"), "")[:-2], spec.data.args),
+        "loss": Wanted(spec.loss, LOSSES, document.problem(("loss",), "")[:-2]),
+    }
+    folder = Path(path).resolve().parent
+    problems: list[str] = []
+    targets: dict[str, Callable[..., Any]] = {}
+    with importable_from(folder), importable_from(Path.cwd()):
+        for key, entry in wanted.items():
+            try:
+                targets[key] = resolve_all([entry])[0]
+            except SpecError as error:
+                problems += error.problems
+    try:
+        spec = spec.model_copy(update={"split": _split(spec.split, folder, document)})
+    except SpecError as error:
+        problems += error.problems
+    changed = {name: value for name, value in overrides.items() if value is not None}
+    if "device" in changed or spec.run.device != "cpu":
+        problems += _device_problems(str(changed.get("device", spec.run.device)), document)
+    if problems:
+        raise SpecError(problems)
+    spec = spec.model_copy(update={"run": Running(**{**spec.run.model_dump(), **changed})})
+    return Loaded(spec, document, targets["model"], targets["data"], targets["loss"], folder)
+
+
+def _split(split: int | str | SplitPolicy, folder: Path, document: Document) -> int | SplitPolicy:
+    if not isinstance(split, str):
+        return split
+    if not (folder / split).is_file():
+        raise SpecError(document.problem(("split",), f"there is no split spec '{split}' in this file's folder"))
+    return validate(folder / split, SplitFile).split
+
+
+def _device_problems(device: str, document: Document) -> Iterator[str]:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        yield document.problem(("run", "device"), f"the device '{device}' cannot be used here: {reason}")
