@@ -63,7 +63,7 @@ class Store:
         if self._state_tables or self._passing:
             self.optimizers["states"] = ExtraRows(self._state_tables or [torch.empty(0, 0)], states, scheme)
             duals = self._dual_tables or [torch.empty(0, 0)]
-            self.optimizers["multipliers"] = ExtraRows(duals, self.dual_rule, scheme)
+            self.optimizers["multipliers"] = ExtraRows(duals, self.dual_rule, scheme, ascent=True)
         self._groups: list[tuple[ExtraRows, list[int], bool]] = []
         self.stored: list[Tensor] = [torch.empty(0) for _ in self.banks]
         self.multipliers: list[Tensor | None] = [None for _ in self.banks]
@@ -90,7 +90,8 @@ class Store:
         if isinstance(storage, Table) and storage.dtype is not None:
             dtype = dtype_of(storage.dtype)
         rows = 1 if isinstance(storage, Shared) else self.instance.examples
-        return torch.zeros((len(bank.states), rows, *features), dtype=dtype, device=device)
+        # filled, not zero-allocated: memory that is only promised would be fetched page by page inside the steps
+        return torch.empty((len(bank.states), rows, *features), dtype=dtype, device=device).fill_(0.0)
 
     def _dual_table(self, index: int) -> Tensor:
         bank = self.banks[index]
@@ -98,7 +99,8 @@ class Store:
         dtype = self._dtype(bank)
         if isinstance(storage, Table) and storage.dtype is not None:
             dtype = dtype_of(storage.dtype)
-        return torch.zeros(self._dual_shape(index, self._rows(index)), dtype=dtype, device=self.instance.device)
+        shape = self._dual_shape(index, self._rows(index))
+        return torch.empty(shape, dtype=dtype, device=self.instance.device).fill_(0.0)
 
     def _dual_shape(self, index: int, rows: int) -> tuple[int, ...]:
         bank = self.banks[index]
@@ -230,7 +232,7 @@ class Store:
             ("multipliers", dual_banks, duals, self.dual_rule),
         ):
             if tensors:
-                optimizer = ExtraRows(tensors, rule, self.scheme)
+                optimizer = ExtraRows(tensors, rule, self.scheme, ascent=name == "multipliers")
                 optimizer.param_groups[0]["lr"] = self.optimizers[name].param_groups[0]["lr"]
                 optimizer.take([None for _ in tensors])
                 self._groups.append((optimizer, banks, name == "multipliers"))
@@ -272,7 +274,7 @@ class Store:
         if not dual:
             return [gradients.states[i] for i in banks]
         found = [gradients.multipliers[i] for i in banks]
-        return [-g for g in found if g is not None]
+        return [g for g in found if g is not None]
 
     def _inside(self, bank: int, value: Tensor, dual: bool) -> Tensor:
         if dual:

@@ -78,7 +78,7 @@ class Adagrad(Frozen):
             values,
             gradients,
             slots["sum"],
-            [torch.zeros(()) for _ in values] if fused else [torch.zeros(())] * len(values),
+            [torch.zeros(())] * len(values),  # steps count for a decay of lr only, which is none
             fused=fused,
             foreach=not fused,
             has_sparse_grad=False,
@@ -160,7 +160,8 @@ def _slot(rule: Rule, name: str, tensor: Tensor, *, rows: bool) -> Tensor:
         return torch.zeros(_count_shape(tensor, rows), dtype=torch.float32, device=tensor.device)
     # accumulators of half-precision tables are kept in float32: sums of small squares would stop growing otherwise
     dtype = torch.float32 if tensor.dtype in {torch.bfloat16, torch.float16} else tensor.dtype
-    return torch.full_like(tensor, 0.0 if name == "past" else rule.initial(name), dtype=dtype)
+    # filled, not zero-allocated: memory that is only promised would be fetched page by page inside the steps
+    return torch.empty_like(tensor, dtype=dtype).fill_(0.0 if name == "past" else rule.initial(name))
 
 
 def _slot_names(rule: Rule, scheme: Scheme) -> tuple[str, ...]:
@@ -267,11 +268,13 @@ class ExtraRows(torch.optim.Optimizer):
         params: the tables.
         rule: the step rule; slots are tables too.
         scheme: how gradients are combined; see `Scheme`.
+        ascent: climb along the gradients instead of descending.
     """
 
-    def __init__(self, params: Any, rule: Rule, scheme: Scheme = "extragradient") -> None:
+    def __init__(self, params: Any, rule: Rule, scheme: Scheme = "extragradient", *, ascent: bool = False) -> None:
         self.rule = rule
         self.scheme: Scheme = scheme
+        self.ascent = ascent
         self._rows: list[Tensor | None] = []
         self._values: Tensors = []
         self._slots: Slots = {}
@@ -286,7 +289,7 @@ class ExtraRows(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         passing: dict[str, Any] = {"_rows": [], "_values": [], "_slots": {}, "_gradients": [], "_project": None}
-        return state | {"rule": self.rule, "scheme": self.scheme} | passing
+        return state | {"rule": self.rule, "scheme": self.scheme, "ascent": self.ascent} | passing
 
     @property
     def tables(self) -> Tensors:
@@ -374,7 +377,8 @@ class ExtraRows(torch.optim.Optimizer):
             index = span.stop
             if span.stop > span.start:
                 part = {n: slots[n][span] for n in self.rule.slots()}
-                self.rule.move(values[span], gradients[span], part, group["lr"])
+                lr = -group["lr"] if self.ascent else group["lr"]  # every rule is odd in its gradients
+                self.rule.move(values[span], gradients[span], part, lr)
 
 
 def _gather(table: Tensor, rows: Tensor | None, dtype: torch.dtype | None) -> Tensor:
