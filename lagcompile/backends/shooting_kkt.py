@@ -71,6 +71,21 @@ class Quadratic:
             self.theta_gradient,
         )
 
+    def add_curvature(self, curvature: Tensor) -> Quadratic:
+        """The same with second derivatives (starts, trajectories, stages, n + p, n + p) of the Lagrangian added."""
+        n = self.state.shape[-1]
+        return Quadratic(
+            self.state + curvature[..., :n, :n],
+            self.cross + curvature[..., :n, n:],
+            self.theta + curvature[..., n:, n:].sum((1, 2)),
+            self.state_gradient,
+            self.theta_gradient,
+        )
+
+    def store(self, index: Tensor, other: Quadratic) -> None:
+        """Overwrite the Hessian of some of the starts."""
+        self.state[index], self.cross[index], self.theta[index] = other.state, other.cross, other.theta
+
     def rows(self, index: Tensor) -> Quadratic:
         """Some of the starts."""
         return Quadratic(

@@ -39,6 +39,9 @@ class Shooting(Frozen):
     """Most accepted steps at one weight."""
     relax_end: float = Field(default=1e3, gt=0)
     """Weight at which the defects become equality constraints."""
+    newton_after: int | None = Field(default=4, ge=0)
+    """Steps with hard defects after which a start that has not converged takes second derivatives into account (up to
+    48 states and parameters together); None: never."""
     damping: float = Field(default=1e-4, ge=0)
     """First Levenberg-Marquardt damping, relative to the curvature."""
     backtracks: int = Field(default=6, ge=1)

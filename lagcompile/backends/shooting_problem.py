@@ -155,13 +155,27 @@ class Problem:
             extra = extra + 0.5 * self._initial_error(states, self.initial_prior).square().flatten(1).sum(1)
         return Point(theta, states, replace(values, objective=values.objective + extra))
 
-    def linearise(self, point: Point, theta_scale: Tensor) -> tuple[StageJacobians, Quadratic]:
-        """Stage Jacobians and the objective's Gauss-Newton model in scaled variables."""
-        jacobians = self.stages.linearise(point.theta, point.values.path, self.state_scale, theta_scale)
+    def linearise(
+        self, point: Point, theta_scale: Tensor, multipliers: Tensor | None = None
+    ) -> tuple[StageJacobians, Quadratic]:
+        """Stage Jacobians and Gauss-Newton model in scaled variables; the Lagrangian's Hessian with multipliers."""
+        jacobians = self.stages.linearise(
+            point.theta,
+            point.values.path,
+            self.state_scale,
+            theta_scale,
+            multipliers=multipliers,
+            residual=point.values.residual,
+        )
         if self.fixed_initial:
             jacobians.output_state[:, :, 0] = 0.0
             jacobians.end_state[:, :, 0] = 0.0
+            if jacobians.curvature is not None:
+                jacobians.curvature[:, :, 0, : self.functions.n] = 0.0
+                jacobians.curvature[:, :, 0, :, : self.functions.n] = 0.0
         model = Quadratic.gauss_newton(jacobians, point.values.residual)
+        if jacobians.curvature is not None:
+            model = model.add_curvature(jacobians.curvature)
         states, theta = torch.zeros_like(model.state_gradient), torch.zeros_like(model.theta_gradient)
         state_curvature, theta_curvature = torch.zeros_like(states), torch.zeros_like(theta)
         if self.fixed_initial:

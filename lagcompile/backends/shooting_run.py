@@ -23,6 +23,7 @@ from lagcompile.backends.shooting_kkt import DefectOperator, KktSystem, Quadrati
 from lagcompile.backends.shooting_options import Shooting
 from lagcompile.backends.shooting_problem import Point, Problem
 from lagcompile.backends.shooting_search import Filter
+from lagcompile.dynamics.functional import FORWARD_DIRECTIONS
 from lagcompile.dynamics.stages import StageJacobians
 from lagcompile.dynamics.starts import parameter_scale
 from lagcompile.ir.solution import Status
@@ -81,6 +82,7 @@ class Run:
         self.damping = theta.new_full((count,), method.damping)
         self.kappa = theta.new_full((count,), method.relax_start)
         self.hard = torch.zeros(count, dtype=torch.bool, device=theta.device)
+        self.newton = torch.zeros(count, dtype=torch.int64, device=theta.device)
         self.tries = torch.zeros(count, dtype=torch.int64, device=theta.device)
         self.code = torch.full((count,), _RUNNING, dtype=torch.int64, device=theta.device)
         self.code[~self.point.values.finite] = _DIVERGED
@@ -114,7 +116,7 @@ class Run:
             model = model.hold_theta().add_diagonal(self._state_damping(model, rho, self.damping[active]), None)
             jacobians = jacobians.hold_theta()
             step = self._solve(jacobians, model, active, rho, exact=None)
-            self._search(active, step, rho, jacobians, soft_only=True)
+            self._search(active, step, rho, soft_only=True)
         self.damping.fill_(self.method.damping)
 
     def lengthened(self) -> Run:
@@ -153,11 +155,24 @@ class Run:
                 return
         hard = self.hard[active]
         rho = torch.where(hard, self.method.relax_end, self.kappa[active]) * model.scale
+        self._add_curvature(active, model)
         damped = self._damped(active, jacobians, model, rho)
         step = self._solve(jacobians, damped, active, rho, exact=hard)
-        self._search(active, step, rho, jacobians)
+        self._search(active, step, rho)
         self.iterations[active] += 1
         self._record(error)
+
+    def _add_curvature(self, active: Tensor, model: Quadratic) -> None:
+        """Exact second derivatives for starts on which Gauss-Newton steps do not contract."""
+        limit, functions = self.method.newton_after, self.problem.functions
+        if limit is None or functions.n + functions.p > FORWARD_DIRECTIONS:
+            return
+        chosen = (self.hard[active] & (self.newton[active] >= limit)).nonzero()[:, 0]
+        if len(chosen) == 0:
+            return
+        starts = active[chosen]
+        _, exact = self.problem.linearise(self.point.rows(starts), self.theta_scale[starts], self.multipliers[starts])
+        model.store(chosen, exact)
 
     def _solve(
         self, jacobians: StageJacobians, model: Quadratic, active: Tensor, rho: Tensor, exact: Tensor | None
@@ -225,9 +240,7 @@ class Run:
         self.filter.clear(active[ready])
 
     # ---------------------------------------------------------------- acceptance
-    def _search(
-        self, active: Tensor, step: Step, rho: Tensor, jacobians: StageJacobians, *, soft_only: bool = False
-    ) -> None:
+    def _search(self, active: Tensor, step: Step, rho: Tensor, *, soft_only: bool = False) -> None:
         """Backtrack along the step of each start, store what is accepted and adapt damping and phase."""
         problem, here = self.problem, self.point.rows(active)
         hard = self.hard[active] & (not soft_only)
@@ -304,6 +317,8 @@ class Run:
         if soft_only:
             return
         self.code[active[~accepted & (damping >= 1e8)]] = _STALLED
+        # A rejected step with second derivatives may come from negative curvature: go back to Gauss-Newton for a while.
+        self.newton[active] = torch.where(hard & accepted, self.newton[active] + 1, 0)
         tries = self.tries[active] + 1
         raise_it = ~hard & ((accepted & ((gain < 0.5) | (tries >= self.method.relax_steps))) | (tries >= 12))
         self.kappa[active] = torch.where(raise_it, self.kappa[active] * self.method.relax_factor, self.kappa[active])

@@ -131,6 +131,41 @@ class CellFunctions:
             return rows.expand(*x.shape[:2], *rows.shape), None
         return self._jacobian(self._read1, lambda t, s, i: self._read1(t, s[None])[0], theta, x)
 
+    def curvature(
+        self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor, *, adjoint: Tensor, error: Tensor
+    ) -> Tensor:
+        """Second derivatives (starts, lanes, n + p, n + p) of <adjoint, step> + <error, output>, forward over forward.
+
+        Args:
+            theta: (starts, p) parameters.
+            x: (starts, lanes, n) states.
+            u: (lanes, m) inputs or None.
+            h: (lanes, 1) step lengths.
+            adjoint: (starts, lanes, n) factors of the next states.
+            error: (starts, lanes, outputs) factors of the outputs.
+        """
+        n = self.n
+        eye = torch.eye(n + self.p, dtype=x.dtype, device=x.device)
+        lanes = x.shape[1]
+
+        def one_start(t: Tensor, s: Tensor, a: Tensor, e: Tensor) -> Tensor:
+            def value(t: Tensor, s: Tensor) -> Tensor:
+                return (a * self._step1(t, s, u, h)).sum(-1) + (e * self._read1(t, s)).sum(-1)
+
+            def slope(t: Tensor, s: Tensor, d: Tensor) -> Tensor:
+                found: Tensor = jvp(value, (t, s), (d[n:], d[:n].expand(lanes, n)))[1]
+                return found
+
+            def second(d: Tensor, c: Tensor) -> Tensor:
+                moved = (c[n:], c[:n].expand(lanes, n))
+                found: Tensor = jvp(lambda t, s: slope(t, s, d), (t, s), moved)[1]
+                return found
+
+            return vmap(vmap(second, in_dims=(None, 0)), in_dims=(0, None))(eye, eye)
+
+        found = vmap(one_start)(theta.contiguous(), x.contiguous(), adjoint, error)
+        return found.movedim(3, 1)
+
     def _lane(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor, lane: Tensor) -> Tensor:
         row = lane[None]
         return self._step1(theta, x[None], None if u is None else u[row], h[row])[0]

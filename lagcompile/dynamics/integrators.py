@@ -1,7 +1,8 @@
 """Cells that advance an ordinary differential equation by one sampling interval.
 
 In: a user's vector field module f(x) or f(x, u) with x (batch, n) and u (batch, m). Out: cells
-x_{t+1} = cell(x_t, u_t, h). Invariant: a cell holds no state; the step length h comes from the data's time stamps, or from `dt` if it is given.
+x_{t+1} = cell(x_t, u_t, h). Invariant: a cell holds no state; the step length h comes from the data's time
+stamps, or from `dt` if it is given.
 """
 
 from __future__ import annotations

@@ -63,12 +63,15 @@ class StageJacobians:
         output_theta: (starts, trajectories, stages, S * outputs, p).
         end_state: (starts, trajectories, stages, n, n); 0 after the last stage.
         end_theta: (starts, trajectories, stages, n, p); 0 after the last stage.
+        curvature: (starts, trajectories, stages, n + p, n + p) second derivatives of the Lagrangian beyond the
+            Gauss-Newton model, None where they were not asked for.
     """
 
     output_state: Tensor
     output_theta: Tensor
     end_state: Tensor
     end_theta: Tensor
+    curvature: Tensor | None = None
 
     def rows(self, index: Tensor) -> StageJacobians:
         """Some of the starts."""
@@ -154,7 +157,16 @@ class Stages:
         defect = torch.where(self.defect_on[..., None], x - following, 0.0)
         return StageValues(samples, residual, defect, 0.5 * residual.square().flatten(1).sum(1))
 
-    def linearise(self, theta: Tensor, path: Tensor, state_scale: Tensor, theta_scale: Tensor) -> StageJacobians:
+    def linearise(
+        self,
+        theta: Tensor,
+        path: Tensor,
+        state_scale: Tensor,
+        theta_scale: Tensor,
+        *,
+        multipliers: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> StageJacobians:
         """Derivatives along a simulated path.
 
         Args:
@@ -162,6 +174,9 @@ class Stages:
             path: (starts, trajectories, stages, S, n) states at the samples.
             state_scale: (n,) units of the states: column j of a Jacobian is multiplied by it, a defect row divided.
             theta_scale: (starts, p) units of the parameters.
+            multipliers: (starts, trajectories, stages, n) of the scaled defects; with them, and the weighted output
+                errors, the curvature of the Lagrangian is added.
+            residual: (starts, trajectories, stages, S, outputs) weighted output errors.
         """
         starts, n, p = theta.shape[0], self.functions.n, self.functions.p
         lanes = path.flatten(1, 3)
@@ -183,9 +198,49 @@ class Stages:
             following = cell_x[:, :, :, j] @ tangent
             following[..., n:] += cell_t[:, :, :, j]
             tangent = following
-        outputs = read_x @ torch.stack(tangents, dim=3)
+        along = torch.stack(tangents, dim=3)
+        curvature = None
+        if multipliers is not None and residual is not None:
+            error = residual * self.weight
+            adjoint = self._adjoint(cell_x, read_x, multipliers, error, state_scale)
+            curvature = self._curvature(theta, path, along, adjoint, error, state_scale, theta_scale)
+        outputs = read_x @ along
         if read_t is not None:
             outputs[..., n:] += (read_t * theta_scale[:, None, None, :]).unflatten(1, shape)
         outputs = (outputs * self.weight[..., None]).flatten(3, 4)
         end = torch.where(self.defect_on[..., None, None], tangent, 0.0)
-        return StageJacobians(outputs[..., :n], outputs[..., n:], end[..., :n], end[..., n:])
+        return StageJacobians(outputs[..., :n], outputs[..., n:], end[..., :n], end[..., n:], curvature)
+
+    def _adjoint(
+        self, cell_x: Tensor, read_x: Tensor, multipliers: Tensor, error: Tensor, state_scale: Tensor
+    ) -> Tensor:
+        """Factors (..., S, n), in the user's units, of the next state of each step in the Lagrangian."""
+        now, found = multipliers, []
+        for j in reversed(range(self.length)):
+            on = self.sample_on[:, :, j, None]
+            found.append(torch.where(on, now, 0.0))
+            now = (cell_x[:, :, :, j].mT @ now[..., None])[..., 0]
+            now = now + (read_x[:, :, :, j].mT @ error[:, :, :, j, :, None])[..., 0]
+        return torch.stack(found[::-1], dim=3) / state_scale
+
+    def _curvature(
+        self,
+        theta: Tensor,
+        path: Tensor,
+        along: Tensor,
+        adjoint: Tensor,
+        error: Tensor,
+        state_scale: Tensor,
+        theta_scale: Tensor,
+    ) -> Tensor:
+        """Second derivatives of each stage's part of the Lagrangian by first state and parameters, scaled."""
+        n, p = self.functions.n, self.functions.p
+        inputs, lengths = self._lane_data(None)
+        second = self.functions.curvature(
+            theta, path.flatten(1, 3), inputs, lengths, adjoint=adjoint.flatten(1, 3), error=error.flatten(1, 3)
+        )
+        scale = torch.cat([state_scale.expand(theta.shape[0], n), theta_scale], dim=1)[:, None]
+        second = (second * scale[..., None] * scale[:, :, None, :]).unflatten(1, path.shape[1:4])
+        below = torch.eye(p, n + p, dtype=path.dtype, device=path.device).roll(n, 1)
+        full = torch.cat([along, below.expand(*along.shape[:4], p, n + p)], dim=-2)
+        return (full.mT @ second @ full).sum(3)
