@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lagcompile.backends.base import Evaluate, Method, RunOptions, Watch, drive
+from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, verify_network
@@ -239,11 +239,12 @@ class Lifted:
         dataset: Any,
         *,
         loss: Loss,
-        method: Method | None = None,
+        method: Solver | None = None,
         options: RunOptions | None = None,
         device: torch.device | str = "cpu",
         evaluate: Evaluate | None = None,
         watch: Watch | None = None,
+        start: Solution | None = None,
     ) -> Solution:
         """Solve for weights, states and multipliers together.
 
@@ -255,6 +256,7 @@ class Lifted:
             device: where to compute.
             evaluate: numbers of a module on held-out data, such as {"accuracy": 0.98}.
             watch: called with each row of the history.
+            start: a solution of the same program to start from (step-wise methods take its weights, `SQP` everything).
 
         Returns:
             What was reached; `solution.model` is of the model's class and on its device.
@@ -263,10 +265,10 @@ class Lifted:
             BindError, DataError: the data do not fit.
             ProgramError: the method is not defined on this program.
         """
-        options = options or RunOptions()
         instance = self.bind(dataset, loss=loss, device=device)
-        executor = (method or Extragradient()).executor(instance, seed=options.seed)
-        return drive(executor, options, original=self.module, evaluate=evaluate, watch=watch)
+        return (method or Extragradient()).solve(
+            instance, options or RunOptions(), original=self.module, evaluate=evaluate, watch=watch, start=start
+        )
 
 
 def _try(instance: Instance) -> None:

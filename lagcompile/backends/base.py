@@ -75,8 +75,54 @@ class Executor(ABC):
         """Bytes of states, multipliers and their optimiser rows."""
 
 
-class Method(Frozen, ABC):
-    """Frozen options of a method; `executor` binds it to an instance."""
+class Solver(Frozen, ABC):
+    """Frozen options of anything that turns an instance into a solution."""
+
+    @abstractmethod
+    def solve(
+        self,
+        instance: Instance,
+        options: RunOptions,
+        *,
+        original: nn.Module,
+        evaluate: Evaluate | None = None,
+        watch: Watch | None = None,
+        start: Solution | None = None,
+    ) -> Solution:
+        """Solve an instance.
+
+        Args:
+            instance: the bound program.
+            options: steps, batch size, seed and so on.
+            original: the user's module, for the class of `solution.model`.
+            evaluate: numbers of a module on held-out data.
+            watch: called with each row of the history.
+            start: a solution of the same program to start from, weights, states and multipliers.
+
+        Raises:
+            ProgramError: the method is not defined on this program; the message says what would work.
+        """
+
+
+class Method(Solver):
+    """Frozen options of a step-wise method; `executor` binds it to an instance."""
+
+    def solve(
+        self,
+        instance: Instance,
+        options: RunOptions,
+        *,
+        original: nn.Module,
+        evaluate: Evaluate | None = None,
+        watch: Watch | None = None,
+        start: Solution | None = None,
+    ) -> Solution:
+        """Drive an executor to the end of the options; see `Solver.solve`."""
+        if start is not None:
+            instance.module.load_state_dict(start.model.state_dict())
+            instance.weights.adopt()
+        executor = self.executor(instance, seed=options.seed)
+        return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
 
     @abstractmethod
     def executor(self, instance: Instance, *, seed: int = 0) -> Executor:

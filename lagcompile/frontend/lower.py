@@ -63,6 +63,13 @@ class StateFormulation(Frozen):
     """Reduction of the coupling over features."""
 
 
+class InputFormulation(Frozen):
+    """An input as a variable, within bounds."""
+
+    lower: float | None = None
+    upper: float | None = None
+
+
 class Formulation(StateFormulation):
     """The lifting options: what the program says about every state, with exceptions by breakpoint."""
 
@@ -70,6 +77,8 @@ class Formulation(StateFormulation):
     """Options for single states: node name, module path or glob of the state -> its own options."""
     reduction: str = Field(default="mean", pattern="^(mean|sum)$")
     """How the loss reduces over the batch; the coupling follows it."""
+    inputs: Mapping[str, InputFormulation] = Field(default_factory=dict)
+    """Inputs that are solved for instead of being data, by name (state estimation, adversarial change)."""
     frozen: tuple[str, ...] = ()
     """Globs of parameter names that are not solved for (besides those with requires_grad=False)."""
     regularisers: tuple[Regulariser, ...] = ()
@@ -131,7 +140,7 @@ def lower(network: Network, formulation: Formulation, *, loss: str = "loss", nam
     reduction = "mean" if formulation.reduction == "mean" else "sum"
     return Program(
         name=name,
-        data=_data(network, graph),
+        data=_data(network, graph, formulation),
         weights=_weights(network, formulation),
         states=states,
         stages=tuple(_stage(network, s, names) for s in network.stages),
@@ -230,10 +239,20 @@ def _defect(state: str, stage: str, option: StateFormulation) -> DefectConstrain
     )
 
 
-def _data(network: Network, graph: Graph) -> tuple[DataVariable, ...]:
+def _data(network: Network, graph: Graph, formulation: Formulation) -> tuple[DataVariable, ...]:
     read = {r for s in network.stages for r in s.reads} & {n.name for n in graph.nodes}
     names = [n for n in graph.nodes if n.role == "input" or (n.role in {"data", "structure"} and n.name in read)]
-    return tuple(DataVariable(name=n.name, type=n.type or TensorType(dtype="int64", shape=())) for n in names)
+    inputs = [n.name for n in graph.nodes if n.role == "input"]
+    unknown = [n for n in formulation.inputs if n not in inputs]
+    if unknown:
+        known = ", ".join(inputs)
+        raise ProgramError([f"formulation.inputs: the model has no input '{n}' (it has: {known})" for n in unknown])
+    variables = []
+    for node in names:
+        free = formulation.inputs.get(node.name)
+        bounds = {} if free is None else {"free": True, "lower": free.lower, "upper": free.upper}
+        variables.append(DataVariable(name=node.name, type=node.type or TensorType(dtype="int64", shape=()), **bounds))
+    return tuple(variables)
 
 
 def _weights(network: Network, formulation: Formulation) -> tuple[WeightVariable, ...]:
