@@ -1,0 +1,144 @@
+"""Hyper-parameter search on a validation split: random or tree-structured Parzen, with a fixed number of trials.
+
+In: a space of dotted spec keys, a function from a draw to a score. Out: the trials, best first known. Invariant: a trial
+depends on (space, seed, its number, the scores before it) alone; trials that are stored are not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from lagcompile.ir.base import Frozen, MissingExtraError
+
+Value: TypeAlias = float | int | str | bool
+Draw: TypeAlias = dict[str, Value]
+
+
+class Span(Frozen):
+    """A real number between two bounds."""
+
+    kind: Literal["span"] = "span"
+    low: float
+    high: float
+    log: bool = True
+    """Drawn evenly in the logarithm."""
+
+
+class Choice(Frozen):
+    """One of some values."""
+
+    kind: Literal["choice"] = "choice"
+    options: tuple[Value, ...] = Field(min_length=1)
+
+
+Space: TypeAlias = Mapping[str, Annotated[Span | Choice, Field(discriminator="kind")]]
+
+
+class Trial(Frozen):
+    """One draw with its score (higher is better; minus infinity where the run diverged)."""
+
+    draw: dict[str, Value]
+    score: float
+    note: str = ""
+
+
+_TRIALS: TypeAdapter[list[Trial]] = TypeAdapter(list[Trial])
+
+
+def drawn(space: Space, generator: random.Random) -> Draw:
+    """A random point of a space."""
+    result: Draw = {}
+    for name, entry in space.items():
+        if isinstance(entry, Choice):
+            result[name] = generator.choice(entry.options)
+        elif entry.log:
+            result[name] = float(f"{math.exp(generator.uniform(math.log(entry.low), math.log(entry.high))):.4g}")
+        else:
+            result[name] = float(f"{generator.uniform(entry.low, entry.high):.4g}")
+    return result
+
+
+def search(
+    space: Space,
+    score: Callable[[Draw], tuple[float, str]],
+    *,
+    trials: int,
+    store: Path,
+    seed: int = 0,
+    start: Draw | None = None,
+    sampler: Literal["random", "tpe"] = "random",
+) -> list[Trial]:
+    """Run trials until there are `trials` of them in the store.
+
+    Args:
+        space: what is searched.
+        score: draw -> (score, a note); the score is taken on validation data.
+        trials: total number, stored ones included.
+        store: JSON file that holds the trials and is written after each.
+        seed: of the draws.
+        start: the first trial; None draws it too.
+        sampler: random, or Optuna's TPE.
+
+    Raises:
+        MissingExtraError: `tpe` without Optuna.
+    """
+    done = stored(store)
+    while len(done) < trials:
+        number = len(done)
+        if number == 0 and start is not None:
+            draw = dict(start)
+        elif sampler == "tpe":
+            draw = _proposed(space, done, seed + number)
+        else:
+            draw = drawn(space, random.Random(f"{seed}/{number}"))
+        value, note = score(draw)
+        done.append(Trial(draw=draw, score=value, note=note))
+        write(store, [t.model_dump() for t in done])
+    return done
+
+
+def stored(store: Path) -> list[Trial]:
+    """Trials of a store; none where there is no file."""
+    return _TRIALS.validate_python(json.loads(store.read_text())) if store.exists() else []
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial with the highest score, the earliest among equals."""
+    return max(trials, key=lambda t: t.score)
+
+
+def write(path: Path, value: Any) -> None:
+    """JSON, complete or not at all: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _proposed(space: Space, done: Sequence[Trial], seed: int) -> Draw:
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtraError("the tpe sampler needs Optuna: pip install 'lagcompile[bench]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    scales = {
+        name: optuna.distributions.CategoricalDistribution(entry.options)
+        if isinstance(entry, Choice)
+        else optuna.distributions.FloatDistribution(entry.low, entry.high, log=entry.log)
+        for name, entry in space.items()
+    }
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    for trial in done:
+        if math.isfinite(trial.score):
+            study.add_trial(
+                optuna.trial.create_trial(params=trial.draw, distributions=scales, value=trial.score)
+            )
+    asked = study.ask(scales)
+    return dict(asked.params)

@@ -1,0 +1,318 @@
+"""The systems of the tables: for each, a run spec with its published starting values, and what may be searched.
+
+In: a data set's `Bench` (network, splits). Out: `System`s, each a mapping that `RunSpec` reads. Invariant: systems differ
+in split, formulation and method alone; network, data, steps, batch size and seeds are the bench's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lagcompile.ir.base import SpecError
+from lagcompile.workbench.search import Choice, Draw, Space, Span
+from lagcompile.workbench.spec import RunSpec
+
+Where = Literal["last", "prototype", "ahead", "behind"]
+"""last: behind the activation ahead of the output layer (as published for ExtraProp). prototype: ahead of that
+activation (DistProp: no ReLU at the split). ahead: ahead of every activation (pre-activation codes). behind: behind
+every activation."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One data set with its network and where each kind of system cuts it."""
+
+    name: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    splits: Mapping[Where, tuple[str, ...]]
+    batch_size: int = 64
+    published: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    """System -> accuracy and final defect of the DistProp paper's table."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a table."""
+
+    name: str
+    title: str
+    where: Where
+    formulation: Mapping[str, Any]
+    method: Mapping[str, Any]
+    space: Space
+
+    @property
+    def start(self) -> Draw:
+        """The system's own values of what is searched: the first trial."""
+        whole = {"formulation": self.formulation, "method": self.method}
+        return {key: _at(whole, key) for key in self.space}
+
+    def spec(self, bench: Bench, draw: Draw, *, steps: int, seed: int) -> RunSpec:
+        """Run spec of one draw."""
+        entry: dict[str, Any] = {
+            "lagcompile": 1,
+            "name": f"{bench.name}-{self.name}",
+            "note": self.title,
+            "model": dict(bench.model),
+            "data": dict(bench.data),
+            "split": {"policy": "at", "after": list(bench.splits[self.where])},
+            "formulation": copy.deepcopy(dict(self.formulation)),
+            "method": copy.deepcopy(dict(self.method)),
+            "run": {"steps": steps, "batch_size": bench.batch_size, "seed": seed},
+        }
+        for key, value in draw.items():
+            _set(entry, key, value)
+        return RunSpec.model_validate(entry)
+
+
+def _at(tree: Mapping[str, Any], key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _set(tree: dict[str, Any], key: str, value: object) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree[part]
+    tree[last] = value
+
+
+def _rule(kind: str, lr: float, **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "lr": lr, **more}
+
+
+_ADAM = _rule("adam", 1e-3)
+_WEIGHTS = Span(low=3e-4, high=1e-2)
+_STATES = Span(low=5e-3, high=0.3)
+_DUALS = Span(low=1e-6, high=1e-2)
+_RHO = Span(low=1e-2, high=10.0)
+_MARGIN = Span(low=0.02, high=1.0)
+_POSITIVE = {"kind": "nonnegative", "by": "relu"}
+_PASSING: dict[str, Any] = {
+    "storage": {"kind": "transient"},
+    "multiplier": None,
+    "weight": {"kind": "constant", "value": 1.0},
+}
+
+
+def _saddle(kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "weights": dict(_ADAM),
+        "states": _rule("adagrad", 0.05),
+        "multipliers": _rule("sgd", 1e-4),
+    }
+
+
+_SADDLE_SPACE: Space = {
+    "method.weights.kind": Choice(options=("adam", "adagrad")),
+    "method.weights.lr": _WEIGHTS,
+    "method.states.lr": _STATES,
+    "method.multipliers.lr": _DUALS,
+    "formulation.transform.epsilon": _MARGIN,
+}
+_TUBE = {"domain": _POSITIVE, "transform": {"kind": "softshrink", "epsilon": 0.1}}
+_LR: Space = {"method.weights.lr": _WEIGHTS}
+
+SYSTEMS: tuple[System, ...] = (
+    System("backprop", "Backprop", "last", _PASSING, {"kind": "backprop", "weights": _ADAM}, _LR),
+    System("extraprop", "ExtraProp (extragradient)", "last", _TUBE, _saddle("extragradient"), _SADDLE_SPACE),
+    System(
+        "distprop",
+        "DistProp",
+        "prototype",
+        {
+            "storage": {"kind": "class_gaussian", "samples": 32, "noise": "fresh"},
+            "start": {"kind": "unit_sphere"},
+            "transform": {"kind": "hardshrink", "epsilon": 0.3},
+            "classes": 10,
+        },
+        _saddle("extragradient"),
+        _SADDLE_SPACE,
+    ),
+    System("gda", "Gradient descent-ascent", "last", _TUBE, _saddle("descent_ascent"), _SADDLE_SPACE),
+    System(
+        "regularized",
+        "Quadratic penalty (Regularized)",
+        "last",
+        {"domain": _POSITIVE, "multiplier": None, "weight": {"kind": "constant", "value": 0.1}},
+        _saddle("descent_ascent"),
+        {**_LR, "method.states.lr": _STATES, "formulation.weight.value": _RHO},
+    ),
+    System(
+        "auglag",
+        "Augmented Lagrangian (extragradient, rho > 0)",
+        "last",
+        {"domain": _POSITIVE, "weight": {"kind": "constant", "value": 0.1}},
+        _saddle("extragradient"),
+        {
+            **_LR,
+            "method.states.lr": _STATES,
+            "method.multipliers.lr": Span(low=1e-4, high=1.0),
+            "formulation.weight.value": _RHO,
+        },
+    ),
+    System(
+        "local_propagation",
+        "Local Propagation",
+        "last",
+        {
+            "domain": {"kind": "nonnegative", "by": "project"},
+            "start": {"kind": "zeros"},
+            "transform": {"kind": "abs_tube", "epsilon": 1e-2},
+            "multiplier": {"layout": "example"},
+        },
+        {**_saddle("descent_ascent"), "states": _rule("adagrad", 0.1), "multipliers": _rule("sgd", 1e-2)},
+        {
+            **_LR,
+            "method.states.lr": _STATES,
+            "method.multipliers.lr": Span(low=1e-4, high=1.0),
+            "formulation.transform.epsilon": Span(low=1e-4, high=0.1),
+        },
+    ),
+    System(
+        "proxprop",
+        "ProxProp (3 CG steps)",
+        "ahead",
+        _PASSING,
+        {
+            "kind": "proxprop",
+            "tau": 0.05,
+            "weights": _rule("sgd", 1.0, momentum=0.9, nesterov=True),
+            "solve": {"kind": "cg", "iterations": 3},
+        },
+        {"method.tau": Span(low=5e-3, high=1.0), "method.weights.lr": Span(low=0.1, high=2.0)},
+    ),
+    System(
+        "altmin",
+        "Online AltMin (AltMin-Adam)",
+        "ahead",
+        {**_PASSING, "weight": {"kind": "constant", "value": 0.006}, "features": "mean"},
+        {
+            "kind": "altmin",
+            "weights": dict(_ADAM),
+            "codes": _rule("sgd", 1.5e-3, momentum=0.9, nesterov=True),
+            "code_steps": 3,
+        },
+        {
+            **_LR,
+            "formulation.weight.value": Span(low=2e-3, high=0.2),
+            "method.codes.lr": Span(low=3e-4, high=1e-1),
+        },
+    ),
+    System(
+        "dtp",
+        "Difference target propagation",
+        "behind",
+        _PASSING,
+        {"kind": "dtp", "weights": _ADAM, "inverses": _ADAM, "target_step": 0.3, "noise": 0.1},
+        {**_LR, "method.target_step": Span(low=0.03, high=3.0), "method.noise": Span(low=0.01, high=0.5)},
+    ),
+    System("dfa", "Direct feedback alignment", "behind", _PASSING, {"kind": "dfa", "weights": _ADAM}, _LR),
+    System(
+        "mac",
+        "Auxiliary coordinates (growing penalty)",
+        "last",
+        {
+            "domain": _POSITIVE,
+            "multiplier": None,
+            "weight": {"kind": "geometric", "start": 0.01, "factor": 2.0, "every": 500, "maximum": 100.0},
+        },
+        {"kind": "augmented_lagrangian", "weights": _ADAM, "states": _rule("adagrad", 0.05), "state_steps": 2},
+        {**_LR, "method.states.lr": _STATES, "formulation.weight.start": Span(low=1e-3, high=1.0)},
+    ),
+    System(
+        "pc_alm",
+        "PC-ALM (inner loop, local dual ascent)",
+        "behind",
+        {**_PASSING, "multiplier": {}},
+        {
+            "kind": "augmented_lagrangian",
+            "weights": _ADAM,
+            "states": _rule("sgd", 0.2),
+            "rounds": 4,
+            "state_steps": 1,
+        },
+        {**_LR, "method.states.lr": Span(low=0.03, high=1.0), "formulation.weight.value": Span(low=0.1, high=3.0)},
+    ),
+)
+
+BENCHES: tuple[Bench, ...] = (
+    Bench(
+        "digits",
+        {"name": "digits_convnet"},
+        {"name": "digits"},
+        {
+            "last": ("relu3",),
+            "prototype": ("fc1",),
+            "ahead": ("conv1", "conv2", "fc1"),
+            "behind": ("relu1", "pool", "relu3"),
+        },
+    ),
+    Bench(
+        "mnist",
+        {"name": "mnist_convnet_small"},
+        {"name": "mnist"},
+        {
+            "last": ("relu3",),
+            "prototype": ("fc1",),
+            "ahead": ("pool1", "pool2", "fc1"),
+            "behind": ("relu1", "relu2", "relu3"),
+        },
+        published={
+            "backprop": (0.9881, 0.0),
+            "regularized": (0.9627, 0.1),
+            "gda": (0.9743, 7.2e-4),
+            "extraprop": (0.9827, 4.5e-6),
+            "distprop": (0.9903, 2.6e-3),
+        },
+    ),
+    Bench(
+        "cifar10",
+        {"name": "lenet5"},
+        {"name": "cifar10"},
+        {
+            "last": ("relu4",),
+            "prototype": ("fc2",),
+            "ahead": ("conv1", "conv2", "fc1", "fc2"),
+            "behind": ("pool1", "pool2", "relu3", "relu4"),
+        },
+        published={
+            "backprop": (0.6309, 0.0),
+            "regularized": (0.1726, None),
+            "gda": (0.1611, 8.598e-4),
+            "extraprop": (0.5833, None),
+            "distprop": (0.6540, 0.07447),
+        },
+    ),
+)
+
+
+def bench_of(name: str) -> Bench:
+    """Bench by name.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    found = next((b for b in BENCHES if b.name == name), None)
+    if found is None:
+        raise SpecError(f"there is no bench '{name}' (there are: {', '.join(b.name for b in BENCHES)})")
+    return found
+
+
+def system_of(name: str) -> System:
+    """System by name.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    found = next((s for s in SYSTEMS if s.name == name), None)
+    if found is None:
+        raise SpecError(f"there is no system '{name}' (there are: {', '.join(s.name for s in SYSTEMS)})")
+    return found

@@ -1,0 +1,285 @@
+"""The tables: every system on one network, data set, number of steps and seeds, beside the published figures.
+
+In: a bench's name, steps, seeds, a folder. Out: one JSON file a row, one a search, and from them `table.json`,
+`table.md` and `defect.png`. Invariant: what is in the folder is not run again; hyper-parameters are chosen on the
+validation split with the same number of trials and steps for every system; the test split is read once a row, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lagcompile.backends.base import drive
+from lagcompile.ir.base import Frozen
+from lagcompile.ir.solution import Solution, Status
+from lagcompile.lift import lift
+from lagcompile.runtime.dataset import as_tensors
+from lagcompile.workbench.data import DataSplits
+from lagcompile.workbench.references import DATA, LOSSES, MODELS
+from lagcompile.workbench.search import Draw, Trial, best, search, stored, write
+from lagcompile.workbench.spec import RunSpec
+from lagcompile.workbench.systems import SYSTEMS, Bench, System, bench_of, system_of
+
+Say = Callable[[str], None]
+EVALUATION_BATCH = 1000
+CURVE_POINTS = 65
+
+
+class TableOptions(Frozen):
+    """What a table is made of."""
+
+    data: str = "digits"
+    """mnist, cifar10 or digits."""
+    systems: tuple[str, ...] = tuple(s.name for s in SYSTEMS)
+    """Rows, in the order in which they are run."""
+    steps: int = Field(default=1000, ge=1)
+    """Steps of every row."""
+    seeds: int = Field(default=5, ge=1)
+    """Seeds 0 to seeds - 1 of every row."""
+    trials: int = Field(default=8, ge=1)
+    """Draws of every system's search; the first is the system's own starting point."""
+    search_steps: int = Field(default=500, ge=1)
+    """Steps of each draw."""
+    sampler: str = Field(default="random", pattern="^(random|tpe)$")
+    """How draws are proposed."""
+
+
+class Row(Frozen):
+    """One run."""
+
+    system: str
+    seed: int
+    spec: dict[str, Any]
+    """The run spec, which `lagcompile solve` reads."""
+    status: str
+    accuracy: float
+    """On the test split, at the last step (at the best step before it where the run diverged)."""
+    validation: float
+    defect: float
+    """Mean |defect|: over all training rows where states are kept, else over the last batch."""
+    gradient_evaluations: int
+    seconds: float
+    bytes: int
+    curve: tuple[tuple[float, float], ...]
+    """(step, mean |defect| of the batch)."""
+
+
+def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
+    """Run what is missing and write the table.
+
+    Args:
+        options: what the table is made of.
+        folder: where rows, searches and the table lie; an earlier run there is continued.
+        say: takes a line of progress.
+
+    Returns:
+        the table as Markdown.
+
+    Raises:
+        SpecError: an unknown bench or system.
+        DataError: the data are not there.
+    """
+    bench = bench_of(options.data)
+    systems = [system_of(name) for name in options.systems]
+    data: DataSplits | None = None
+    for seed in range(options.seeds):
+        for system in systems:
+            path = _row_path(folder, system.name, seed)
+            if path.exists():
+                continue
+            data = data if data is not None else DATA[str(bench.data["name"])](**_args(bench.data))
+            draw = tuned(system, bench, data, options, folder, say=say).draw
+            spec = system.spec(bench, draw, steps=options.steps, seed=seed)
+            row = run_row(system.name, spec, data)
+            write(path, row.model_dump(mode="json"))
+            say(f"{bench.name} {system.name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
+            write_table(options, folder)
+    return write_table(options, folder)
+
+
+def tuned(
+    system: System, bench: Bench, data: DataSplits, options: TableOptions, folder: Path, *, say: Say = print
+) -> Trial:
+    """The best trial of a system's search, run as far as it is not stored."""
+
+    def score(draw: Draw) -> tuple[float, str]:
+        spec = system.spec(bench, draw, steps=options.search_steps, seed=10_000)
+        started = time.perf_counter()
+        solution = solve(spec, data)
+        value = _accuracy(solution.model, data.validation_x, data.validation_y)
+        value = -math.inf if solution.status is Status.DIVERGED else value
+        say(f"{bench.name} {system.name} trial {draw}: {value:.4f}, {time.perf_counter() - started:.0f} s")
+        return value, solution.status.name.lower()
+
+    sampler = "tpe" if options.sampler == "tpe" else "random"
+    path = folder / "search" / f"{system.name}.json"
+    return best(search(system.space, score, trials=options.trials, store=path, start=system.start, sampler=sampler))
+
+
+def solve(spec: RunSpec, data: DataSplits) -> Solution:
+    """Solve one spec on data that have been loaded."""
+    torch.manual_seed(spec.run.seed)
+    model = MODELS[spec.model.name](**_args(spec.model.model_dump()))
+    inputs, target = as_tensors((data.train_x, data.train_y))
+    split = spec.split
+    assert not isinstance(split, str)
+    lifted = lift(model, inputs[:4], split=split, formulation=spec.formulation, name=spec.name)
+    instance = lifted.bind((inputs, target), loss=LOSSES[spec.loss])
+    options = spec.run.options().model_copy(update={"look_every": max(1, spec.run.steps // CURVE_POINTS)})
+    torch.manual_seed(spec.run.seed)
+    return drive(spec.method.executor(instance, seed=spec.run.seed), options, original=model)
+
+
+def run_row(system: str, spec: RunSpec, data: DataSplits) -> Row:
+    """One row: solve, then look at the test split once."""
+    solution = solve(spec, data)
+    final = solution.details["final"].get("defect", solution.history.last.get("defect", math.nan))
+    return Row(
+        system=system,
+        seed=spec.run.seed,
+        spec=spec.model_dump(mode="json"),
+        status=solution.status.name.lower(),
+        accuracy=_accuracy(solution.model, data.test_x, data.test_y),
+        validation=_accuracy(solution.model, data.validation_x, data.validation_y),
+        defect=float(final),
+        gradient_evaluations=solution.gradient_evaluations,
+        seconds=round(solution.seconds, 2),
+        bytes=int(solution.details["bytes"]),
+        curve=tuple(zip(*solution.history.pairs("defect"), strict=True)),
+    )
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    if len(x) == 0:
+        return math.nan
+    model.eval()
+    right = sum(
+        int((model(a).argmax(1) == b).sum())
+        for a, b in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True)
+    )
+    return right / len(x)
+
+
+def _args(entry: Any) -> dict[str, Any]:
+    return dict(entry.get("args") or {})
+
+
+# ---------------------------------------------------------------- the table
+def rows_of(folder: Path) -> list[Row]:
+    """All rows of a folder, by system and seed."""
+    paths = sorted((folder / "rows").glob("*.json"))
+    rows = [Row.model_validate(json.loads(p.read_text())) for p in paths]
+    order = {s.name: i for i, s in enumerate(SYSTEMS)}
+    return sorted(rows, key=lambda r: (order.get(r.system, len(order)), r.seed))
+
+
+def write_table(options: TableOptions, folder: Path) -> str:
+    """Write `table.json`, `table.md` and, where Matplotlib is there, `defect.png` from the rows of a folder."""
+    bench = bench_of(options.data)
+    rows = rows_of(folder)
+    summaries = [_summary(bench, name, rows, folder) for name in dict.fromkeys(r.system for r in rows)]
+    write(folder / "table.json", {"options": options.model_dump(mode="json"), "systems": summaries})
+    text = _markdown(bench, options, summaries)
+    (folder / "table.md").write_text(text)
+    if rows:
+        figure(rows, folder / "defect.png")
+    return text
+
+
+def _summary(bench: Bench, name: str, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
+    own = [r for r in rows if r.system == name]
+    trials = stored(folder / "search" / f"{name}.json")
+    published = bench.published.get(name, (None, None))
+    return {
+        "system": name,
+        "title": system_of(name).title,
+        "seeds": [r.seed for r in own],
+        "steps": own[0].spec["run"]["steps"],
+        "accuracy": _mean_sd([r.accuracy for r in own]),
+        "defect": _mean_sd([r.defect for r in own]),
+        "gradient_evaluations": round(statistics.fmean(r.gradient_evaluations for r in own)),
+        "seconds": round(statistics.fmean(r.seconds for r in own), 1),
+        "bytes": own[0].bytes,
+        "diverged": sum(r.status == "diverged" for r in own),
+        "published_accuracy": published[0],
+        "published_defect": published[1],
+        "draw": best(trials).draw if trials else {},
+        "trials": len(trials),
+    }
+
+
+def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        f"# {bench.name}: {bench.model['name']}, {options.steps:,} steps, batch {bench.batch_size}",
+        "",
+        f"Mean and standard deviation over seeds. Hyper-parameters: best of {options.trials} draws of "
+        f"{options.search_steps:,} steps on the validation split, the same for every system. Each row's spec and seed: "
+        "rows/. Published: accuracy and defect printed in the DistProp paper (another network, batch 1024).",
+        "",
+        "| system | seeds | test accuracy | final mean defect | gradient evaluations | seconds | state bytes "
+        "| published accuracy | published defect |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for s in summaries:
+        accuracy = f"{100 * s['accuracy'][0]:.2f} ± {100 * s['accuracy'][1]:.2f} %"
+        defect = f"{s['defect'][0]:.2e} ± {s['defect'][1]:.0e}"
+        known = "" if s["published_accuracy"] is None else f"{100 * s['published_accuracy']:.2f} %"
+        size = "" if s["published_defect"] is None else f"{s['published_defect']:.2e}"
+        diverged = f" ({s['diverged']} diverged)" if s["diverged"] else ""
+        lines.append(
+            f"| {s['title']} | {len(s['seeds'])}{diverged} | {accuracy} | {defect} | {s['gradient_evaluations']:,} "
+            f"| {s['seconds']:,.0f} | {s['bytes']:,} | {known} | {size} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(rows: Sequence[Row], path: Path) -> bool:
+    """Mean |defect| against step with a band of one standard deviation (of its logarithm) over seeds.
+
+    Returns:
+        False where Matplotlib is not installed: nothing is drawn.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    drawing = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    for name in dict.fromkeys(r.system for r in rows):
+        curves = [dict(r.curve) for r in rows if r.system == name]
+        steps = sorted(set.intersection(*(set(c) for c in curves)))
+        levels = [[math.log10(max(c[s], 1e-12)) for c in curves] for s in steps]
+        if not steps or all(v <= -12 for level in levels for v in level):
+            continue
+        mean = [statistics.fmean(v) for v in levels]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in levels]
+        (line,) = axes.plot(steps, [10**m for m in mean], label=system_of(name).title)
+        low = [10 ** (m - s) for m, s in zip(mean, spread, strict=True)]
+        high = [10 ** (m + s) for m, s in zip(mean, spread, strict=True)]
+        axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+    axes.set(yscale="log", xlabel="step", ylabel="mean |defect| of the batch")
+    if axes.lines:
+        axes.legend(fontsize="small")
+    drawing.savefig(path, dpi=110)
+    return True
+
+
+def _row_path(folder: Path, system: str, seed: int) -> Path:
+    return folder / "rows" / f"{system}-seed{seed}.json"
