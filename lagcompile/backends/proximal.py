@@ -63,7 +63,7 @@ class ProxProp(Method):
     """Step rule that takes the direction theta_old - theta in the place of a gradient."""
     tau: float = Field(default=0.05, gt=0)
     """Proximal step size; an explicit layer's direction is tau times its gradient."""
-    solve: Solve = ConjugateGradients()
+    implicit: Solve = ConjugateGradients()
     """How the implicit step is computed."""
     explicit: tuple[str, ...] = ()
     """Globs of layer paths that take explicit steps; the last stage's always do."""
@@ -212,7 +212,7 @@ class ProxPropExecutor(StageExecutor):
     def _implicit(self, directions: list[Tensor | None], layer: Affine, a: Tensor, d: Tensor) -> None:
         with torch.no_grad():
             matrix, right = design(layer.module, a, d)
-            solution = solve(matrix, right, self.method.tau, self.method.solve)
+            solution = solve(matrix, right, self.method.tau, self.method.implicit)
             weight = layer.module.weight
             width = weight[0].numel()
             directions[layer.weight] = solution[:width].T.reshape(weight.shape)

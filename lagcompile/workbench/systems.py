@@ -185,7 +185,7 @@ SYSTEMS: tuple[System, ...] = (
             "kind": "proxprop",
             "tau": 0.05,
             "weights": _rule("sgd", 1.0, momentum=0.9, nesterov=True),
-            "solve": {"kind": "cg", "iterations": 3},
+            "implicit": {"kind": "cg", "iterations": 3},
         },
         {"method.tau": Span(low=5e-3, high=1.0), "method.weights.lr": Span(low=0.1, high=2.0)},
     ),
