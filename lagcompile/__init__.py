@@ -9,7 +9,7 @@ solution = lifted.solve((x, y), loss=torch.nn.functional.cross_entropy, method=l
 from lagcompile.backends.base import Executor, Method, RunOptions, drive
 from lagcompile.backends.first_order import DescentAscent, Extragradient, ExtragradientFromPast, OptimisticGradient
 from lagcompile.check.certificate import Certificate
-from lagcompile.frontend.lower import Formulation, StateFormulation
+from lagcompile.frontend.lower import Formulation, InputFormulation, StateFormulation
 from lagcompile.frontend.split import AtSplit, AutoSplit, BalancedSplit, EverySplit, NoSplit
 from lagcompile.ir.axes import (
     Abs,
@@ -45,7 +45,7 @@ from lagcompile.ir.base import (
     SpecError,
     SplitError,
 )
-from lagcompile.ir.program import Program
+from lagcompile.ir.program import Program, Regulariser, ValueConstraint
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.steps import SGD, Adagrad, Adam, Extra
@@ -78,6 +78,7 @@ __all__ = [
     "Hardshrink",
     "History",
     "Identity",
+    "InputFormulation",
     "LagcompileError",
     "LiftError",
     "Lifted",
@@ -93,6 +94,7 @@ __all__ = [
     "Program",
     "ProgramError",
     "Range",
+    "Regulariser",
     "RunOptions",
     "Softshrink",
     "Solution",
@@ -104,6 +106,7 @@ __all__ = [
     "Table",
     "Transient",
     "UnitSphere",
+    "ValueConstraint",
     "Zeros",
     "drive",
     "lift",

@@ -173,7 +173,7 @@ class Objective(Frozen):
 
 
 class Program(Frozen):
-    """A network as a constrained program. `print(program)` shows it; `program.to_json()` stores it."""
+    """A network as a constrained program. `print(program)` shows it; `ir.text` stores it as JSON or YAML."""
 
     format: Literal[1] = 1
     name: str = "program"

@@ -48,6 +48,29 @@ def from_json(text: str) -> Program:
     return Program.model_validate_json(text)
 
 
+def to_yaml(program: Program) -> str:
+    """YAML of a program; `from_yaml` reads it back to an equal program."""
+    from lagcompile.ir.yamlfile import dumps
+
+    return dumps(program)
+
+
+def from_yaml(text: str, source: str = "program.yaml") -> Program:
+    """Program from YAML text.
+
+    Args:
+        text: what `to_yaml` wrote, perhaps edited.
+        source: name that errors show.
+
+    Raises:
+        SpecError: the text is not a program; each problem names a line.
+        ProgramError: the program is inconsistent.
+    """
+    from lagcompile.ir.yamlfile import check, read_text
+
+    return check(read_text(text, source), Program)
+
+
 def to_text(program: Program) -> str:
     """The program as a person reads it."""
     return "\n".join(_lines(program)) + "\n"
