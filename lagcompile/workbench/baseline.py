@@ -1,6 +1,6 @@
 """Plain backprop of the same network, for comparison: a loop as anyone would write it, without lifting.
 
-In: a fresh module, data, a step rule, a number of gradient evaluations. Out: `Backprop`. Invariant: initial weights,
+In: a fresh module, data, a step rule, a number of gradient evaluations. Out: `Trained`. Invariant: initial weights,
 order of the rows and batch size are those of the run it is compared with; one gradient evaluation is one step.
 """
 
@@ -24,7 +24,7 @@ from lagcompile.workbench.supervise import Stop
 
 
 @dataclass(frozen=True)
-class Backprop:
+class Trained:
     """What the baseline reached.
 
     Attributes:
@@ -55,7 +55,7 @@ def backprop(
     device: str = "cpu",
     evaluate: Evaluate | None = None,
     watch: Watch | None = None,
-) -> Backprop:
+) -> Trained:
     """Train a module by plain backprop.
 
     Args:
@@ -75,7 +75,9 @@ def backprop(
     model.to(device).train()
     optimizer = Extra([p for p in model.parameters() if p.requires_grad], rule, "descent")
     rows = Rows(len(data.train_x), options.batch_size, options.seed)
-    look, history, status = _looks(options, evaluations), list[Mapping[str, float]](), Status.STEPS_DONE
+    each = evaluations / max(1, options.steps)  # looks come as often as the other run's, counted in evaluations
+    look, due = _every(options.look_every, each), _every(options.evaluate_every, each)
+    history, status = list[Mapping[str, float]](), Status.STEPS_DONE
     begin, paused, done = time.perf_counter(), 0.0, 0
     try:
         for step in range(evaluations):
@@ -89,13 +91,14 @@ def backprop(
             value.backward()
             optimizer.step()
             done = step + 1
-            if not look(done):
+            if not (look(done) or due(done) or done == evaluations):
                 continue
+            row = {"loss": float(value.detach())}
             now = time.perf_counter()
-            row = {"step": float(done), "seconds": now - begin - paused, "loss": float(value)}
+            row = {"step": float(done), "seconds": now - begin - paused} | row
             if not math.isfinite(row["loss"]):
                 status = Status.DIVERGED
-            elif evaluate is not None:
+            elif evaluate is not None and (due(done) or done == evaluations):
                 row |= dict(evaluate(model))
             paused += time.perf_counter() - now
             history.append(row)
@@ -106,10 +109,10 @@ def backprop(
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     seconds = time.perf_counter() - begin - paused
-    return Backprop(model.cpu(), status, History(tuple(history)), done, seconds)
+    return Trained(model.cpu(), status, History(tuple(history)), done, seconds)
 
 
-def _looks(options: RunOptions, total: int) -> Callable[[int], bool]:
-    """Whether to look after a step: about as often as the run that it is compared with, and at the end."""
-    often = max(1, round(total * (options.evaluate_every or options.look_every) / max(1, options.steps)))
-    return lambda step: step == total or step % often == 0
+def _every(steps: int | None, each: float) -> Callable[[int], bool]:
+    """Whether a step is one of every so many of the other run's steps; None for never."""
+    often = 0 if steps is None else max(1, round(steps * each))
+    return lambda step: often > 0 and step % often == 0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lagcompile.backends.base import Executor
 from lagcompile.backends.first_order import FirstOrderExecutor
 from lagcompile.ir.base import BindError, DataError, LagcompileError, LiftError, ProgramError, SpecError, SplitError
+from lagcompile.ir.program import Program
 from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.dataset import as_tensors
 from lagcompile.workbench.data import DataSplits
@@ -41,6 +42,13 @@ class Prepared:
     data: DataSplits
     model: nn.Module
     lifted: Lifted
+
+    @property
+    def program(self) -> Program:
+        """The program, with the loss by its name in the spec."""
+        program = self.lifted.program
+        objective = program.objective.model_copy(update={"loss": self.loaded.spec.loss})
+        return program.model_copy(update={"objective": objective})
 
     def executor(self) -> Executor:
         """The method's executor, bound to the training part.
@@ -135,7 +143,9 @@ def _forward_problem(model: nn.Module, x: Tensor) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(model).eval()(x)
     except Exception as error:
-        return f"the model does not run on inputs of shape {list(x.shape)}: {type(error).__name__}: {_first_line(error)}"
+        return (
+            f"the model does not run on inputs of shape {list(x.shape)}: {type(error).__name__}: {_first_line(error)}"
+        )
     return ""
 
 

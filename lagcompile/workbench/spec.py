@@ -1,7 +1,7 @@
 """The run spec: one YAML file says which model, which data, where to cut, what to solve and how.
 
-In: the path of a YAML file. Out: `RunSpec`, and `Loaded` with every name resolved to a Python object. Invariant: all
-problems of a file are reported at once, each with its line; nothing of the user's is called while reading, only imported.
+In: the path of a YAML file. Out: `RunSpec`, and `Loaded` with every name resolved to a Python object. Invariant:
+all problems of a file are reported at once, each with its line; what is the user's is imported here, and not called.
 """
 
 from __future__ import annotations

@@ -1,0 +1,233 @@
+"""The command line: show, plan, solve, verify, diff, schema.
+
+In: arguments. Out: text, files, an exit status (0 fine, 1 not verified or diverged, 2 wrong input, 130 interrupted).
+Invariant: wrong input prints its problems, one a line, to standard error, without a traceback and before any file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lagcompile.ir.base import LagcompileError, SpecError
+
+if TYPE_CHECKING:
+    from lagcompile.workbench.prepare import Prepared
+    from lagcompile.workbench.run import Outcome
+
+app = typer.Typer(
+    name="lagcompile",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Compile a PyTorch network into a constrained program, solve it, and check the answer.",
+)
+Spec = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="YAML file of a run; `lagcompile schema` says what it holds.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, order of rows and noise, instead of the spec's.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1, instead of the spec's.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from lagcompile.check.certificate import versions
+
+        typer.echo(", ".join(f"{name} {version}" for name, version in versions().items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and leave.")
+    ] = False,
+) -> None:
+    """Compile a PyTorch network into a constrained program, solve it, and check the answer."""
+
+
+@app.command()
+def show(
+    spec: Spec,
+    as_json: Annotated[bool, typer.Option("--json", help="The program as JSON, which `diff` reads.")] = False,
+    receipt: Annotated[bool, typer.Option(help="Also whether the trace does what the model does.")] = False,
+) -> None:
+    """Print the constrained program that a spec stands for."""
+    from lagcompile.ir.text import to_json
+
+    prepared = _prepared(spec)
+    if as_json:
+        typer.echo(to_json(prepared.program))
+        return
+    typer.echo(str(prepared.program), nl=False)
+    if receipt:
+        typer.echo(f"\n{prepared.lifted.receipt}")
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    examples: Annotated[int | None, typer.Option(min=1, help="Rows of the data set; the training part's.")] = None,
+) -> None:
+    """Print stages, states, counts and bytes, before anything is allocated."""
+    from lagcompile.backends.first_order import FirstOrder
+
+    prepared = _prepared(spec)
+    loaded = prepared.loaded.spec
+    slots = (0, 0)
+    if isinstance(loaded.method, FirstOrder):
+        rules = (loaded.method.states, loaded.method.multipliers)
+        past = int(loaded.method.scheme in {"past", "optimistic"})
+        slots = (len(_wide(rules[0].slots())) + past, len(_wide(rules[1].slots())) + past)
+    found = prepared.lifted.plan(
+        examples or len(prepared.data.train_x),
+        state_slots=slots[0],
+        dual_slots=slots[1],
+        batch_size=loaded.run.batch_size,
+    )
+    typer.echo(str(found))
+
+
+def _wide(slots: tuple[str, ...]) -> list[str]:
+    """Slots with one number for each number of a table; a count has one for each row."""
+    return [s for s in slots if s != "count"]
+
+
+@app.command()
+def solve(
+    spec: Spec,
+    out: Annotated[Path | None, typer.Option(help="Run folder; `runs/NAME` of the spec.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run folder that is there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")] = False,
+    steps: Annotated[int | None, typer.Option(min=0, help="Number of steps, instead of the spec's.")] = None,
+    seed: Seed = None,
+    device: Device = None,
+    baseline: Annotated[
+        bool | None, typer.Option(help="Train the same network by plain backprop next to it, or do not.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the table of results only.")] = False,
+) -> None:
+    """Solve for weights, states and multipliers; write a run folder with log, report, figures and certificate."""
+    from lagcompile.workbench import run
+    from lagcompile.workbench.prepare import prepare
+    from lagcompile.workbench.progress import Display
+    from lagcompile.workbench.report import write
+    from lagcompile.workbench.spec import load
+
+    if force and resume:
+        raise SpecError("--force and --resume exclude each other: replace the run, or go on with it")
+    loaded = load(spec, steps=steps, seed=seed, device=device)
+    folder = out or run.default_folder(loaded)
+    prepared = prepare(loaded)
+    console = Console()
+    if not quiet:
+        typer.echo(str(prepared.program))
+    with Display(console, quiet=quiet) as display:
+        outcome = run.solve(prepared, folder=folder, force=force, resume=resume, baseline=baseline, look=display.look)
+    notes = write(outcome)
+    _summary(console, outcome, quiet=quiet)
+    for note in [*notes, f"Report: {folder / 'report.md'}"]:
+        typer.echo(note)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def verify(
+    spec: Spec,
+    weights: Annotated[Path | None, typer.Option(help="model.pt of a run, instead of fresh weights.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A certificate to check again, with the model.pt beside it where there is one.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the certificate to this file.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Training examples to measure on.")] = 64,
+    seed: Seed = None,
+) -> None:
+    """Check the identities that hold at a zero-defect point, in float64, in train and in eval mode."""
+    from lagcompile.check.certificate import Certificate
+    from lagcompile.workbench.compare import differences
+    from lagcompile.workbench.run import certify, load_weights
+
+    saved = Certificate.load(against) if against is not None else None
+    prepared = _prepared(spec, seed=seed)
+    beside = against.parent / "model.pt" if against is not None else None
+    chosen = weights or (beside if beside is not None and beside.is_file() else None)
+    model = load_weights(prepared, chosen) if chosen is not None else prepared.model
+    measured = certify(prepared, model, examples)
+    typer.echo(str(measured))
+    typer.echo(f"  measured on {'fresh weights' if chosen is None else chosen}")
+    if out is not None:
+        measured.save(out)
+    found = differences(saved, measured) if saved is not None else []
+    for difference in found:
+        typer.echo(difference, err=True)
+    if saved is not None and not found:
+        typer.echo(f"{against} holds: same program, inputs and weights, every residual within its tolerance")
+    raise typer.Exit(1 if found or not measured.ok else 0)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A spec, or a program that `show --json` printed.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+) -> None:
+    """Print how the programs and splits of two specs differ, as a unified diff."""
+    from lagcompile.workbench.compare import compare_files
+
+    found = compare_files(a, b)
+    typer.echo(found or "the programs are equal\n", nl=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a spec, for editors that complete and check YAML."""
+    typer.echo(schema_text(), nl=False)
+
+
+def schema_text() -> str:
+    """The JSON schema of a spec."""
+    from lagcompile.workbench.spec import RunSpec
+
+    return json.dumps(RunSpec.model_json_schema(), indent=2) + "\n"
+
+
+def _prepared(spec: Path, *, seed: int | None = None) -> Prepared:
+    from lagcompile.workbench.prepare import prepare
+    from lagcompile.workbench.spec import load
+
+    return prepare(load(spec, seed=seed))
+
+
+def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
+    from lagcompile.workbench import report
+
+    if not quiet:
+        typer.echo(f"\n{outcome.certificate}\n")
+    shown = [(outcome.prepared.loaded.spec.name, report.HEADER, report.rows(outcome))]
+    if outcome.defects and not quiet:
+        shown.append(("final defects over all training examples", report.DEFECT_HEADER, report.defect_rows(outcome)))
+    for title, header, rows in shown:
+        table = Table(title=title, title_justify="left")
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    status = outcome.solution.status
+    typer.echo(f"{status.name.lower().replace('_', ' ')}: {status.advice}")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        app()
+    except LagcompileError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(2)

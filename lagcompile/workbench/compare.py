@@ -1,0 +1,102 @@
+"""Comparison of two certificates, and of two specs or programs.
+
+In: certificates; paths. Out: sentences; a unified diff. Invariant: nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lagcompile.check.certificate import Certificate, Residual
+from lagcompile.ir.base import ProgramError, SpecError
+from lagcompile.ir.text import diff, from_json
+from lagcompile.workbench.prepare import Prepared, prepare
+from lagcompile.workbench.spec import load
+
+WORDS = {"model": "the model's class", "program": "the program", "inputs": "the inputs", "dtype": "the precision"}
+
+
+def differences(saved: Certificate, measured: Certificate) -> list[str]:
+    """What a new measurement says differently from a saved certificate; empty where it confirms it.
+
+    Residuals are compared against the saved tolerances, not for equality: rounding may differ between machines.
+    """
+    found = []
+    for field, word in WORDS.items():
+        old, new = getattr(saved, field), getattr(measured, field)
+        if old != new:
+            found.append(f"{word} differs: the certificate was made for {old}, here it is {new}")
+    old_weights, new_weights = _weights(saved), _weights(measured)
+    if old_weights != new_weights:
+        found.append(f"the weights differ: the certificate was made for {old_weights}, here they are {new_weights}")
+    by_name = {_key(r): r for r in measured.residuals}
+    for old_residual in saved.residuals:
+        again = by_name.pop(_key(old_residual), None)
+        words = f"{old_residual.kind} of {old_residual.name} in {old_residual.mode} mode"
+        if again is None:
+            found.append(f"{words}: no longer measured")
+        elif not again.value <= old_residual.tolerance:
+            found.append(
+                f"{words}: {again.value:.1e} is above the tolerance {old_residual.tolerance:.0e} "
+                f"(the certificate says {old_residual.value:.1e})"
+            )
+    found += [f"{r.kind} of {r.name} in {r.mode} mode: not in the certificate" for r in by_name.values()]
+    return found
+
+
+def _key(residual: Residual) -> tuple[str, str, str]:
+    return residual.kind, residual.name, residual.mode
+
+
+def _weights(certificate: Certificate) -> str:
+    found = [f.removeprefix("weights ") for f in certificate.facts if f.startswith("weights ")]
+    return found[0] if found else "weights of no known digest"
+
+
+def described(prepared: Prepared) -> str:
+    """A spec as text: program and split."""
+    lifted = prepared.lifted
+    lines = [str(prepared.program).rstrip(), "  split"]
+    cuts = lifted.partition.breakpoints
+    lines += [f"    {b.number}: {b.reason}, states after {', '.join(b.after)}" for b in cuts] or ["    none: one stage"]
+    lines += [f"    {s.name} runs {', '.join(s.modules) or 'functions only'}" for s in lifted.program.stages]
+    return "\n".join(lines) + "\n"
+
+
+def text_of(path: Path) -> str:
+    """A spec's program and split, or the program of a JSON file, as text.
+
+    Raises:
+        SpecError: the file is missing or wrong.
+    """
+    if path.suffix != ".json":
+        return described(prepare(load(path)))
+    try:
+        return str(from_json(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise SpecError(f"{path}: the file cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise SpecError(f"{path}: not a program: {error.errors()[0]['msg']}") from None
+    except ProgramError as error:
+        raise SpecError([f"{path}: {p}" for p in error.problems]) from None
+
+
+def compare_files(a: Path, b: Path) -> str:
+    """Unified diff of two specs or programs; empty where they say the same.
+
+    Raises:
+        SpecError: a file is missing or wrong; both are read, so all problems come at once.
+    """
+    texts, problems = [], list[str]()
+    for path in (a, b):
+        try:
+            texts.append(text_of(path))
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(list(dict.fromkeys(problems)))
+    if (a.suffix == ".json") != (b.suffix == ".json"):  # a program's JSON holds no split
+        texts = [t.split("\n  split\n")[0].rstrip() + "\n" for t in texts]
+    return diff(texts[0], texts[1], (str(a), str(b)))

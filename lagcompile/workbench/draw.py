@@ -1,0 +1,95 @@
+"""A picture of a network with its cuts: stages as boxes with the modules they run, states on the breakpoints between.
+
+In: a `Program`. Out: one PNG. Invariant: everything drawn stands in the program; of many stages the first and the last
+are drawn and the number between them is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lagcompile.ir.program import Program, Stage, StateVariable
+from lagcompile.workbench.plot import pyplot
+
+MOST, LINES = 8, 7
+BOX, SPACE, HEIGHT = 2.3, 1.5, 2.4
+STAGE, STATE, SKIP = "#dce8f0", "#c0562f", "#7b4b94"
+
+
+def draw_network(program: Program, path: Path) -> None:
+    """Draw a program's stages and states.
+
+    Args:
+        program: the program.
+        path: the PNG to write.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    plt = pyplot()
+    stages = list(program.stages)
+    shown = stages if len(stages) <= MOST else [*stages[: MOST // 2], *stages[-MOST // 2 :]]
+    left = {s.name: i * (BOX + SPACE) + (SPACE if len(shown) < len(stages) and i >= MOST // 2 else 0)
+            for i, s in enumerate(shown)}  # fmt: skip
+    width = max(left.values()) + BOX
+    figure, axis = plt.subplots(figsize=(min(24, 1.2 + 0.85 * width), 3.4))
+    for stage in shown:
+        _stage(axis, program, stage, left[stage.name])
+    for state in program.states:
+        _state(axis, program, state, left)
+    if len(shown) < len(stages):
+        middle = left[shown[MOST // 2].name] - SPACE - 0.2
+        axis.text(middle, HEIGHT / 2, f"{len(stages) - len(shown)} more\nstages", ha="center", va="center", fontsize=9)
+    axis.set_xlim(-0.8, width + 0.8)
+    axis.set_ylim(-1.35, HEIGHT + 1.0)
+    axis.set_axis_off()
+    axis.set_title(f"{program.name}: {len(stages)} stages, {len(program.states)} states", fontsize=10, loc="left")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _stage(axis: Any, program: Program, stage: Stage, x: float) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    box = FancyBboxPatch((x, 0), BOX, HEIGHT, boxstyle="round,pad=0.02,rounding_size=0.12", fc=STAGE, ec="#555555")
+    axis.add_patch(box)
+    names = [m for m in stage.modules if not any(o.startswith(m + ".") for o in stage.modules)]
+    sizes = {w.name: w.type.count or 0 for w in program.weights}
+    parameters = sum(sizes[w] for w in stage.weights)
+    axis.text(x + BOX / 2, HEIGHT - 0.12, stage.name, ha="center", va="top", fontsize=10, weight="bold")
+    axis.text(x + BOX / 2, HEIGHT / 2 - 0.1, "\n".join(_some(names)), ha="center", va="center", fontsize=7.5)
+    axis.text(x + BOX / 2, -0.12, f"{parameters:,} parameters", ha="center", va="top", fontsize=7.5, color="#555555")
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    if len(names) <= LINES:
+        return list(names)
+    return [*names[: LINES - 2], f"... {len(names) - LINES + 1} more", names[-1]]
+
+
+def _state(axis: Any, program: Program, state: StateVariable, left: dict[str, float]) -> None:
+    """Arrows from the stage that makes a state to those that read it, with its name and size on the breakpoint."""
+    maker = next(s for s in program.stages if state.name in s.writes)
+    order = [s.name for s in program.stages]
+    if maker.name not in left:
+        return
+    start = left[maker.name] + BOX
+    same = [s for s in program.states if s.breakpoint == state.breakpoint]
+    y = HEIGHT * (1 + same.index(state)) / (1 + len(same))
+    cut = start + SPACE / 2
+    axis.plot([cut, cut], [-0.6, HEIGHT + 0.5], color=STATE, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    kind = state.storage.kind
+    size = "x".join(str(d) for d in state.type.features or ()) or "?"
+    axis.text(cut, y + 0.1, state.name, ha="center", va="bottom", fontsize=8, color=STATE, backgroundcolor="white")
+    axis.text(cut, -0.62 - 0.3 * same.index(state), f"{state.name}: {size}, {kind}", ha="center", va="top", fontsize=7)
+    for reader in (s for s in program.stages if state.name in s.reads and s.name in left):
+        near = order.index(reader.name) == order.index(maker.name) + 1
+        bend = "arc3" if near else "arc3,rad=-0.35"
+        axis.annotate(
+            "",
+            xy=(left[reader.name], y),
+            xytext=(start, y),
+            arrowprops={"arrowstyle": "-|>", "color": STATE if near else SKIP, "connectionstyle": bend},
+        )

@@ -1,0 +1,91 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere.
+
+In: rows of a history. Out: text on a console. Invariant: nothing is computed here but speed and remaining time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+SHOWN = (
+    ("loss", "loss", ".3g"),
+    ("validation_accuracy", "val acc", ".2%"),
+    ("defect", "defect", ".1e"),
+    ("outside", "outside", ".0%"),
+    ("dual", "|lambda|", ".1e"),
+)
+LINES = 10
+
+
+class _Measures(ProgressColumn):
+    """The numbers of the last row."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("numbers", "")))
+
+
+class Display:
+    """Shows one or more runs, one after the other; a context manager."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.live = console.is_terminal and not quiet
+        self._tasks: dict[str, TaskID] = {}
+        self._kept: dict[str, dict[str, float]] = {}
+        self._before: dict[str, Mapping[str, float]] = {}
+        self._printed: dict[str, int] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:>9}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            _Measures(),
+            console=console,
+            refresh_per_second=4,
+        )
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self._progress.stop()
+
+    def look(self, name: str, total: int, row: Mapping[str, float]) -> None:
+        """Show a row of a run of `total` steps."""
+        if self.quiet:
+            return
+        # held-out numbers come less often than the others: the last ones stay
+        kept = self._kept.setdefault(name, {})
+        kept.update(row)
+        text = self._text(name, total, row, kept)
+        if self.live:
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(name, total=total)
+            self._progress.update(self._tasks[name], completed=row["step"], numbers=text)
+        else:
+            part = int(LINES * row["step"] / max(1, total))
+            if part > self._printed.get(name, -1) or row["step"] >= total:
+                self._printed[name] = part
+                self.console.print(
+                    f"{name:>9} {row['step']:.0f}/{total}  {text}", soft_wrap=True, highlight=False, markup=False
+                )
+        self._before[name] = dict(row)
+
+    def _text(self, name: str, total: int, row: Mapping[str, float], kept: Mapping[str, float]) -> str:
+        words = [f"{label} {kept[key]:{form}}" for key, label, form in SHOWN if key in kept]
+        before = self._before.get(name, {"step": 0.0, "seconds": 0.0})
+        steps, seconds = row["step"] - before["step"], row["seconds"] - before["seconds"]
+        if steps > 0 and seconds > 0:
+            words.append(f"{steps / seconds:.0f} steps/s")
+            remaining = int((total - row["step"]) * seconds / steps)
+            words.append(f"ETA {remaining // 60}:{remaining % 60:02d}")
+        return "  ".join(words)

@@ -1,0 +1,173 @@
+"""The report of a run: one table for people, one JSON for programs, figures where matplotlib is installed.
+
+In: `Outcome`. Out: texts and files. Invariant: every number comes from the outcome; what was not measured is shown as
+a dash and never filled in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lagcompile.check.certificate import versions
+from lagcompile.ir.base import MissingExtraError
+from lagcompile.ir.solution import History, Status
+from lagcompile.ir.yamlfile import dumps, spec_hash
+from lagcompile.workbench import folder as files
+from lagcompile.workbench.draw import draw_network
+from lagcompile.workbench.folder import RunFolder
+from lagcompile.workbench.plot import draw_curves
+from lagcompile.workbench.run import Outcome
+
+CURVES, NETWORK = "curves.png", "network.png"
+HEADER = ("", "test accuracy", "test loss", "final defect", "gradients", "time")
+
+
+def rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """The table of results, without its header: the method and, where it ran, backprop."""
+    solution = outcome.solution
+    table: list[tuple[str, ...]] = [
+        (
+            outcome.prepared.loaded.spec.method.kind,
+            _percent(outcome.test),
+            f"{outcome.test['loss']:.4f}",
+            "-" if outcome.defect is None else f"{outcome.defect:.1e}",
+            f"{solution.gradient_evaluations:,}",
+            f"{solution.seconds:.1f} s",
+        )
+    ]
+    if outcome.baseline is not None:
+        table.append(
+            (
+                "backprop",
+                _percent(outcome.baseline_test),
+                f"{outcome.baseline_test['loss']:.4f}",
+                "0",
+                f"{outcome.baseline.gradient_evaluations:,}",
+                f"{outcome.baseline.seconds:.1f} s",
+            )
+        )
+    return table
+
+
+def _percent(found: Mapping[str, float]) -> str:
+    return f"{100 * found['accuracy']:.2f} %" if "accuracy" in found else "-"
+
+
+def facts(outcome: Outcome) -> dict[str, Any]:
+    """What a program reads: report.json."""
+    solution, spec = outcome.solution, outcome.prepared.loaded.spec
+    worst = outcome.certificate.worst
+    baseline = outcome.baseline
+    return {
+        "name": spec.name,
+        "spec": spec_hash(spec),
+        "status": solution.status.name.lower(),
+        "advice": solution.status.advice,
+        "method": spec.method.kind,
+        "seed": spec.run.seed,
+        "data": {"name": outcome.prepared.data.name, "note": outcome.prepared.data.note},
+        "test": dict(outcome.test),
+        "last": dict(solution.history.last),
+        "final": dict(solution.details.get("final", {})),
+        "defects": [d.model_dump() for d in outcome.defects],
+        "steps": solution.steps,
+        "gradient_evaluations": solution.gradient_evaluations,
+        "seconds": solution.seconds,
+        "bytes": solution.details.get("bytes"),
+        "certificate": {
+            "ok": outcome.certificate.ok,
+            "residuals": len(outcome.certificate.residuals),
+            "worst": None if worst is None else {"kind": worst.kind, "name": worst.name, "value": worst.value},
+        },
+        "baseline": None
+        if baseline is None
+        else {
+            "status": baseline.status.name.lower(),
+            "test": dict(outcome.baseline_test),
+            "gradient_evaluations": baseline.gradient_evaluations,
+            "seconds": baseline.seconds,
+        },
+        "versions": versions(),
+    }
+
+
+def markdown(outcome: Outcome, figures: Sequence[str], notes: Sequence[str]) -> str:
+    """What a person reads: report.md."""
+    solution, spec, data = outcome.solution, outcome.prepared.loaded.spec, outcome.prepared.data
+    lines = [f"# {spec.name}", ""]
+    lines += [spec.note, ""] if spec.note else []
+    lines += [
+        f"{solution.status.name.lower().replace('_', ' ')} after {solution.steps:,} steps: {solution.status.advice}.",
+        "",
+        *_table([HEADER, *rows(outcome)]),
+        "",
+        "Gradients: forward and backward passes made. Final defect: mean |f(h) - h| over all states of all examples.",
+        "",
+        f"Data: {data.name}, {len(data.train_x):,} training, {len(data.validation_x):,} validation and "
+        f"{len(data.test_x):,} test examples. {data.note}",
+        "",
+    ]
+    if solution.status is Status.DIVERGED:
+        lines += [f"The weights are those of step {solution.details['best_step']}, the best before that.", ""]
+    if outcome.defects:
+        lines += ["## Final defects", "", "Over all training examples, in eval mode.", ""]
+        lines += _table([DEFECT_HEADER, *defect_rows(outcome)])
+        lines.append("")
+    lines += [f"![{name.removesuffix('.png')}]({name})" for name in figures]
+    lines += [*notes, ""] if figures or notes else []
+    lines += ["## Program", "", "```", str(outcome.prepared.program).rstrip(), "```", ""]
+    lines += ["## Certificate", "", "```", str(outcome.certificate), "```", ""]
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines += ["## Spec", "", "```yaml", dumps(spec).rstrip(), "```", "", f"{made}; spec {spec_hash(spec)}"]
+    return "\n".join(lines) + "\n"
+
+
+DEFECT_HEADER = ("state", "after", "mean", "largest", "outside the tube", "tube")
+
+
+def defect_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """Final defects by state."""
+    return [
+        (d.state, d.module, f"{d.mean:.1e}", f"{d.largest:.1e}", f"{100 * d.outside:.1f} %", f"{d.epsilon:g}")
+        for d in outcome.defects
+    ]
+
+
+def _table(table: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(row) + " |" for row in table]
+    return [head, "|" + "---|" * len(table[0]), *body]
+
+
+def write(outcome: Outcome) -> list[str]:
+    """Write report.md, report.json and the figures into the outcome's folder.
+
+    Returns:
+        Notes, such as that figures were left out.
+    """
+    assert outcome.folder is not None
+    figures, notes = figures_of(outcome, outcome.folder)
+    place = RunFolder(outcome.folder)
+    place.write(files.REPORT_JSON, json.dumps(facts(outcome), indent=2) + "\n")
+    place.write(files.REPORT, markdown(outcome, figures, notes))
+    return notes
+
+
+def figures_of(outcome: Outcome, folder: Path) -> tuple[list[str], list[str]]:
+    """Draw the figures; names of those that were made, and notes on those that were not."""
+    solution, kind = outcome.solution, outcome.prepared.loaded.spec.method.kind
+    runs: dict[str, tuple[History, float]] = {
+        kind: (solution.history, solution.gradient_evaluations / max(1, solution.steps))
+    }
+    if outcome.baseline is not None:
+        runs["backprop"] = (outcome.baseline.history, 1.0)
+    try:
+        draw_network(solution.program, folder / NETWORK)
+        if any(history.rows for history, _ in runs.values()):
+            draw_curves(runs, folder / CURVES)
+            return [CURVES, NETWORK], []
+    except MissingExtraError as error:
+        return [], [f"No figures: {error}"]
+    return [NETWORK], []
