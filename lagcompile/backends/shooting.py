@@ -38,6 +38,8 @@ from lagcompile.dynamics.starts import (
 from lagcompile.dynamics.trajectories import Trajectories
 from lagcompile.ir.base import BindError, DataError
 
+__all__ = ["FitResult", "Gaussian", "Shooting", "fit"]
+
 Limits = tuple[float | None, float | None]
 _PROBES = 8
 

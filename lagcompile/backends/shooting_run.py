@@ -165,7 +165,7 @@ class Run:
     def _add_curvature(self, active: Tensor, model: Quadratic) -> None:
         """Exact second derivatives for starts on which Gauss-Newton steps do not contract."""
         limit, functions = self.method.newton_after, self.problem.functions
-        if limit is None or functions.n + functions.p > FORWARD_DIRECTIONS:
+        if limit is None or functions.n + functions.p > FORWARD_DIRECTIONS or functions.first_order_only:
             return
         chosen = (self.hard[active] & (self.newton[active] >= limit)).nonzero()[:, 0]
         if len(chosen) == 0:
@@ -253,7 +253,8 @@ class Run:
         soft_before = objective + 0.5 * rho * problem.scaled_defect(here.values).square().flatten(1).sum(1)
         violation = problem.scaled_defect(here.values).abs().flatten(1).sum(1)
         self.filter.add(active[hard], self.step_count, objective[hard], violation[hard])
-        tiny = torch.full_like(violation, 1e-3 * self.method.tolerance)
+        rounding = 1e-14 * here.values.defect[0].numel()
+        tiny = torch.full_like(violation, 1e-3 * self.method.tolerance + rounding)
         waiting = step.ok.clone()
         gain = torch.zeros_like(rho)
         for _ in range(self.method.backtracks):

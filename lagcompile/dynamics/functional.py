@@ -7,16 +7,19 @@ lanes and starts come from one vmapped call (forward mode over the n + p directi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vmap
+from torch.func import functional_call, jacrev, vmap
 
-from lagcompile.dynamics.integrators import Adaptive
+from lagcompile.dynamics.forward_mode import derivative
+from lagcompile.dynamics.integrators import Adaptive, OdeCell
 from lagcompile.dynamics.rollout import Rollout, Select
 from lagcompile.ir.base import BindError
 
+Row = Callable[..., Tensor]
 FORWARD_DIRECTIONS = 48
 """Forward mode is used up to this many directions n + p; beyond it n backward passes are cheaper."""
 
@@ -82,8 +85,13 @@ class CellFunctions:
             n: t.detach().to(device=self.device, dtype=dtype if t.is_floating_point() else t.dtype)
             for n, t in rest.items()
         }
-        self._step_module, self._read_module = _Step(rollout), _Read(rollout)
+        self._step_module, self._read_module, self._field_module = _Step(rollout), _Read(rollout), _Field(rollout)
         self.n, self.p = rollout.state_size, self.layout.size
+
+    @property
+    def first_order_only(self) -> bool:
+        """True where second derivatives cannot be had, because an adaptive solver stands in between."""
+        return isinstance(self.rollout.cell, Adaptive)
 
     def start(self) -> Tensor:
         """The module's present parameters as a flat vector (p,)."""
@@ -119,7 +127,7 @@ class CellFunctions:
     def step_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
         """Jacobians (starts, lanes, n, n) and (starts, lanes, n, p) of `step`."""
         if isinstance(self.rollout.cell, Adaptive):
-            return self._loop_jacobian(theta, x, u, h)
+            return self._variational(self.rollout.cell, theta, x, u, h)
         return self._jacobian(lambda t, s: self._step1(t, s, u, h), lambda t, s, i: self._lane(t, s, u, h, i), theta, x)
 
     def output_jacobian(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -153,12 +161,12 @@ class CellFunctions:
                 return (a * self._step1(t, s, u, h)).sum(-1) + (e * self._read1(t, s)).sum(-1)
 
             def slope(t: Tensor, s: Tensor, d: Tensor) -> Tensor:
-                found: Tensor = jvp(value, (t, s), (d[n:], d[:n].expand(lanes, n)))[1]
+                found: Tensor = derivative(value, (t, s), (d[n:], d[:n].expand(lanes, n)))
                 return found
 
             def second(d: Tensor, c: Tensor) -> Tensor:
                 moved = (c[n:], c[:n].expand(lanes, n))
-                found: Tensor = jvp(lambda t, s: slope(t, s, d), (t, s), moved)[1]
+                found: Tensor = derivative(lambda t, s: slope(t, s, d), (t, s), moved)
                 return found
 
             return vmap(vmap(second, in_dims=(None, 0)), in_dims=(0, None))(eye, eye)
@@ -170,18 +178,18 @@ class CellFunctions:
         row = lane[None]
         return self._step1(theta, x[None], None if u is None else u[row], h[row])[0]
 
-    def _jacobian(self, batch: object, lane: object, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _jacobian(self, batch: Row, lane: Row, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Jacobians of a row-wise function, given for rows (`batch`) and for one row and its index (`lane`)."""
         if self.n + self.p <= FORWARD_DIRECTIONS:
             return self._forward_jacobian(batch, theta, x)
         index = torch.arange(x.shape[1], device=x.device)
-        reverse = jacrev(lane, argnums=(1, 0))  # type: ignore[arg-type]
+        reverse = jacrev(lane, argnums=(1, 0))
         if theta.shape[0] == 1:
             a, b = vmap(reverse, in_dims=(None, 0, 0))(theta[0], x[0], index)
             return a[None], b[None]
         return vmap(vmap(reverse, in_dims=(None, 0, 0)), in_dims=(0, 0, None))(theta, x, index)
 
-    def _forward_jacobian(self, batch: object, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_jacobian(self, batch: Row, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         n, p = self.n, self.p
         eye = torch.eye(n + p, dtype=x.dtype, device=x.device)
         lanes = x.shape[1]
@@ -190,7 +198,7 @@ class CellFunctions:
         def columns(t: Tensor, s: Tensor) -> Tensor:
             def one(direction: Tensor) -> Tensor:
                 tangents = (direction[n:], direction[:n].expand(lanes, n))
-                return jvp(batch, (t, s), tangents)[1]  # type: ignore[arg-type]
+                return derivative(batch, (t, s), tangents)
 
             return vmap(one)(eye)
 
@@ -198,15 +206,50 @@ class CellFunctions:
         full = found.movedim(1, -1)
         return full[..., :n], full[..., n:]
 
-    def _loop_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
-        """One direction at a time, for integrators whose control flow depends on the data."""
-        eye = torch.eye(self.n + self.p, dtype=x.dtype, device=x.device)
-        rows = []
+    def _variational(
+        self, cell: Adaptive, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Jacobians from the variational equations, integrated together with the state.
+
+        torchdiffeq's solver cannot be differentiated in forward mode, and its reverse mode does not separate lanes.
+        """
+        n, width = self.n, self.n + self.p
+        eye = torch.eye(width, dtype=x.dtype, device=x.device)
+        length = torch.full_like(h, cell.dt) if cell.dt is not None else h
+        found = []
         for t, s in zip(theta, x, strict=True):
-            tangents = [(v[self.n :], v[: self.n].expand_as(s).clone()) for v in eye]
-            rows.append(torch.stack([jvp(lambda a, b: self._step1(a, b, u, h), (t, s), v)[1] for v in tangents], -1))
-        full = torch.stack(rows)
-        return full[..., : self.n], full[..., self.n :]
+
+            def slope(time: Tensor, joint: Tensor, t: Tensor = t) -> Tensor:
+                point, tangents = joint[:, :n], joint[:, n:].unflatten(1, (width, n))
+                now = cell.input_at(u, time)
+
+                def field(a: Tensor, b: Tensor) -> Tensor:
+                    return self._call(self._field_module, a, b, now)
+
+                def along(change: Tensor, direction: Tensor) -> Tensor:
+                    return derivative(field, (t, point.contiguous()), (direction, change.contiguous()))
+
+                moved = vmap(along, in_dims=(1, 0), out_dims=1)(tangents, eye[:, n:])
+                return length * torch.cat([field(t, point), moved.flatten(1)], dim=1)
+
+            start = torch.cat([s, eye[:, :n].reshape(1, -1).expand(len(s), -1)], dim=1)
+            end = cell.integrate(slope, start)[:, n:]
+            found.append(end.unflatten(1, (width, n)).mT)
+        full = torch.stack(found)
+        return full[..., :n], full[..., n:]
+
+
+class _Field(nn.Module):
+    def __init__(self, rollout: Rollout) -> None:
+        super().__init__()
+        self.rollout = rollout
+
+    def forward(self, x: Tensor, u: Tensor | None) -> Tensor:
+        cell = self.rollout.cell
+        if not isinstance(cell, OdeCell):
+            raise BindError(f"cell {type(cell).__name__} has no vector field")
+        result: Tensor = cell.field(x) if u is None else cell.field(x, u)
+        return result
 
 
 class _Step(nn.Module):

@@ -8,11 +8,13 @@ stamps, or from `dt` if it is given.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lagcompile.dynamics.forward_mode import derivative
 from lagcompile.ir.base import BindError, MissingExtraError
 
 Hold = Literal["zero", "linear"]
@@ -49,7 +51,7 @@ class OdeCell(nn.Module, ABC):
             x = self.advance(x, u, width, i)
         return x
 
-    def input_at(self, u: Tensor | None, fraction: float) -> Tensor | None:
+    def input_at(self, u: Tensor | None, fraction: float | Tensor) -> Tensor | None:
         """Input at a fraction of the sampling interval."""
         if u is None or self.hold == "zero":
             return u
@@ -123,7 +125,7 @@ class ImplicitMidpoint(OdeCell):
         end = x + h * slope(x)
         for _ in range(self.newton_steps):
             point = 0.5 * (x + end)
-            columns = torch.func.vmap(lambda v, at=point: torch.func.jvp(slope, (at,), (v,))[1])(directions)
+            columns = torch.func.vmap(lambda v, at=point: derivative(slope, (at,), (v,)))(directions)
             jacobian = eye - 0.5 * _column(h) * columns.movedim(0, -1)
             end = end - torch.linalg.solve(jacobian, (end - x - h * slope(point))[..., None])[..., 0]
         return end
@@ -156,20 +158,25 @@ class Adaptive(OdeCell):
 
     def advance(self, x: Tensor, u: Tensor | None, h: Tensor | float, index: int) -> Tensor:
         """One interval, in normalised time so that intervals of different lengths share one batch."""
+
+        def slope(time: Tensor, point: Tensor) -> Tensor:
+            now = self.input_at(u, time)
+            return h * (self.field(point) if now is None else self.field(point, now))
+
+        return self.integrate(slope, x)
+
+    def integrate(self, slope: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Tensor:
+        """Solution at time 1 of d/dtime point = slope(time, point) from a start at time 0.
+
+        Raises:
+            MissingExtraError: torchdiffeq is not installed.
+        """
         try:
             from torchdiffeq import odeint
         except ImportError as error:
             raise MissingExtraError("Adaptive needs torchdiffeq: pip install 'lagcompile[ode]'") from error
-
-        def slope(time: Tensor, point: Tensor) -> Tensor:
-            now = u
-            if u is not None and self.hold == "linear":
-                start, end = u.chunk(2, dim=-1)
-                now = start + time * (end - start)
-            return h * (self.field(point) if now is None else self.field(point, now))
-
-        span = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
-        path: Tensor = odeint(slope, x, span, method=self.method, rtol=self.rtol, atol=self.atol)
+        span = torch.tensor([0.0, 1.0], dtype=start.dtype, device=start.device)
+        path: Tensor = odeint(slope, start, span, method=self.method, rtol=self.rtol, atol=self.atol)
         return path[-1]
 
 
