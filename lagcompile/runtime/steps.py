@@ -73,7 +73,8 @@ class Adagrad(Frozen):
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
         """Move values in place along their gradients; slots advance in place."""
-        fused = all(v.device.type == "cpu" for v in values)  # one pass over memory instead of four
+        # one pass over memory instead of four; half-precision tables may keep sums of another type than they compute in
+        fused = all(v.device.type == "cpu" and v.dtype == t.dtype for v, t in zip(values, slots["sum"], strict=True))
         adagrad(
             values,
             gradients,
@@ -168,7 +169,18 @@ def _slot_names(rule: Rule, scheme: Scheme) -> tuple[str, ...]:
     return (*rule.slots(), "past") if scheme in {"past", "optimistic"} else rule.slots()
 
 
-class Extra(torch.optim.Optimizer):
+class _Keeping(torch.optim.Optimizer):
+    """A torch optimiser whose slots keep their own type when loaded (PyTorch casts them to the parameter's)."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Learning rates, slots and, between half steps, remembered values."""
+        super().load_state_dict(state_dict | {"state": {}})
+        params = [p for group in self.param_groups for p in group["params"]]
+        for index, slots in state_dict["state"].items():
+            self.state[params[index]] = {n: t.detach().clone().to(params[index].device) for n, t in slots.items()}
+
+
+class Extra(_Keeping):
     """A step rule on dense tensors, with an extrapolation.
 
     Extragradient in a loop of your own: compute gradients, `extrapolate()`, compute gradients again, `step()`. Without
@@ -219,11 +231,11 @@ class Extra(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            for p in group["params"]:
+                saved = self.state[p].pop("saved", None)
+                if saved is not None:  # also of those that have no gradient now
+                    self._spare[p], p.data = p.data, saved
             params = [p for p in group["params"] if p.grad is not None]
-            saved = [self.state[p].pop("saved", None) for p in params]
-            for p, s in zip(params, saved, strict=True):
-                if s is not None:
-                    self._spare[p], p.data = p.data, s
             gradients = [p.grad for p in params]
             self._move(params, self._combined(params, gradients), group["lr"], advance=True)
         return loss
@@ -258,7 +270,7 @@ def _optimistic(gradients: Tensors, past: Tensors) -> Tensors:
     return list(ahead)
 
 
-class ExtraRows(torch.optim.Optimizer):
+class ExtraRows(_Keeping):
     """A step rule on rows of tables of shape (banks, rows, ...): only the rows of the batch are read or written.
 
     One step: `take(rows)` gathers the rows, `extrapolated(gradients)` gives the rows of the first half step without
