@@ -19,12 +19,12 @@ from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, verify_network
-from lagcompile.frontend.capture import Capture, capture
-from lagcompile.frontend.graph import Graph, Observation, build_graph
+from lagcompile.frontend.choose import Captured, choose
+from lagcompile.frontend.graph import Graph, build_graph
 from lagcompile.frontend.lower import Formulation, lower
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.plan import Plan, plan
-from lagcompile.frontend.receipt import Receipt, examine
+from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import as_args, signature_of
 from lagcompile.frontend.split import Split, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
@@ -76,15 +76,9 @@ def lift(
         raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
     args = None if example_inputs is None else as_args(example_inputs)
     signature = signature_of(model.forward, args, example_kwargs)
-    captured = capture(model, signature)
-    receipt, observed = None, None
-    if args is not None or example_kwargs:
-        receipt, observed = examine(captured, signature.flatten(args or (), example_kwargs or {}))
-        if not receipt.ok:
-            raise LiftError(f"the trace does something else than the model:\n{receipt}")
-    return _assemble(
-        captured, receipt, observed, policy, formulation or Formulation(), name=name or type(model).__name__
-    )
+    known = args is not None or bool(example_kwargs)
+    captured = choose(model, signature, signature.flatten(args or (), example_kwargs or {}) if known else None)
+    return _assemble(captured, policy, formulation or Formulation(), name=name or type(model).__name__)
 
 
 def _policy(split: SplitLike) -> SplitPolicy:
@@ -93,19 +87,11 @@ def _policy(split: SplitLike) -> SplitPolicy:
     return split_of(dict(split) if isinstance(split, Mapping) else split)
 
 
-def _assemble(
-    captured: Capture,
-    receipt: Receipt | None,
-    observed: Mapping[str, Observation] | None,
-    policy: SplitPolicy,
-    formulation: Formulation,
-    *,
-    name: str,
-) -> Lifted:
-    graph = build_graph(captured, observed)
+def _assemble(captured: Captured, policy: SplitPolicy, formulation: Formulation, *, name: str) -> Lifted:
+    graph = build_graph(captured.capture, captured.observed)
     partition = policy.split(graph)
-    network = build_network(captured, partition)
-    return Lifted(network, receipt, policy, formulation, name)
+    network = build_network(captured.capture, partition)
+    return Lifted(network, captured.receipt, policy, formulation, name)
 
 
 @dataclass(frozen=True)
@@ -181,11 +167,8 @@ class Lifted:
             return self
         original = self.network.capture.original
         signature = signature_of(original.forward, args, kwargs)
-        captured = capture(original, signature)
-        receipt, observed = examine(captured, signature.flatten(args, kwargs))
-        if not receipt.ok:
-            raise LiftError(f"the trace does something else than the model:\n{receipt}")
-        return _assemble(captured, receipt, observed, self.policy, self.formulation, name=self.name)
+        captured = choose(original, signature, signature.flatten(args, kwargs))
+        return _assemble(captured, self.policy, self.formulation, name=self.name)
 
     def plan(self, examples: int = 1, *, state_slots: int = 1, dual_slots: int = 0, batch_size: int = 64) -> Plan:
         """Counts and bytes for a data set, before anything is allocated."""

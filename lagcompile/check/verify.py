@@ -18,7 +18,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
+from lagcompile.check.float64 import in_float64
 from lagcompile.frontend.stages import Network
+from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import Program
 from lagcompile.runtime.adjoint import sweep
 from lagcompile.runtime.instance import convert, quiet
@@ -50,7 +52,7 @@ def verify_network(
     inputs = [_double(t.detach().cpu()) for t in tensors]
     goal = pytree.tree_map(lambda v: _double(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
     residuals: list[Residual] = []
-    with _default_float64():
+    with in_float64():
         for mode in ("train", "eval"):
             found = _mode(copied, program, inputs, lambda out: loss(out, goal), training=mode == "train")
             residuals += [
@@ -72,16 +74,6 @@ def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-@contextmanager
-def _default_float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _mode(
     network: Network,
     program: Program,
@@ -96,11 +88,11 @@ def _mode(
     parameters = {n: p.requires_grad_(p.is_floating_point()) for n, p in original.named_parameters()}
     nodes = [s.node for s in program.states]
     with _same_start(network):
-        output = original(**network.capture.signature.rebuild(list(inputs)))
+        output = network.capture.signature.call(original, [t.clone() for t in inputs])
         gradients = _gradients(loss(output), parameters)
     with _same_start(network):
         recorder = _Recorder(network, nodes)
-        unsplit = loss(recorder.run(*inputs))
+        unsplit = loss(network.capture.assemble_flat(recorder.run(*(t.clone() for t in inputs))))
         adjoints = _gradients(unsplit, recorder.found)
     with _same_start(network), torch.no_grad():
         values = network.glue(inputs)
@@ -197,7 +189,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _output_difference(expected: Any, got: Any) -> float:
-    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(got)
+    a, b = leaves(expected), leaves(got)
     if len(a) != len(b):
         return float("inf")
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if isinstance(x, Tensor)]

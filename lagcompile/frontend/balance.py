@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lagcompile.frontend.effects import torn
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.ir.base import SplitError
 
@@ -51,6 +52,9 @@ def cuts_of(graph: Graph) -> Cuts:
         for array, amount in ((crossing, 1), (size, node.bytes), (refused, not _can_be_state(graph, node))):
             array[i] += amount
             array[last[i]] -= amount
+    for value, writer in torn(graph.nodes):
+        refused[index[value.name]] += 1
+        refused[index[writer.name]] -= 1
     crossing, size, refused = (np.cumsum(a)[: len(nodes)] for a in (crossing, size, refused))
     allowed = np.flatnonzero((crossing > 0) & (refused == 0))
     preferred = np.intersect1d(allowed, _ahead_of_weights(graph))

@@ -1,24 +1,22 @@
-"""Capture an unmodified `nn.Module` as a torch.fx graph.
+"""What a captured model is, whichever front end made the graph.
 
-In: the user's model (never touched: a private deep copy is traced) and its call signature. Out: `Capture`. Invariant:
-running `Capture.module` is running the model; a sub-module that cannot be traced is kept whole, as one opaque node.
+In: nothing. Out: the records `Capture` and `FrontEnd`, and what both front ends need: ties, source lines, reasons.
+Invariant: running `Capture.module` is running the model, up to what the receipt says.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import sys
 import traceback
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 from lagcompile.frontend.signature import Signature
-from lagcompile.ir.base import LiftError
+from lagcompile.frontend.structure import Reference, fill
 
 FrontEnd = Literal["torch.fx", "torch.export"]
 
@@ -28,48 +26,34 @@ class Capture:
     """A captured model.
 
     Attributes:
-        module: graph module whose placeholders are `signature.names`; it owns the private copy's parameters.
+        module: graph module whose placeholders are `signature.names` and which returns a flat tuple; it owns the
+            private copy's parameters.
         original: the private copy itself, an instance of the user's class that shares those parameters.
         signature: how the model is called.
+        output: template of the model's output, with a `Reference` to a node in the place of each value.
         front_end: what made the graph.
         whole: modules kept as one node, with the reason.
         ties: canonical name of a tied parameter -> its other names.
+        notes: what else the user should know about the capture.
     """
 
     module: fx.GraphModule
     original: nn.Module
     signature: Signature
+    output: Any
     front_end: FrontEnd
     whole: Mapping[str, str] = field(default_factory=dict)
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
+    def assemble(self, values: Mapping[str, Any]) -> Any:
+        """The model's output, as the user's forward returns it, from values by node name."""
+        return fill(self.output, lambda v: values[v.name] if isinstance(v, Reference) else v)
 
-def capture(model: nn.Module, signature: Signature, whole: Collection[str] = ()) -> Capture:
-    """Trace a deep copy of a model with torch.fx.
-
-    Args:
-        model: any module; it is not changed.
-        signature: its call, from `signature_of`.
-        whole: module paths to keep as one node each.
-
-    Raises:
-        LiftError: the model's own forward cannot be traced; one problem names the class and the source line.
-    """
-    if not isinstance(model, nn.Module):
-        raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
-    copied = copy.deepcopy(model)
-    tracer = _Tracer(signature, frozenset(whole))
-    try:
-        graph = tracer.trace(copied)
-    except Exception as error:
-        raise LiftError(
-            f"{type(model).__name__}.forward cannot be traced: {_reason(error)}. Move the lines that need values "
-            "into a sub-module (it is then kept whole), or make them tensor operations"
-        ) from error
-    module = fx.GraphModule(copied, graph, type(model).__name__)
-    placeholders = tuple(n.name for n in graph.nodes if n.op == "placeholder")
-    signature = replace(signature, names=placeholders)
-    return Capture(module, copied, signature, "torch.fx", dict(tracer.opaque), ties_of(copied))
+    def assemble_flat(self, flat: Sequence[Any]) -> Any:
+        """The model's output from what `module` returns."""
+        output = next(n for n in reversed(self.module.graph.nodes) if n.op == "output")
+        return self.assemble(dict(zip((n.name for n in output.args[0]), flat, strict=True)))
 
 
 def ties_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -80,65 +64,30 @@ def ties_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {n[0]: tuple(n[1:]) for n in names.values() if len(n) > 1}
 
 
-class _Tracer(fx.Tracer):
-    """torch.fx's tracer with our arguments, source lines, and opaque modules in place of failures."""
-
-    def __init__(self, signature: Signature | None = None, whole: frozenset[str] = frozenset()) -> None:
-        super().__init__()
-        self.signature = signature
-        self.keep = whole
-        self.opaque: dict[str, str] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.keep or super().is_leaf_module(m, module_qualified_name)
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        if self.signature is None:  # torch.fx traces the generated code of a graph module again when it is unpickled
-            return super().create_args_for_root(root_fn, is_module, concrete_args)
-        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.signature.names]
-        arguments = self.signature.rebuild(proxies)
-        return functools.partial(root_fn, **arguments), [self.root]
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["source"] = _user_line()
-        return node
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        last = next(iter(reversed(self.graph.nodes)))
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as error:
-            path = self.path_of_module(m)
-            self.opaque[path] = _reason(error)
-            while (node := next(iter(reversed(self.graph.nodes)))) is not last:
-                self.graph.erase_node(node)
-            return self.create_proxy("call_module", path, args, kwargs)
+_LAGCOMPILE = __file__.rsplit("frontend", 1)[0]
+_OWN = (torch.__path__[0], _LAGCOMPILE + "frontend", _LAGCOMPILE + "lift.py")
 
 
-_OWN = (torch.__path__[0], __file__)
+def is_users(filename: str) -> bool:
+    """Whether a source file is neither torch's, nor this compiler's, nor generated."""
+    return not filename.startswith(_OWN) and not filename.startswith("<")
 
 
-def _user_line() -> str:
+def user_line(depth: int = 2) -> str:
     """file:line of the user's code that is running, '' where there is none."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(depth)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_OWN) and not name.startswith("<") and "lagcompile/lift.py" not in name:
-            return f"{name}:{frame.f_lineno}"
+        if is_users(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What went wrong and where, in one line: the innermost line of the user's own code."""
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__
     for entry in reversed(traceback.extract_tb(error.__traceback__)):
-        if not entry.filename.startswith(_OWN) and not entry.filename.startswith("<"):
+        if is_users(entry.filename):
             return f"{first} ({entry.filename}:{entry.lineno}: {entry.line})"
     return first

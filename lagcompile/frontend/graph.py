@@ -6,7 +6,7 @@ execution order; names are torch.fx node names; sizes are of one example of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from lagcompile.frontend.capture import Capture
+from lagcompile.frontend.effects import ordered
 from lagcompile.ir.program import TensorType
 
 Role = Literal["input", "attribute", "weights", "data", "value", "structure", "output"]
@@ -34,6 +35,12 @@ class Observation:
     type: TensorType | None = None
     flops: int = 0
     batch: int = 1
+    writes: tuple[str, ...] = ()
+    """Names of the inputs whose memory the operation wrote into."""
+    aliases: tuple[str, ...] = ()
+    """Names of the nodes whose memory the value shares."""
+    random: bool = False
+    """Whether it drew random numbers."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,14 @@ class Node:
     source: str
     floating: bool
     """A floating-point tensor, as far as is known."""
+    writes: tuple[str, ...] = ()
+    """Inputs whose memory it writes into."""
+    aliases: tuple[str, ...] = ()
+    """Nodes whose memory it shares."""
+    random: bool = False
+    """Draws random numbers."""
+    after: tuple[str, ...] = ()
+    """Nodes that must run before it although it does not read them."""
 
     @property
     def bytes(self) -> int:
@@ -109,7 +124,10 @@ def build_graph(captured: Capture, observed: Mapping[str, Observation] | None) -
     modules = dict(captured.module.named_modules())
     parameters = dict(captured.module.named_parameters(remove_duplicate=False))
     canonical = {alias: name for name, aliases in captured.ties.items() for alias in aliases}
+    own = {n for n, _ in captured.original.named_modules(remove_duplicate=False)}
     roles: dict[str, Role] = {}
+    moved = _moved(observed)
+    drawn = False
     nodes: list[Node] = []
     outputs: tuple[str, ...] = ()
     for node in captured.module.graph.nodes:
@@ -119,9 +137,35 @@ def build_graph(captured: Capture, observed: Mapping[str, Observation] | None) -
             continue
         read = tuple(canonical.get(p, p) for p in _parameters(node, modules, parameters))
         seen = observed.get(node.name) if observed is not None else None
-        roles[node.name] = _role(node, [roles[i] for i in inputs], bool(read), seen)
-        nodes.append(_record(node, inputs, read, roles[node.name], seen, parameters))
-    return Graph(tuple(nodes), outputs, observed is not None)
+        role = _role(node, [roles[i] for i in inputs], bool(read), seen)
+        if seen is not None and node.op.startswith("call"):
+            role = _placed(role, seen, any(i in moved for i in inputs), drawn)
+            drawn = drawn or (seen.random and role == "value")
+        roles[node.name] = role
+        nodes.append(_record(node, inputs, read, role, seen, parameters, own))
+    return Graph(ordered(nodes), outputs, observed is not None)
+
+
+def _moved(observed: Mapping[str, Observation] | None) -> set[str]:
+    """Nodes whose memory is written into by some operation, as far as it is a buffer's or a parameter's."""
+    if observed is None:
+        return set()
+    written = {m for o in observed.values() for w in o.writes for m in (observed[w].aliases or (w,))}
+    return {n for n, o in observed.items() if written & set(o.aliases or (n,))} if written else set()
+
+
+def _placed(role: Role, seen: Observation, moved: bool, drawn: bool) -> Role:
+    """Operations with side effects belong to one stage each: nothing else may repeat or hoist them.
+
+    Random numbers that are drawn ahead of all stages (noise on the inputs) stay with the data.
+    """
+    if role not in {"attribute", "weights", "data"}:
+        return role
+    if moved and role != "data":
+        return "value"
+    if seen.random:
+        return "value" if drawn or role == "weights" else "data"
+    return role
 
 
 def _parameters(
@@ -129,7 +173,7 @@ def _parameters(
 ) -> Iterator[str]:
     if node.op == "get_attr" and node.target in parameters:
         yield str(node.target)
-    elif node.op == "call_module":
+    elif node.op == "call_module" and str(node.target) in modules:
         for name, _ in modules[str(node.target)].named_parameters(remove_duplicate=False):
             yield f"{node.target}.{name}"
 
@@ -166,13 +210,14 @@ def _record(
     role: Role,
     seen: Observation | None,
     tensors: Mapping[str, nn.Parameter],
+    own: Set[str],
 ) -> Node:
     stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
     path, types = "", []
     for value in stack.values():
         path = str(value[0])
         types.append(value[1].__name__ if isinstance(value[1], type) else str(value[1]).rsplit(".", 1)[-1])
-    if node.op == "call_module":
+    if node.op == "call_module" and node.target in own:
         path = str(node.target)
     if seen is not None:
         flops = seen.flops
@@ -193,10 +238,15 @@ def _record(
         flops=flops,
         source=str(node.meta.get("source", "")),
         floating=floating,
+        writes=seen.writes if seen is not None else (),
+        aliases=seen.aliases if seen is not None else (),
+        random=seen.random if seen is not None else False,
     )
 
 
 def _target(node: fx.Node) -> str:
     if isinstance(node.target, str):
         return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._opname
     return str(getattr(node.target, "__name__", node.target))

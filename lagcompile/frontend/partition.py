@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
+from lagcompile.frontend.effects import torn
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.ir.base import SplitError
 
@@ -94,7 +95,8 @@ def ancestors(graph: Graph, names: Iterable[str]) -> set[str]:
     todo = [n for n in names if n in staged]
     found = set(todo)
     while todo:
-        for name in graph.by_name[todo.pop()].inputs:
+        node = graph.by_name[todo.pop()]
+        for name in (*node.inputs, *node.after):
             if name in staged and name not in found:
                 found.add(name)
                 todo.append(name)
@@ -126,6 +128,12 @@ def partition(graph: Graph, down_sets: Sequence[Set[str]], reasons: Sequence[str
     _keep_together(graph, stage_of)
     result = Partition(graph, stage_of, tuple(reasons))
     problems = [p for node in result.states if (p := _not_a_state(node))]
+    problems += [
+        f"a breakpoint lies between '{value.name}' ({where(value)}) and the in-place operation '{writer.name}' "
+        f"({where(writer)}) on its memory, which is read again afterwards: cut elsewhere, or write it out of place"
+        for value, writer in torn(graph.nodes)
+        if stage_of[value.name] != stage_of[writer.name]
+    ]
     problems += [
         f"the breakpoint {b.reason} separates nothing: no value crosses it"
         for b in result.breakpoints

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from lagcompile.frontend.capture import Capture
+from lagcompile.frontend.effects import Watch
 from lagcompile.frontend.graph import Observation
+from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.symbolic import restore_buffers
 from lagcompile.ir.base import Frozen
 from lagcompile.ir.program import TensorType
 
 SEED = 20211006
+Kind = Literal["tensor", "tuple", "other"]
 
 
 class ModeReceipt(Frozen):
@@ -90,7 +93,7 @@ def examine(captured: Capture, tensors: Sequence[torch.Tensor]) -> tuple[Receipt
     """
     dynamic = "dynamic"
     try:
-        first, second = _resized(tensors, 2), _resized(tensors, 3)
+        first, second = resized(tensors, 2), resized(tensors, 3)
         runs = [_compare(captured, "eval", first), _compare(captured, "train", second)]
     except Exception as error:
         first = second = list(tensors)
@@ -114,7 +117,7 @@ def _batch(tensors: Sequence[torch.Tensor]) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _resized(tensors: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
+def resized(tensors: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
     """The inputs with `size` examples, repeated where there are fewer; as they are where no axis is common."""
     batch = _batch(tensors)
     if not batch:
@@ -124,10 +127,11 @@ def _resized(tensors: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _as_it_was(module: nn.Module, training: bool) -> Iterator[None]:
+def as_it_was(module: nn.Module, training: bool) -> Iterator[None]:
     """Run in a mode with a seeded generator; modes, buffers and the generator are put back afterwards."""
     modes = [(m, m.training) for m in module.modules()]
-    buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
+    held = dict(module.named_buffers())
+    before = {n: b.detach().clone() for n, b in held.items()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         module.train(training)
         torch.manual_seed(SEED)
@@ -136,8 +140,7 @@ def _as_it_was(module: nn.Module, training: bool) -> Iterator[None]:
         finally:
             for m, mode in modes:
                 m.training = mode
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers[name])
+            restore_buffers(module, held, before)
 
 
 Run = tuple[ModeReceipt, "_Recorder"]
@@ -145,16 +148,16 @@ Run = tuple[ModeReceipt, "_Recorder"]
 
 def _compare(captured: Capture, mode: str, tensors: Sequence[torch.Tensor]) -> Run:
     training = mode == "train"
-    with _as_it_was(captured.original, training):
+    start = _random_start()
+    with as_it_was(captured.original, training):
         before = {n: b.detach().clone() for n, b in captured.original.named_buffers()}
-        start = torch.get_rng_state()
-        expected = captured.original(**captured.signature.rebuild(list(tensors)))
+        expected = captured.signature.call(captured.original, [t.clone() for t in tensors])
         buffers = {n: b.detach().clone() for n, b in captured.original.named_buffers()}
         end = torch.get_rng_state()
-    with _as_it_was(captured.original, training):
+    with as_it_was(captured.original, training):
         recorder = _Recorder(captured.module)
         captured.module.train(training)
-        got = recorder.run(*tensors)
+        got = captured.assemble_flat(recorder.run(*(t.clone() for t in tensors)))
         own = {n: b.detach().clone() for n, b in captured.original.named_buffers()}
         own_end = torch.get_rng_state()
     changed = tuple(n for n, b in buffers.items() if not _same(b, before[n]))
@@ -169,13 +172,20 @@ def _compare(captured: Capture, mode: str, tensors: Sequence[torch.Tensor]) -> R
     return receipt, recorder
 
 
+def _random_start() -> torch.Tensor:
+    """State of the generator at the start of each run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return torch.get_rng_state()
+
+
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
 def _difference(expected: Any, got: Any) -> float:
     """Largest absolute difference between two nested outputs; infinite where their structures differ."""
-    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(got)
+    a, b = leaves(expected), leaves(got)
     if len(a) != len(b):
         return float("inf")
     worst = 0.0
@@ -190,12 +200,13 @@ def _difference(expected: Any, got: Any) -> float:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the shape, dtype and flops of every value."""
+    """Runs a graph and keeps the shape, dtype, flops and side effects of every value."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.seen: dict[str, tuple[str, torch.dtype | None, tuple[int, ...], int]] = {}
+        self.seen: dict[str, tuple[Kind, torch.dtype | None, tuple[int, ...], int]] = {}
         self.counter = FlopCounterMode(display=False)
+        self.watch = Watch()
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         with self.counter:
@@ -203,15 +214,17 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
+        self.watch.before(n, self.env)
         value = super().run_node(n)
+        self.watch.after(n, value)
+        work = self.counter.get_total_flops() - before
         if isinstance(value, torch.Tensor):
-            work = self.counter.get_total_flops() - before
             flops = work + (value.numel() if n.op.startswith("call") else 0)
             self.seen[n.name] = ("tensor", value.dtype, tuple(value.shape), flops)
         else:
-            leaves = pytree.tree_leaves(value)
-            kind = "tuple" if leaves and all(isinstance(v, torch.Tensor) for v in leaves) else "other"
-            self.seen[n.name] = (kind, None, (), self.counter.get_total_flops() - before)
+            found = leaves(value)
+            kind: Kind = "tuple" if any(isinstance(v, torch.Tensor) for v in found) else "other"
+            self.seen[n.name] = (kind, None, (), work)
         return value
 
 
@@ -219,13 +232,19 @@ def _observations(first: _Recorder, second: _Recorder, size: int | None, other: 
     """One record per node; the batch axis is the one whose size follows the batch size of the two runs."""
     result: dict[str, Observation] = {}
     for name, (kind, dtype, shape, flops) in first.seen.items():
-        if kind != "tensor" or dtype is None:
-            result[name] = Observation("tuple" if kind == "tuple" else "other", None, flops // (size or 1), size or 1)
-            continue
-        again = second.seen.get(name, (kind, dtype, shape, flops))[2]
-        marked = _marked(shape, again, size, other)
-        kind_name = str(dtype).removeprefix("torch.")
-        result[name] = Observation("tensor", TensorType(dtype=kind_name, shape=marked), flops // (size or 1), size or 1)
+        marked = None
+        if kind == "tensor":
+            again = second.seen.get(name, (kind, dtype, shape, flops))[2]
+            marked = TensorType(dtype=str(dtype).removeprefix("torch."), shape=_marked(shape, again, size, other))
+        result[name] = Observation(
+            kind,
+            marked,
+            flops=flops // (size or 1),
+            batch=size or 1,
+            writes=tuple(dict.fromkeys([*first.watch.writes.get(name, ()), *second.watch.writes.get(name, ())])),
+            aliases=tuple(sorted({*first.watch.aliases.get(name, ()), *second.watch.aliases.get(name, ())})),
+            random=name in first.watch.random or name in second.watch.random,
+        )
     return result
 
 

@@ -29,6 +29,7 @@ class Signature:
         structure: the arguments' nested containers, with the position of each leaf in its place.
         constants: arguments that are not tensors, by position in the flattened call.
         exact: False where no example was given, so that each required argument is taken to be one tensor.
+        starred: name of forward's *args among `parameters`, '' where there is none.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class Signature:
     structure: Any
     constants: Mapping[int, Any]
     exact: bool
+    starred: str = ""
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """Tensors of a call, in the order of `names`.
@@ -43,6 +45,9 @@ class Signature:
         Raises:
             BindError: the call does not have the structure that the model was lifted with.
         """
+        if self.starred:
+            count = self.parameters.index(self.starred)
+            args = [*args[:count], tuple(args[count:])]
         given = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
         problems = [f"the model has no argument '{n}'" for n in kwargs if n not in self.parameters]
         problems += [f"the argument '{n}' is missing" for n in self.parameters if n not in given]
@@ -68,6 +73,15 @@ class Signature:
                 raise BindError(f"the input '{name}' is of type {type(value).__name__}, expected a tensor")
         return tensors
 
+    def call(self, forward: Callable[..., Any], tensors: Sequence[Any]) -> Any:
+        """Call the model, or its forward, with tensors (or stand-ins) in the order of `names`."""
+        arguments = self.rebuild(tensors)
+        if not self.starred:
+            return forward(**arguments)
+        ahead = self.parameters[: self.parameters.index(self.starred)]
+        positional = [arguments.pop(n) for n in ahead]
+        return forward(*positional, *arguments.pop(self.starred), **arguments)
+
     def rebuild(self, tensors: Sequence[Any]) -> dict[str, Any]:
         """Arguments by parameter name, from tensors (or stand-ins) in the order of `names`."""
         values = iter(tensors)
@@ -92,26 +106,29 @@ def signature_of(
     Raises:
         LiftError: the example inputs do not fit `forward`.
     """
-    parameters = [
-        p
-        for p in inspect.signature(forward).parameters.values()
-        if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}
-    ]
+    parameters = inspect.signature(forward).parameters.values()
     if args is None and not kwargs:
-        names = tuple(p.name for p in parameters if p.default is p.empty)
+        plain = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        needed = [p for p in parameters if p.default is p.empty]
+        names = tuple(p.name for p in needed if p.kind in plain or p.kind is p.KEYWORD_ONLY)
         return Signature(names, names, tuple(range(len(names))), {}, exact=False)
     try:
         bound = inspect.signature(forward).bind(*(args or ()), **(kwargs or {}))
     except TypeError as error:
         raise LiftError(f"the example inputs do not fit the model's forward: {error}") from error
-    used = {p.name for p in parameters}
-    arguments = {n: v for n, v in bound.arguments.items() if n in used}
+    arguments = dict(bound.arguments)
+    starred = ""
+    for p in parameters:
+        if p.kind is p.VAR_KEYWORD:
+            arguments |= arguments.pop(p.name, {})
+        elif p.kind is p.VAR_POSITIONAL and p.name in arguments:
+            starred = p.name
     leaves, spec = pytree.tree_flatten(tuple(arguments.values()))
     constants = {i: v for i, v in enumerate(leaves) if not isinstance(v, torch.Tensor)}
     names = tuple(_leaf_names(arguments))
     kept = tuple(n for i, n in enumerate(names) if i not in constants)
     structure = pytree.tree_unflatten(list(range(len(leaves))), spec)
-    return Signature(kept, tuple(arguments), structure, constants, exact=True)
+    return Signature(kept, tuple(arguments), structure, constants, exact=True, starred=starred)
 
 
 def _leaf_names(arguments: Mapping[str, Any]) -> list[str]:

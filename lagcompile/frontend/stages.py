@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.graph import Graph, Node
+from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.partition import Partition
+from lagcompile.frontend.structure import Reference, leaves
 
 Values = dict[str, Any]
 
@@ -45,13 +46,6 @@ class StageModule:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Stands for a value, by name, inside an output's structure."""
-
-    name: str
-
-
-@dataclass(frozen=True)
 class Network:
     """The captured network as data preparation, stages, and an output structure."""
 
@@ -59,8 +53,6 @@ class Network:
     partition: Partition
     prologue: StageModule
     stages: tuple[StageModule, ...]
-    output: Any
-    """The output's structure, with a `Reference` in the place of each value."""
 
     def copy(self) -> Network:
         """The network with modules of its own; records are shared."""
@@ -86,19 +78,17 @@ class Network:
 
     def assemble(self, values: Mapping[str, Any]) -> Any:
         """The model's output, as the user's forward returns it."""
-        return pytree.tree_map(lambda v: values[v.name] if isinstance(v, Reference) else v, self.output)
+        return self.capture.assemble(values)
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the values that the output is made of."""
-        leaves = pytree.tree_leaves(self.output)
-        return tuple(dict.fromkeys(v.name for v in leaves if isinstance(v, Reference)))
+        return tuple(dict.fromkeys(v.name for v in leaves(self.capture.output) if isinstance(v, Reference)))
 
 
 def build_network(captured: Capture, partition: Partition) -> Network:
     """Cut a captured module into stage modules along a partition."""
     graph = partition.graph
-    output_node = next(n for n in reversed(captured.module.graph.nodes) if n.op == "output")
     outputs = set(graph.outputs)
     staged = partition.stage_of
     builder = _Builder(captured.module, graph)
@@ -110,27 +100,14 @@ def build_network(captured: Capture, partition: Partition) -> Network:
     stages = []
     for k in range(partition.stages):
         members = partition.nodes_of(k)
-        leaves = [m.name for m in members if last_use.get(m.name, -1) > k or m.name in outputs]
-        stages.append(builder.build(f"f{k}", members, leaves))
+        wanted_later = [m.name for m in members if last_use.get(m.name, -1) > k or m.name in outputs]
+        stages.append(builder.build(f"f{k}", members, wanted_later))
     free = [n for n in outputs if n not in staged and n not in wanted and graph.by_name[n].role != "input"]
     if free:  # parameters or buffers that the model returns as they are
         stages[-1] = builder.build(
             stages[-1].name, partition.nodes_of(partition.stages - 1), [*stages[-1].writes, *sorted(free)]
         )
-    output = _referenced(output_node.args[0])
-    return Network(captured, partition, prologue, tuple(stages), output)
-
-
-def _referenced(value: Any) -> Any:
-    """An output's structure with references in the places of nodes, in plain containers."""
-    if isinstance(value, fx.Node):
-        return Reference(value.name)
-    if isinstance(value, Mapping):
-        return {k: _referenced(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_referenced(v) for v in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    return value
+    return Network(captured, partition, prologue, tuple(stages))
 
 
 class _Builder:
@@ -153,16 +130,14 @@ class _Builder:
         reads = list(dict.fromkeys([*signature, *reads]))
         graph = fx.Graph()
         env: dict[str, fx.Node] = {r: graph.placeholder(r) for r in reads}
-        if any(self._in_place(self.nodes[n]) for n in order):
+        for r in self._overwritten(order, reads):
             # an operation that writes into its input would write into a state or into the user's data
-            for r in reads:
-                if self.records[r].role != "structure" and (self.records[r].type is not None or not self.known):
-                    env[r] = graph.call_method("clone", (env[r],))
+            env[r] = graph.call_method("clone", (env[r],))
         for node_name in order:
             node = self.nodes[node_name]
             env[node_name] = graph.node_copy(node, lambda n: env[n.name])
         graph.output(tuple(env[w] for w in writes))
-        module = fx.GraphModule(self.root, graph, name)
+        module = StageGraph(self.root, graph, name)
         slots = tuple(self._slots(order))
         weights = tuple(dict(module.named_parameters()))
         signature_text = self._signature(order, reads, writes, slots)
@@ -192,6 +167,15 @@ class _Builder:
     def _replicated(self, name: str) -> bool:
         """Reads of attributes and what follows from them alone are repeated in every stage that needs them."""
         return self.records[name].role in {"attribute", "weights"}
+
+    def _overwritten(self, order: Sequence[str], reads: Sequence[str]) -> list[str]:
+        """Values from elsewhere whose memory the stage writes into; any of them where nothing was observed."""
+        if not self.known:
+            here = any(self._in_place(self.nodes[n]) for n in order)
+            return [r for r in reads if self.records[r].role != "structure"] if here else []
+        memory = {r: self.records[r].aliases or (r,) for r in [*reads, *order]}
+        written = {m for n in order for w in self.records[n].writes for m in memory.get(w, ())}
+        return [r for r in reads if written & set(memory[r]) and self.records[r].type is not None]
 
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -249,11 +233,16 @@ def _is_in_place(module: nn.Module) -> bool:
     return bool(vars(module).get("inplace", False))
 
 
+_NOT_SETTINGS = frozenset({"training", "owner", "meta"})
+
+
 def describe_module(module: nn.Module) -> str:
     """Text that is equal for modules of one class with the same settings and tensor shapes."""
     lines = []
     for name, part in module.named_modules():
-        settings = {k: repr(v) for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
+        settings = {k: repr(v) for k, v in vars(part).items() if not k.startswith("_") and k not in _NOT_SETTINGS}
+        if isinstance(part, fx.GraphModule):
+            settings["graph"] = str(part.graph)
         lines.append(f"{name} {type(part).__module__}.{type(part).__qualname__} {settings}")
     tensors = [(n, tuple(p.shape), str(p.dtype)) for n, p in [*module.named_parameters(), *module.named_buffers()]]
     return f"{lines} {tensors}"

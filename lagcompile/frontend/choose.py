@@ -1,0 +1,186 @@
+"""The choice of a front end: the simplest one whose receipt holds.
+
+In: a model, its signature, example tensors (or none). Out: `Captured`: capture, receipt, observations. Invariant: a
+capture without a good receipt is never passed on; the user's model is not touched (a deep copy is worked on).
+
+Order: torch.fx; torch.fx in both modes, merged, where the trace froze something; with the modules at fault kept whole,
+where that leaves the model cuttable; torch.export in both modes, merged; else one error with every problem.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from lagcompile.frontend.capture import Capture, FrontEnd, reason_of, ties_of
+from lagcompile.frontend.export import export
+from lagcompile.frontend.graph import Observation
+from lagcompile.frontend.graphmodule import StageGraph
+from lagcompile.frontend.modes import merge
+from lagcompile.frontend.receipt import Receipt, as_it_was, examine, resized
+from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.symbolic import Traced, is_leaf, trace
+from lagcompile.ir.base import LiftError
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured model with its receipt and what its nodes gave; both None where no inputs are known."""
+
+    capture: Capture
+    receipt: Receipt | None
+    observed: Mapping[str, Observation] | None
+
+
+def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | None) -> Captured:
+    """Capture a deep copy of a model with the first front end whose receipt holds.
+
+    Args:
+        model: any module; it is not changed.
+        signature: its call.
+        tensors: example inputs in the order of the signature; None where they are not known yet.
+
+    Raises:
+        LiftError: no front end captures the model; each problem names what to change.
+    """
+    if not isinstance(model, nn.Module):
+        raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
+    search = _Search(copy.deepcopy(model), signature, tensors)
+    if tensors is None:
+        return Captured(search.unchecked(), None, None)
+    _runs(search.model, signature, tensors)
+    return search.best()
+
+
+def _runs(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> None:
+    """Say plainly when the model itself does not run on the example inputs."""
+    try:
+        with as_it_was(model, training=False):
+            signature.call(model, [t.clone() for t in tensors])
+    except Exception as error:
+        raise LiftError(f"the model does not run on the example inputs: {reason_of(error)}") from error
+
+
+@dataclass
+class _Search:
+    model: nn.Module
+    signature: Signature
+    tensors: Sequence[Tensor] | None
+
+    def __post_init__(self) -> None:
+        self.problems: list[str] = []
+        self.fallback: Captured | None = None
+
+    # ------------------------------------------------------------ without inputs
+    def unchecked(self) -> Capture:
+        """The symbolic trace alone."""
+        try:
+            return self._capture(trace(self.model, self.signature, {}), "torch.fx")
+        except Exception as error:
+            raise LiftError(
+                f"{type(self.model).__name__}.forward cannot be traced by torch.fx: {reason_of(error)}. Give "
+                "example_inputs, so that torch.export can capture it"
+            ) from error
+
+    # ------------------------------------------------------------ with inputs
+    def best(self) -> Captured:
+        """The first capture whose receipt holds; one that keeps many layers in one node only as a last resort."""
+        for name, attempt in self._attempts():
+            try:
+                found = self._checked(attempt())
+            except Exception as error:
+                self.problems.append(f"{name}: {reason_of(error)}")
+                continue
+            if found is None:
+                continue
+            if not self._holds_layers(found.capture.whole):
+                return found
+            self.fallback = self.fallback or found
+        if self.fallback is not None:
+            return self.fallback
+        raise LiftError(
+            [
+                f"{type(self.model).__name__} cannot be captured; every front end failed:",
+                *self.problems,
+                "Change the lines named above to tensor operations, or move them into a sub-module that is kept whole",
+            ]
+        )
+
+    def _attempts(self) -> Iterator[tuple[str, Callable[[], Capture]]]:
+        first: list[Traced] = []
+
+        def plain() -> Capture:
+            first.extend(self._traced("torch.fx", {}, (True,)))
+            return self._capture(first[0], "torch.fx")
+
+        yield "torch.fx", plain
+        if first:
+            frozen = {b.rpartition(".")[0] for b in first[0].buffers}
+            whole = {p: "its forward changes a buffer" for p in frozen if p}
+            if not frozen or whole.keys() == frozen:
+                yield "torch.fx in both modes", lambda: self._both("torch.fx", whole)
+        yield "torch.export", lambda: self._both("torch.export", {})
+
+    def _both(self, front_end: FrontEnd, whole: Mapping[str, str]) -> Capture:
+        train, evaluation = self._traced(front_end, whole, (True, False))
+        return self._capture(merge(self.model, train, evaluation), front_end)
+
+    def _traced(self, front_end: FrontEnd, whole: Mapping[str, str], modes: Sequence[bool]) -> list[Traced]:
+        """A graph for each mode; the copy's own modes are put back."""
+        found = []
+        before = [(m, m.training) for m in self.model.modules()]
+        try:
+            for training in modes:
+                self.model.train(training)
+                if front_end == "torch.fx":
+                    found.append(trace(self.model, self.signature, whole))
+                else:
+                    found.append(self._exported(whole))
+        finally:
+            for module, mode in before:
+                module.training = mode
+        return found
+
+    def _exported(self, whole: Mapping[str, str]) -> Traced:
+        assert self.tensors is not None
+        try:
+            return export(self.model, self.signature, resized(self.tensors, 3), whole)
+        except Exception:
+            return export(self.model, self.signature, self.tensors, whole, dynamic=False)
+
+    def _capture(self, traced: Traced, front_end: FrontEnd) -> Capture:
+        root: nn.Module = self.model
+        if traced.attributes:
+            root = nn.Module()
+            root.__dict__.update({**vars(self.model), "_modules": dict(self.model._modules)})
+            root._buffers = dict(self.model._buffers)
+            for name, value in traced.attributes.items():
+                if isinstance(value, Tensor):
+                    root.register_buffer(name, value, persistent=False)
+                else:
+                    root.add_module(name, value)
+        module = StageGraph(root, traced.graph, type(self.model).__name__)
+        names = tuple(n.name for n in traced.graph.nodes if n.op == "placeholder")
+        signature = replace(self.signature, names=names)
+        ties = ties_of(self.model)
+        return Capture(module, self.model, signature, traced.output, front_end, dict(traced.whole), ties)
+
+    def _checked(self, captured: Capture) -> Captured | None:
+        assert self.tensors is not None
+        receipt, observed = examine(captured, self.tensors)
+        if receipt.ok:
+            return Captured(captured, receipt, observed)
+        self.problems.append(f"the graph of {captured.front_end} does something else than the model:\n{receipt}")
+        return None
+
+    def _holds_layers(self, whole: Mapping[str, str]) -> bool:
+        """Whether a module that is kept whole could itself be cut: it holds two layers with weights or more."""
+        modules = dict(self.model.named_modules())
+        return any(
+            sum(is_leaf(m) and any(True for _ in m.parameters()) for m in modules[path].modules()) > 1
+            for path in whole
+            if path in modules and not is_leaf(modules[path])
+        )

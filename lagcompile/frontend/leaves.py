@@ -1,0 +1,111 @@
+"""Layers that torch.export passes over: torch's own modules become one operator call each, not their insides.
+
+In: a private copy of a model, while it is exported. Out: `Calls`, which records each call's module path and the
+structure of its arguments and result. Invariant: the model is left as it was; an exported graph keeps `nn.Linear`,
+`nn.LSTM` and the like as modules under their own paths, so that train and eval modes, names and ties are theirs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lagcompile.frontend.structure import Reference, fill, leaves, transform
+from lagcompile.frontend.symbolic import is_leaf
+
+
+@dataclass
+class Call:
+    """One call of a layer: its path, the module, templates of (args, kwargs) and of its result."""
+
+    path: str
+    forward: Callable[..., Any]
+    arguments: Any
+    result: Any = None
+
+
+@dataclass
+class Calls:
+    """Calls of layers, in order, during one export, and the template of the model's output."""
+
+    made: list[Call] = field(default_factory=list)
+    inside: bool = False
+    output: Any = None
+
+
+_ACTIVE: ContextVar[Calls] = ContextVar("lagcompile_leaf_calls")
+
+
+@contextmanager
+def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Calls]:
+    """Replace the forward of each layer (and of each module kept whole) by a recorded operator call."""
+    calls = Calls()
+    token = _ACTIVE.set(calls)
+    patched: list[nn.Module] = []
+    try:
+        for path, module in model.named_modules():
+            if (path in whole or (is_leaf(module) and path)) and "forward" not in vars(module):
+                vars(module)["forward"] = functools.partial(_call, calls, path, module.forward)
+                patched.append(module)
+        yield calls
+    finally:
+        for module in patched:
+            vars(module).pop("forward", None)
+        _ACTIVE.reset(token)
+
+
+def _call(calls: Calls, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    given = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)]
+    plain = all(isinstance(v, Tensor | int | float | bool | str | torch.dtype | None) for v in leaves((args, kwargs)))
+    if calls.inside or not given or not plain:
+        return forward(*args, **kwargs)
+    numbers = iter(range(len(given)))
+    template = transform((args, kwargs), lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v)
+    calls.made.append(Call(path, forward, template))
+    found = operator()(given, len(calls.made) - 1)
+    return fill(calls.made[-1].result, lambda v: found[int(v.name)] if isinstance(v, Reference) else v)
+
+
+@functools.cache
+def operator() -> Any:
+    """The operator that stands for a layer's call; it exists for the tracer only and cannot be run."""
+    library = torch.library.Library("lagcompile_export", "FRAGMENT")
+    library.define("layer(Tensor[] tensors, int call) -> Tensor[]")
+    torch.library.register_fake("lagcompile_export::layer", _shapes, lib=library)
+    return _Held(library, torch.ops.lagcompile_export.layer.default)
+
+
+class _Held:
+    """An operator together with the library that defines it (the definition goes when the library is collected)."""
+
+    def __init__(self, library: torch.library.Library, target: Any) -> None:
+        self.library = library
+        self.target = target
+
+    def __call__(self, tensors: Sequence[Tensor], call: int) -> list[Tensor]:
+        result: list[Tensor] = self.target(tensors, call)
+        return result
+
+
+def _shapes(tensors: Sequence[Tensor], call: int) -> list[Tensor]:
+    """Run the layer on tensors without values; what it gives tells shapes and the result's structure."""
+    calls = _ACTIVE.get()
+    record = calls.made[call]
+    args, kwargs = fill(record.arguments, lambda v: tensors[int(v.name)] if isinstance(v, Reference) else v)
+    calls.inside = True
+    try:
+        with torch.no_grad():
+            result = record.forward(*args, **kwargs)
+    finally:
+        calls.inside = False
+    found = [v for v in leaves(result) if isinstance(v, Tensor)]
+    numbers = iter(range(len(found)))
+    record.result = transform(result, lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v)
+    return [torch.empty_like(v) if any(v is t for t in tensors) else v for v in found]

@@ -1,0 +1,139 @@
+"""Capture with torch.fx's symbolic trace: the first front end.
+
+In: a private copy of the model, its signature, modules to keep whole. Out: `Traced`, a graph over the copy. Invariant:
+the copy's buffers are as they were; a sub-module that cannot be traced is kept whole, as one opaque node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lagcompile.frontend.capture import reason_of, user_line
+from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.structure import Reference, leaves, transform
+
+# torch.nn classes that hold several layers, and whose forward is worth looking into
+_LAYERED = ("Transformer", "TransformerEncoder", "TransformerDecoder", "TransformerEncoderLayer")
+_LAYERED_TYPES = (*_LAYERED, "TransformerDecoderLayer", "Sequential", "ModuleList", "ModuleDict")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph of a model in one mode.
+
+    Attributes:
+        graph: the graph; its output is a flat tuple.
+        output: template of the output, with references to nodes.
+        whole: modules kept as one node -> why.
+        buffers: names of the buffers that the forward changed while it was traced (the graph lacks those changes).
+        attributes: constants and modules that the graph reads besides the model's own, by name.
+    """
+
+    graph: fx.Graph
+    output: Any
+    whole: Mapping[str, str]
+    buffers: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one operation: torch's own layers, but not its containers of layers."""
+    kind = type(module)
+    return kind.__module__.startswith(("torch.nn", "torch.ao.nn")) and kind.__name__ not in _LAYERED_TYPES
+
+
+def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> Traced:
+    """Trace a model in the mode that it is in.
+
+    Args:
+        model: the private copy; tracing runs its Python code, changes to buffers are undone.
+        signature: how it is called.
+        whole: module paths to keep as one node each, with the reason.
+
+    Raises:
+        Exception: whatever the model's own forward raises on stand-ins for tensors.
+    """
+    tracer = _Tracer(signature, whole)
+    held = dict(model.named_buffers())
+    before = {n: b.detach().clone() for n, b in held.items()}
+    try:
+        graph = tracer.trace(model)
+        changed = [n for n, b in model.named_buffers() if n not in held or b is not held[n] or _moved(b, before[n])]
+    finally:
+        restore_buffers(model, held, before)
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    names = iter(output.args[0])
+    template = transform(tracer.template, lambda v: Reference(next(names).name) if isinstance(v, Reference) else v)
+    return Traced(graph, template, dict(tracer.opaque), tuple(changed))
+
+
+def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape != b.shape or not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def restore_buffers(model: nn.Module, held: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> None:
+    """Put back a model's buffers: the same tensors, with the values that they had."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    with torch.no_grad():
+        for name, buffer in held.items():
+            path, _, last = name.rpartition(".")
+            if modules[path]._buffers.get(last) is not buffer:
+                modules[path]._buffers[last] = buffer
+            if _moved(buffer, before[name]):
+                buffer.copy_(before[name])
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer with our arguments, source lines, and opaque modules in place of failures."""
+
+    def __init__(self, signature: Signature, whole: Mapping[str, str]) -> None:
+        super().__init__()
+        self.signature = signature
+        self.keep = whole
+        self.opaque: dict[str, str] = {}
+        self.template: Any = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.keep:
+            self.opaque[module_qualified_name] = self.keep[module_qualified_name]
+            return True
+        return is_leaf(m)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.signature.names]
+
+        def run(root: nn.Module) -> tuple[Any, ...]:
+            output = self.signature.call(lambda *args, **kwargs: root_fn(root, *args, **kwargs), proxies)
+            self.template = transform(output, lambda v: Reference("") if _is_value(v) else v)
+            return tuple(v for v in leaves(output) if _is_value(v))
+
+        return run, [self.root]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["source"] = user_line()
+        return node
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        last = next(iter(reversed(self.graph.nodes)))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            path = self.path_of_module(m)
+            self.opaque[path] = reason_of(error)
+            while (node := next(iter(reversed(self.graph.nodes)))) is not last:
+                self.graph.erase_node(node)
+            return self.create_proxy("call_module", path, args, kwargs)
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, fx.Proxy | torch.Tensor)
