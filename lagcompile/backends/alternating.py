@@ -3,7 +3,8 @@
 In: an `Instance` with transient states and a quadratic weight. Out: an executor. Invariant: every step, on codes and on
 weights, goes down the program's own energy, divided by mu = rho/2 and with the downstream codes already moved:
 
-    E = loss + mu sum_k |f_{k-1}(h_{k-1}) - h_k|^2 (+ regularisers),  code k:  (1/mu) loss + readers' |.|^2 + |h_k - f(.)|^2
+    E = loss + mu sum_k |f_{k-1}(h_{k-1}) - h_k|^2 (+ regularisers)
+    code k:  (1/mu) loss + readers' |.|^2 + |h_k - f(.)|^2
 
 The proximity target f(.) is the prediction at the codes ahead, a constant while h_k moves (the released code leaves it
 attached to h_k, which makes the term inert). Cut ahead of the activations, so that states are pre-activation codes.
@@ -57,7 +58,7 @@ class AltMin(Method):
     """Local objective of hidden weights: the defect squared, or relu(-f(.) * sign(h)), which only asks for the codes'
     signs (networks of sign units)."""
     memory: bool = False
-    """AltMin-mem: hidden weights from accumulated A = sum s s^T and B = sum h s^T by coordinate descent (linear layers)."""
+    """AltMin-mem: hidden weights of linear layers from accumulated sums of s s^T and h s^T, by coordinate descent."""
     memory_rate: float = Field(default=0.0, ge=0, lt=1)
     """Exponential forgetting of the memory; 0 accumulates."""
     memory_sweeps: int = Field(default=1, ge=1)
@@ -82,7 +83,7 @@ class AltMinExecutor(StageExecutor):
         self.method = method
         self.network = StageNetwork(self.instance, "altmin")
         _check(self.network)
-        self.memories = self._memories() if method.memory else {}
+        self.memories: dict[str, Memory] = self._memories() if method.memory else {}
         last = {p for s in self.network.last for p in s.module.parameters()}
         remembered = {p for m in self.memories.values() for p in m.layer.parameters()}
         stepped = [p for p in self.leaves if p not in remembered]
@@ -272,8 +273,8 @@ class Memory:
         self._descend()
 
     def _descend(self) -> None:
-        parts = [self.layer.weight] if self.layer.bias is None else [self.layer.weight, self.layer.bias[:, None]]
-        w = torch.cat([p.detach() for p in parts], dim=1)
+        biases = [p[:, None] for n, p in self.layer.named_parameters() if n == "bias"]
+        w = torch.cat([self.layer.weight.detach(), *(b.detach() for b in biases)], dim=1)
         used = self.a.diagonal() > 1e-10 * self.a.diagonal().max().clamp_min(1e-30)
         columns = used.nonzero().flatten().tolist()
         for _ in range(self.method.memory_sweeps):
@@ -286,8 +287,6 @@ class Memory:
 
 
 def _shrunk(column: Tensor, l1: float, curvature: Tensor) -> Tensor:
-    if not l1:
-        return column
     return column.sign() * (column.abs() - 0.5 * l1 / curvature).clamp_min(0.0)
 
 
@@ -297,7 +296,7 @@ def _sum(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor 
 
 def _ends_in(stage: StageModule, path: str) -> bool:
     output = next(n for n in stage.module.graph.nodes if n.op == "output")
-    written = [n for n in output.all_input_nodes]
+    written = list(output.all_input_nodes)
     return len(written) == 1 and written[0].op == "call_module" and str(written[0].target) == path
 
 

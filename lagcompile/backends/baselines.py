@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ from lagcompile.ir.axes import NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import StateVariable
 from lagcompile.runtime.instance import Batch, Instance, quiet, to_rows, to_value
-from lagcompile.runtime.steps import SGD, Adam, Extra, RuleSpec
+from lagcompile.runtime.steps import Adam, Extra, RuleSpec
 
 
 class Backprop(Method):
@@ -163,7 +164,7 @@ class TargetPropagationExecutor(StageExecutor):
         self.network.chain("dtp")
         self.inverses: list[tuple[Tensor, Tensor]] = []
         states = [c.state for c in self.network.codes]
-        for below, above in zip(states, states[1:], strict=False):
+        for below, above in pairwise(states):
             self.inverses.append(self._inverse(_width(above, "dtp"), _width(below, "dtp")))
         parameters = [p for pair in self.inverses for p in pair]
         self.optimizers["inverses"] = Extra(parameters or [torch.empty(0)], method.inverses, "descent")
@@ -233,7 +234,9 @@ class TargetPropagationExecutor(StageExecutor):
         total: Tensor | None = None
         for k in range(len(self.inverses)):
             below, above = self.network.codes[k], self.network.codes[k + 1]
-            noise = torch.randn(states[k].shape, generator=self.generator, device=states[k].device, dtype=states[k].dtype)
+            noise = torch.randn(
+                states[k].shape, generator=self.generator, device=states[k].device, dtype=states[k].dtype
+            )
             h = states[k] + self.method.noise * noise
             value = to_value(h.reshape(1, -1, *_features(below.state)), below.state.type)[0]
             with quiet(self.instance.module), torch.no_grad():

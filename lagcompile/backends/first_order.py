@@ -138,23 +138,23 @@ class FirstOrderExecutor(Executor):
         store, scheme = self.store, self.method.scheme
         if scheme in {"extragradient", "past"}:
             random = self._random_state(batch)
-            first = self._look(batch) if scheme == "extragradient" else None
+            first = self._look(batch, weights=weights) if scheme == "extragradient" else None
             if weights:
                 self._set_gradients(first)
                 optimizer.extrapolate()
             store.extrapolate(first)
             self._restore_random(batch, random)
-        last = self._gradients(batch, weights=weights)
+        last = self._gradients(batch, weights=True) if weights else self._look(batch, weights=False)
         if weights:
             self._set_gradients(last)
             optimizer.step()
         store.update(last)
         self._last, self._batch = last, batch
 
-    def _look(self, batch: Batch) -> Gradients:
-        """Gradients for the extrapolation: buffers stay as they were."""
+    def _look(self, batch: Batch, *, weights: bool) -> Gradients:
+        """Gradients for an extrapolation or an inner step: buffers stay as they were."""
         saved = [b.clone() for b in self._buffers]
-        result = self._gradients(batch, weights=True)
+        result = self._gradients(batch, weights=weights)
         for buffer, value in zip(self._buffers, saved, strict=True):
             buffer.copy_(value)
         return result
@@ -213,16 +213,17 @@ class FirstOrderExecutor(Executor):
         total = largest = torch.zeros((), device=self.instance.device)
         count = 0
         self.instance.module.eval()
-        for rows in torch.arange(self.instance.examples).split(512):
-            batch = self.instance.batch(rows)
-            self.store.begin(batch, self.steps)
-            terms = self.lagrangian.terms(
-                batch, self.store.stored, self.store.multipliers, rho=self.store.rho, noise=self.store.noise
-            )
-            for r in terms.defects:
-                total = total + r.abs().sum()
-                largest = torch.maximum(largest, r.abs().max())
-                count += r.numel()
+        with self.store.looking():
+            for rows in torch.arange(self.instance.examples).split(512):
+                batch = self.instance.batch(rows)
+                self.store.begin(batch, self.steps)
+                terms = self.lagrangian.terms(
+                    batch, self.store.stored, self.store.multipliers, rho=self.store.rho, noise=self.store.noise
+                )
+                for r in terms.defects:
+                    total = total + r.abs().sum()
+                    largest = torch.maximum(largest, r.abs().max())
+                    count += r.numel()
         self.instance.module.train()
         return {"defect": float(total) / max(count, 1), "largest_defect": float(largest)}
 

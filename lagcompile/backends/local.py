@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import Executor, Method
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.axes import Eliminated, Transient
+from lagcompile.ir.axes import Eliminated, NonNegative, Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
 from lagcompile.runtime.instance import Batch, Instance
@@ -116,7 +116,7 @@ def _problems(instance: Instance, method: str) -> Iterator[str]:
                 f"{method} starts its states anew in each batch, but {where} is kept as {s.storage.kind}: write "
                 "'storage: {kind: transient}', or use method extragradient, descent_ascent or augmented_lagrangian"
             )
-        elif s.domain.kind not in {"free", "range"} and not (s.domain.kind == "nonnegative" and s.domain.by == "project"):
+        elif isinstance(s.domain, NonNegative) and s.domain.by != "project":
             yield (
                 f"{method} keeps states in their domain by projection, but {where} is mapped by {s.domain.by}: write "
                 "'domain: {kind: free}' or 'domain: {kind: nonnegative, by: project}'"
@@ -142,9 +142,7 @@ def unstacked(instance: Instance) -> Instance:
         return instance
     instance.weights.publish()
     data = (instance.inputs, instance.target)
-    return Instance(
-        instance.program, instance.network, data, loss=instance.loss, device=instance.device, stack=False
-    )
+    return Instance(instance.program, instance.network, data, loss=instance.loss, device=instance.device, stack=False)
 
 
 def weight_penalty(instance: Instance, weights: Sequence[Tensor]) -> Tensor | None:

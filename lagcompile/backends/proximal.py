@@ -42,7 +42,7 @@ class Exact(Frozen):
 
     kind: Literal["exact"] = "exact"
     woodbury: bool | None = None
-    """Factor the rows' matrix (A A^T + I/tau) instead of the weights'; None: where there are fewer rows than weights."""
+    """Factor the rows' matrix (A A^T + I/tau), not the weights'; None: where there are fewer rows than weights."""
 
 
 class ConjugateGradients(Frozen):
@@ -191,7 +191,7 @@ class ProxPropExecutor(StageExecutor):
             for n, g in zip(record.states, found, strict=False):
                 if g is not None:
                     steps[n] = steps[n] + g if n in steps else g
-            rest = list(found[len(record.states) + len(inner) :])
+            rest: list[Tensor | None] = list(found[len(record.states) + len(inner) :])
             if layer is not None:
                 rest[layer.weight] = None
                 if layer.bias is not None:
@@ -277,12 +277,13 @@ def design(module: nn.Linear | nn.Conv2d, a: Tensor, d: Tensor) -> tuple[Tensor,
         d: step of its output, of the output's shape.
     """
     if isinstance(module, nn.Conv2d):
+        assert not isinstance(module.padding, str)
         patches = F.unfold(
             a,
-            module.kernel_size,  # type: ignore[arg-type]
-            dilation=module.dilation,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
-            stride=module.stride,  # type: ignore[arg-type]
+            module.kernel_size,
+            dilation=module.dilation,
+            padding=module.padding,
+            stride=module.stride,
         )
         rows, right = patches.transpose(1, 2).flatten(0, 1), d.flatten(2).transpose(1, 2).flatten(0, 1)
     else:
@@ -328,5 +329,3 @@ def _conjugate_gradients(matrix: Tensor, right: Tensor, beta: float, iterations:
         direction = residual + (fresh / size.clamp_min(tiny)) * direction
         size = fresh
     return x
-
-

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lagcompile.frontend.graph import dtype_of
-from lagcompile.ir.axes import ClassGaussian, NormTube, Shared, Table, Transient
+from lagcompile.ir.axes import ClassGaussian, NonNegative, NormTube, Shared, Table, Transient
 from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
@@ -322,6 +323,16 @@ class Store:
         slots = [t for o in self.optimizers.values() for s in o.state.values() for t in s.values()]
         return sum(t.numel() * t.element_size() for t in [*tensors, *slots])
 
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Noise and random numbers that are drawn inside do not count: a look changes no run."""
+        noise, generator = list(self.noise), self.generator.get_state()
+        try:
+            yield
+        finally:
+            self.noise = noise
+            self.generator.set_state(generator)
+
     def state_dict(self) -> dict[str, Any]:
         """Tables, noise and generator."""
         return {
@@ -363,6 +374,12 @@ def _problems(instance: Instance, sweep: bool) -> Iterator[str]:
         name, storage = bank.first.name, bank.first.storage
         if bank.first.start.kind == "observed":
             yield f"the state {name} starts from observed values, which trajectories give (method gauss_newton)"
+        domain = bank.first.domain
+        if bank.first.start.kind == "zeros" and isinstance(domain, NonNegative) and domain.by == "relu":
+            yield (
+                f"the state {name} starts from zeros, where relu has no slope, and would never move: "
+                "write 'domain: {kind: nonnegative, by: project}', or start from a forward pass"
+            )
         if isinstance(storage, Transient) and bank.first.start.kind == "unit_sphere":
             yield f"the state {name} is transient and starts by a forward pass or from zeros, not on the unit sphere"
         full = bank.multiplier is not None and bank.multiplier.layout == "full"

@@ -73,8 +73,7 @@ class Adagrad(Frozen):
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
         """Move values in place along their gradients; slots advance in place."""
-        # one pass over memory instead of four; half-precision tables may keep sums of another type than they compute in
-        fused = all(v.device.type == "cpu" and v.dtype == t.dtype for v, t in zip(values, slots["sum"], strict=True))
+        fused = all(v.device.type == "cpu" for v in values)  # one pass over memory instead of four
         adagrad(
             values,
             gradients,
@@ -320,8 +319,10 @@ class ExtraRows(_Keeping):
         self._rows = list(rows)
         types = dtypes if dtypes is not None else [t.dtype for t in tables]
         self._values = [_gather(t, r, d) for t, r, d in zip(tables, rows, types, strict=True)]
+        taken = list(zip(tables, rows, self._values, strict=True))  # slots, too, in the type to compute in
         self._slots = {
-            n: [_gather(self.state[t][n], r, None) for t, r in zip(tables, rows, strict=True)] for n in self._names()
+            n: [_gather(self.state[t][n], r, None if n == "count" else v.dtype) for t, r, v in taken]
+            for n in self._names()
         }
         return self._values
 

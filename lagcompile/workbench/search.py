@@ -1,7 +1,7 @@
 """Hyper-parameter search on a validation split: random or tree-structured Parzen, with a fixed number of trials.
 
-In: a space of dotted spec keys, a function from a draw to a score. Out: the trials, best first known. Invariant: a trial
-depends on (space, seed, its number, the scores before it) alone; trials that are stored are not run again.
+In: a space of dotted spec keys, a function from a draw to a score. Out: the trials. Invariant: a trial depends on
+(space, seed, its number, the scores before it) alone; trials that are stored are not run again.
 """
 
 from __future__ import annotations
@@ -137,8 +137,6 @@ def _proposed(space: Space, done: Sequence[Trial], seed: int) -> Draw:
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     for trial in done:
         if math.isfinite(trial.score):
-            study.add_trial(
-                optuna.trial.create_trial(params=trial.draw, distributions=scales, value=trial.score)
-            )
+            study.add_trial(optuna.trial.create_trial(params=trial.draw, distributions=scales, value=trial.score))
     asked = study.ask(scales)
     return dict(asked.params)

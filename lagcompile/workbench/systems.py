@@ -1,6 +1,6 @@
 """The systems of the tables: for each, a run spec with its published starting values, and what may be searched.
 
-In: a data set's `Bench` (network, splits). Out: `System`s, each a mapping that `RunSpec` reads. Invariant: systems differ
+In: a data set's `Bench` (network, splits). Out: `System`s, each of which gives a `RunSpec`. Invariant: systems differ
 in split, formulation and method alone; network, data, steps, batch size and seeds are the bench's.
 """
 

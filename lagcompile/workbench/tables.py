@@ -2,7 +2,7 @@
 
 In: a bench's name, steps, seeds, a folder. Out: one JSON file a row, one a search, and from them `table.json`,
 `table.md` and `defect.png`. Invariant: what is in the folder is not run again; hyper-parameters are chosen on the
-validation split with the same number of trials and steps for every system; the test split is read once a row, at the end.
+validation split with the same number of trials and steps for every system; the test split is read once a row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -50,7 +50,7 @@ class TableOptions(Frozen):
     """Draws of every system's search; the first is the system's own starting point."""
     search_steps: int = Field(default=500, ge=1)
     """Steps of each draw."""
-    sampler: str = Field(default="random", pattern="^(random|tpe)$")
+    sampler: Literal["random", "tpe"] = "random"
     """How draws are proposed."""
 
 
@@ -121,9 +121,9 @@ def tuned(
         say(f"{bench.name} {system.name} trial {draw}: {value:.4f}, {time.perf_counter() - started:.0f} s")
         return value, solution.status.name.lower()
 
-    sampler = "tpe" if options.sampler == "tpe" else "random"
     path = folder / "search" / f"{system.name}.json"
-    return best(search(system.space, score, trials=options.trials, store=path, start=system.start, sampler=sampler))
+    found = search(system.space, score, trials=options.trials, store=path, start=system.start, sampler=options.sampler)
+    return best(found)
 
 
 def solve(spec: RunSpec, data: DataSplits) -> Solution:
