@@ -1,0 +1,248 @@
+"""What a program's functions are made of: kinks, random numbers, and whether they are affine in the variables.
+
+In: stage modules and a loss, run once at a point whose variables require gradients. Out: one `Operation` for each ATen
+operation that a variable reaches, with the module path that caused it. Invariant: operations are seen below modules and
+functions, so that `nn.ReLU`, `F.relu` and `x.relu()` are the same thing, wherever they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Margin = Callable[[Sequence[Any]], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation that a variable reaches.
+
+    Attributes:
+        name: ATen name without overload, such as "relu".
+        place: "stage f1, module net.2", or "the loss".
+        reached: for each tensor argument, whether a variable reaches it.
+        margin: distance of the nearest argument from a kink; None where there is no kink or it is not known.
+    """
+
+    name: str
+    place: str
+    reached: tuple[bool, ...]
+    margin: float | None
+
+    @property
+    def kinked(self) -> bool:
+        """Whether it has points without a derivative."""
+        return self.name in KINKS
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers."""
+        return self.name in RANDOM
+
+    @property
+    def affine(self) -> bool:
+        """Whether it is affine in what variables reach, given which arguments they reach."""
+        if self.name in LINEAR:
+            return True
+        reached = [i for i, r in enumerate(self.reached) if r]
+        if self.name in FACTORS:
+            return sum(i in FACTORS[self.name] for i in reached) <= 1
+        return self.name in FIXED and not any(i in FIXED[self.name] for i in reached)
+
+
+def _first(args: Sequence[Any]) -> Tensor | None:
+    return args[0].abs()
+
+
+def _between(args: Sequence[Any]) -> Tensor | None:
+    """Distance from the ends of clamp(x, low, high) and its like."""
+    ends = [a for a in args[1:3] if isinstance(a, int | float)]
+    ends = ends or ([-1.0, 1.0] if len(args) == 1 else [])
+    if not ends:
+        return None
+    return torch.stack([(args[0] - e).abs() for e in ends]).amin(0)
+
+
+def _apart(args: Sequence[Any]) -> Tensor | None:
+    return (args[0] - args[1]).abs()
+
+
+def _leaders(args: Sequence[Any]) -> Tensor | None:
+    """Gap between the two largest along the reduced axes (for amin: smallest)."""
+    x = args[0]
+    axes = args[1] if len(args) > 1 else None
+    if axes is None or (isinstance(axes, list | tuple) and not axes):
+        flat = x.reshape(1, -1)
+    elif isinstance(axes, int) or len(axes) == 1:
+        flat = x.movedim(axes if isinstance(axes, int) else axes[0], -1)
+    else:
+        return None
+    if flat.shape[-1] < 2:
+        return None
+    pair = flat.topk(2, dim=-1).values
+    return pair[..., 0] - pair[..., 1]
+
+
+def _shrunk(args: Sequence[Any]) -> Tensor | None:
+    return (args[0].abs() - (args[1] if len(args) > 1 else 0.5)).abs()
+
+
+def _three(args: Sequence[Any]) -> Tensor | None:
+    return (args[0].abs() - 3.0).abs()
+
+
+def _unknown(args: Sequence[Any]) -> Tensor | None:
+    return None
+
+
+KINKS: dict[str, Margin] = {
+    **dict.fromkeys(("relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "abs", "sign", "heaviside"), _first),
+    **dict.fromkeys(("hardtanh", "clamp", "clamp_min", "clamp_max", "threshold"), _between),
+    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin", "gt", "ge", "lt", "le"), _apart),
+    **dict.fromkeys(("max", "amax"), _leaders),
+    **dict.fromkeys(("softshrink", "hardshrink"), _shrunk),
+    **dict.fromkeys(("hardsigmoid", "hardswish"), _three),
+    **dict.fromkeys(
+        ("min", "amin", "sort", "topk", "median", "kthvalue", "cummax", "max_pool2d_with_indices", "floor", "ceil"),
+        _unknown,
+    ),
+    **dict.fromkeys(("max_pool3d_with_indices", "adaptive_max_pool2d", "round", "trunc", "remainder"), _unknown),
+}
+"""Operations with kinks or jumps, and the distance of their arguments from them."""
+_EXACT_NORMS = (1, float("inf"), float("-inf"))
+
+RANDOM = frozenset({"bernoulli", "bernoulli_", "native_dropout", "rand", "rand_like", "randn", "randn_like", "normal"})
+_LINEAR_NAMES = """add sub neg sum mean view _unsafe_view reshape t transpose permute unsqueeze squeeze expand slice
+    select clone index_select index gather cat stack unbind split split_with_sizes unfold flip roll constant_pad_nd
+    reflection_pad1d replication_pad1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d cumsum diagonal
+    tril triu repeat detach alias lift_fresh _to_copy rsub as_strided upsample_nearest2d upsample_bilinear2d
+    pixel_shuffle movedim narrow"""
+LINEAR = frozenset(_LINEAR_NAMES.split())
+"""Operations that are affine in all their tensor arguments together."""
+FACTORS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("mul", "mm", "bmm", "mv", "dot", "convolution"), (0, 1)),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv", "addcmul"), (1, 2)),
+}
+"""Operations that are affine when variables reach at most one of these tensor arguments."""
+FIXED: dict[str, tuple[int, ...]] = {"div": (1,), "where": (0,), "masked_fill": (1,)}
+"""Operations that are affine when variables do not reach these tensor arguments."""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = ""
+        self.found: list[Operation] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        flat = [a for a in pytree.tree_leaves((args, kwargs or {})) if isinstance(a, Tensor)]
+        reached = tuple(a.requires_grad for a in flat)
+        name = str(func.overloadpacket).removeprefix("aten.")
+        if any(reached) or name in RANDOM:
+            self.found.append(Operation(name, self.place, reached, self._margin(name, args)))
+            if name == "linalg_vector_norm" and len(args) > 1 and args[1] in _EXACT_NORMS:
+                self.found.append(Operation("abs", self.place, reached, self._margin("abs", args)))
+        return func(*args, **(kwargs or {}))
+
+    def _margin(self, name: str, args: Sequence[Any]) -> float | None:
+        if name not in KINKS:
+            return None
+        found = KINKS[name]([a.detach() if isinstance(a, Tensor) else a for a in args])
+        return None if found is None or found.numel() == 0 else float(found.min())
+
+
+class _Stage(fx.Interpreter):
+    """Runs a stage's graph and tells the recorder which module each operation belongs to."""
+
+    def __init__(self, module: fx.GraphModule, label: str, paths: dict[str, str], recorder: _Recorder) -> None:
+        super().__init__(module)
+        self._label, self._paths, self._recorder = label, paths, recorder
+
+    def run_node(self, n: fx.Node) -> Any:
+        path = self._paths.get(n.name, "")
+        where = f"module {path}" if path else f"operation {n.name}"
+        self._recorder.place = f"stage {self._label}, {where}"
+        return super().run_node(n)
+
+
+class Observer:
+    """Collects the operations of stages and of a loss; used as a context around their runs."""
+
+    def __init__(self) -> None:
+        self._recorder = _Recorder()
+
+    def run_stage(self, module: fx.GraphModule, label: str, paths: dict[str, str], inputs: Sequence[Any]) -> Any:
+        """Run a stage and record its operations.
+
+        Args:
+            module: the stage; its trainable parameters must require gradients.
+            label: name of the stage.
+            paths: node name -> module path in the user's model.
+            inputs: values that it reads.
+        """
+        with torch.enable_grad(), self._recorder:
+            return _Stage(module, label, paths, self._recorder).run(*inputs)
+
+    def run_loss(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Run a loss and record its operations."""
+        self._recorder.place = "the loss"
+        with torch.enable_grad(), self._recorder:
+            return loss()
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """What was seen."""
+        return tuple(self._recorder.found)
+
+
+def kink_problems(operations: Sequence[Operation]) -> Iterator[str]:
+    """One sentence for each place with a kink."""
+    for place, names in _by_place(o for o in operations if o.kinked):
+        yield (
+            f"{place}: {', '.join(names)} has points without a derivative, where an SQP method has no multipliers to "
+            "offer. What works: a smooth activation (softplus, tanh, gelu); a state with a domain (nonnegative or "
+            "range) in the place of the activation; the mixed_integer backend for piecewise-linear networks with "
+            "frozen weights; or kinks='accept', which says how far the solution is from the nearest kink"
+        )
+
+
+def random_problems(operations: Sequence[Operation]) -> Iterator[str]:
+    """One sentence for each place that draws random numbers in evaluation mode."""
+    for place, names in _by_place(o for o in operations if o.random):
+        yield f"{place}: {', '.join(names)} draws random numbers in eval mode: an exact program needs fixed functions"
+
+
+def nearest_kink(operations: Sequence[Operation]) -> str | None:
+    """A sentence on the distance from the nearest kink; None without kinks."""
+    kinked = [o for o in operations if o.kinked]
+    if not kinked:
+        return None
+    known = [o for o in kinked if o.margin is not None]
+    blind = sorted({f"{o.name} in {o.place}" for o in kinked if o.margin is None})
+    text = ""
+    if known:
+        worst = min(known, key=lambda o: o.margin if o.margin is not None else 0.0)
+        text = f"the nearest kink ({worst.name} in {worst.place}) is {worst.margin:.1e} away"
+        text += (
+            ": the KKT conditions hold in the usual sense"
+            if (worst.margin or 0.0) > 1e-6
+            else (": derivatives there are one-sided and the KKT conditions are not proven")
+        )
+    if blind:
+        text += f"{'; ' if text else ''}the distance from the kinks of {', '.join(blind)} was not measured"
+    return text
+
+
+def _by_place(operations: Iterator[Operation]) -> Iterator[tuple[str, list[str]]]:
+    places: dict[str, list[str]] = {}
+    for o in operations:
+        names = places.setdefault(o.place, [])
+        if o.name not in names:
+            names.append(o.name)
+    yield from places.items()
