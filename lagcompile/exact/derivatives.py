@@ -77,6 +77,11 @@ class JacobianOf:
             return self(x)
         return matrix
 
+    @property
+    def products(self) -> int:
+        """Products with vectors that one evaluation takes."""
+        return self._shape[0] if self._compression is None else self._compression.colours + 1
+
     def _rows(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         product = torch.func.vmap(torch.func.vjp(self._function, x)[1], chunk_size=256)
         return lambda seeds: product(seeds)[0]

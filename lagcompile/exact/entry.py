@@ -125,7 +125,7 @@ def _solve(
         compilation=subproblems.compilation_seconds,
         total=time.perf_counter() - begin,
     )
-    judged = _judged(run, facts)
+    judged = _judged(run, facts, options)
     if judged.status is Status.RANK_DEFICIENT:
         facts = Facts(active=facts.active, rank=facts.rank, licq=facts.licq, implications=(NO_MULTIPLIERS,))
     return _result(judged, facts, conflict, timings)
@@ -144,16 +144,14 @@ def _conflict(problem: Problem, run: Run, forces: Duals, solver: SQP, options: O
     )
 
 
-def _judged(run: Run, facts: Facts) -> Run:
+def _judged(run: Run, facts: Facts, options: Options) -> Run:
     """Say RANK_DEFICIENT where dependent gradients are the reason why multipliers diverge or do not exist."""
     final = run.final
-    if facts.licq is not False or run.status in (Status.UNBOUNDED, Status.NON_FINITE, Status.INFEASIBLE):
+    if facts.rank is None or facts.licq or run.status in (Status.UNBOUNDED, Status.NON_FINITE, Status.INFEASIBLE):
         return run
-    size = max(largest(final.point.gradient), 1.0)
-    diverged = final.duals.largest > LARGE_MULTIPLIERS * size
-    if run.status.solved and not diverged:
-        return run
-    if not run.status.solved and final.kkt.primal > 1e-6:
+    diverged = final.duals.largest > LARGE_MULTIPLIERS * max(largest(final.point.gradient), 1.0)
+    missing = not run.status.solved and facts.licq is False and final.kkt.primal <= options.acceptable_tolerance
+    if not diverged and not missing:
         return run
     message = (
         f"{facts.active} active gradients of rank {facts.rank}; largest multiplier {final.duals.largest:.1e}; "

@@ -138,6 +138,9 @@ class Problem:
         matrix = self._source.hessian(
             torch.from_numpy(x), weight, torch.from_numpy(multipliers_eq), torch.from_numpy(multipliers_ineq)
         )
+        if not isinstance(self._source, TorchDerivatives):  # the caller's matrix need not be symmetric in every bit
+            matrix = 0.5 * (matrix + matrix.T)
+            matrix = matrix if isinstance(matrix, np.ndarray) else matrix.tocsc()
         self.seconds += time.perf_counter() - begin
         return matrix
 

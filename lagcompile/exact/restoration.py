@@ -8,12 +8,12 @@ always hold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 
-from lagcompile.exact.convexity import InertiaCorrection
-from lagcompile.exact.linear import Vector, largest
+from lagcompile.exact.linear import Vector, add_diagonal, entries, finite, is_sparse, largest, positive_semidefinite
 from lagcompile.exact.problem import Evaluation, Problem, Values
 from lagcompile.exact.quadratic import Outcome, QuadraticData
 from lagcompile.exact.residuals import Duals
@@ -69,7 +69,6 @@ class Restoration:
         self._solve = solve
         self._expired = expired
         self._record = record
-        self._correction = InertiaCorrection()
 
     def run(
         self,
@@ -78,7 +77,7 @@ class Restoration:
         weights: Vector,
         enough: Callable[[Evaluation], bool],
         limit: int,
-        tolerance: float = 1e-9,
+        tolerance: float = 1e-10,
     ) -> Restored:
         """Decrease the weighted violation until `enough`, or until it is stationary.
 
@@ -87,34 +86,36 @@ class Restoration:
             weights: (equalities + inequalities,); 0 leaves a constraint out.
             enough: whether a point may be handed back.
             limit: most steps.
-            tolerance: relative decrease of the model below which a point is stationary.
+            tolerance: modelled decrease, relative to 1 and to the violation, below which a point is stationary.
         """
         forces = self._none()
-        proximity = 1e-4
+        proximity = 1e-3
         for step in range(limit):
             if self._expired():
                 return Restored(point, forces, False, step)
+            now = weighted_violation(point.values, weights)
             data = self._data(point, forces, weights, proximity)
             answer = self._solve(data)
-            if answer.outcome is not Outcome.OPTIMAL:
-                if proximity > 1e6:
-                    return Restored(point, forces, False, step)
-                proximity = max(10.0 * proximity, 1e-2)
-                forces = self._none()
-                continue
-            now = weighted_violation(point.values, weights)
             expected = now - modelled_violation(data, answer.d, weights)
+            if answer.outcome is not Outcome.OPTIMAL or expected <= tolerance * max(1.0, now):
+                plain = self._plain(point, weights, 1.0)
+                data, answer = plain, self._solve(plain)
+                expected = now - modelled_violation(data, answer.d, weights)
+                if answer.outcome is not Outcome.OPTIMAL:
+                    return Restored(point, forces, False, step)
+                if expected <= tolerance * max(1.0, now):
+                    return Restored(point, Duals(answer.eq, answer.ineq, answer.bounds), True, step)
             forces = Duals(answer.eq, answer.ineq, answer.bounds)
-            if expected <= tolerance * max(now, 1e-12):
-                return Restored(point, forces, True, step)
-            found = self._search(point, answer.d, now, expected, weights)
+            found = self._search(point, data, answer.d, expected)
             if found is None:
-                if proximity > 1e6:
-                    return Restored(point, forces, True, step)
-                proximity *= 100.0
+                if proximity > 1e8:
+                    return Restored(point, forces, False, step)
+                proximity = max(100.0 * proximity, 1.0)
                 continue
             x, values, length = found
-            proximity = max(proximity / 10.0, 1e-8) if length == 1.0 else min(proximity * 4.0, 1e8)
+            gained = (now - weighted_violation(values, weights)) / expected
+            proximity = min(proximity * (0.1 if gained > 0.5 else 10.0 if gained < 0.1 else 1.0), 1e8)
+            proximity = max(proximity, 1e-8)
             point = self._problem.evaluate(x, values)
             if not point.finite:
                 return Restored(point, forces, False, step)
@@ -124,12 +125,22 @@ class Restoration:
         return Restored(point, forces, False, limit)
 
     def _data(self, point: Evaluation, forces: Duals, weights: Vector, proximity: float) -> QuadraticData:
+        """With the curvature of the violated constraints where that is convex, else with proximity alone."""
+        plain = self._plain(point, weights, proximity)
         curvature = self._problem.hessian(point.x, 0.0, forces.eq, forces.ineq)
-        H, _ = self._correction.shift_only(curvature, floor=proximity)
+        if not finite(curvature):
+            return plain
+        H = add_diagonal(curvature, np.full(len(point.x), proximity))
+        slack = 1e-12 * max(1.0, largest(entries(H)))
+        return replace(plain, H=H) if positive_semidefinite(H, slack) else plain
+
+    def _plain(self, point: Evaluation, weights: Vector, proximity: float) -> QuadraticData:
         bounds = self._problem.bounds
+        size = len(point.x)
+        identity = proximity * (sp.eye_array(size, format="csc") if is_sparse(point.jacobian_eq) else np.eye(size))
         return QuadraticData(
-            H=H,
-            g=np.zeros(len(point.x)),
+            H=identity,
+            g=np.zeros(size),
             E=point.jacobian_eq,
             e=point.values.eq,
             I=point.jacobian_ineq,
@@ -140,14 +151,24 @@ class Restoration:
         )
 
     def _search(
-        self, point: Evaluation, d: Vector, now: float, expected: float, weights: Vector
+        self, point: Evaluation, data: QuadraticData, d: Vector, expected: float
     ) -> tuple[Vector, Values, float] | None:
+        """Backtrack; after a full step that falls short, once aim at where the constraints really went."""
+        weights = data.weights if data.weights is not None else np.zeros(0)
+        now = weighted_violation(point.values, weights)
         length = 1.0
         while length > 1e-10 and not self._expired():
             x = self._problem.bounds.project(point.x + length * d)
             values = self._problem.values(x)
             if values.finite and weighted_violation(values, weights) <= now - 1e-4 * length * expected:
                 return x, values, length
+            if length == 1.0 and values.finite:
+                bent = self._solve(replace(data, e=values.eq - data.E @ d, i=values.ineq - data.I @ d))
+                if bent.outcome is Outcome.OPTIMAL:
+                    x = self._problem.bounds.project(point.x + bent.d)
+                    values = self._problem.values(x)
+                    if values.finite and weighted_violation(values, weights) <= now - 0.1 * expected:
+                        return x, values, 1.0
             length *= 0.5
         return None
 

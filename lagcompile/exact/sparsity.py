@@ -84,22 +84,23 @@ class Pattern:
 
 
 def colour_columns(pattern: Pattern) -> Indices:
-    """Greedy colouring: columns of one colour share no row. Widest columns first."""
+    """Greedy colouring: columns of one colour share no row. Widest columns first.
+
+    A row with many entries forces as many colours; where that leaves nothing to gain every column gets its own.
+    """
+    columns = pattern.shape[1]
     mask = sp.csc_array((np.ones(pattern.count, dtype=np.int32), pattern.rows, pattern.offsets), shape=pattern.shape)
     by_row = mask.tocsr()
-    width = np.diff(pattern.offsets)
-    colours = np.full(pattern.shape[1], -1, dtype=np.intp)
-    for column in np.argsort(-width, kind="stable"):
+    if int(np.diff(by_row.indptr).max(initial=0)) > 0.5 * columns:
+        return np.arange(columns)
+    colours = np.full(columns, -1, dtype=np.intp)
+    for column in np.argsort(-np.diff(pattern.offsets), kind="stable"):
         rows = pattern.rows[pattern.offsets[column] : pattern.offsets[column + 1]]
-        taken = {
-            int(colour)
-            for row in rows
-            for colour in colours[by_row.indices[by_row.indptr[row] : by_row.indptr[row + 1]]]
-        }
-        colour = 0
-        while colour in taken:
-            colour += 1
-        colours[column] = colour
+        taken = np.zeros(columns + 2, dtype=bool)
+        for row in rows:
+            taken[colours[by_row.indices[by_row.indptr[row] : by_row.indptr[row + 1]]]] = True
+        taken[-1] = False  # the place that uncoloured columns (-1) have marked
+        colours[column] = int(np.argmin(taken))
     return colours
 
 

@@ -172,9 +172,9 @@ class SQP:
     def _final(self, run: Run) -> Run:
         """The run, or the KKT point that was left before when leaving it led to nothing better."""
         left = self._left
-        if left is None or run.status is Status.UNBOUNDED:
-            return run
-        if run.status.solved and run.final.point.values.objective < left.point.values.objective:
+        feasible = run.final.kkt.primal <= self._options.acceptable_tolerance
+        lower = left is None or run.final.point.values.objective < left.point.values.objective
+        if left is None or run.status is Status.UNBOUNDED or (feasible and lower):
             return run
         return self._run(Status.OPTIMAL, f"KKT residual {left.kkt.worst:.2e}", left)
 

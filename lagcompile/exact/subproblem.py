@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lagcompile.exact.linear import Indices, Mask, Vector, largest
+from lagcompile.exact.linear import Indices, Vector, largest
+from lagcompile.exact.model import Kinds, QuadraticModel
 from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
 from lagcompile.exact.sparsity import Pattern
 
@@ -61,11 +62,8 @@ class Subproblem:
             found = (found[0].union(patterns[0]), found[1].union(patterns[1]), found[2].union(patterns[2]))
         self.patterns = found
         self.solver = solver
-        self.elastic = example.weights is not None
-        self._fixed: Mask = example.lower == example.upper
-        self._lower: Mask = np.isfinite(example.lower) & ~self._fixed
-        self._upper: Mask = np.isfinite(example.upper) & ~self._fixed
-        self._model()
+        kinds = Kinds.of(example.lower, example.upper)
+        self._model = QuadraticModel(found, kinds, elastic=example.weights is not None)
         self._places: list[_Place] = []
         self._compile()
         self.direct = direct and self._verify()
@@ -73,20 +71,16 @@ class Subproblem:
 
     def fits(self, data: QuadraticData) -> bool:
         """Whether the data have this problem's kinds of bounds (sparsity is checked by `solve`)."""
-        fixed = data.lower == data.upper
-        return (
-            self.elastic == (data.weights is not None)
-            and np.array_equal(self._fixed, fixed)
-            and np.array_equal(self._lower, np.isfinite(data.lower) & ~fixed)
-            and np.array_equal(self._upper, np.isfinite(data.upper) & ~fixed)
-        )
+        elastic = data.weights is not None
+        return elastic == self._model.elastic and self._model.kinds.same_as(Kinds.of(data.lower, data.upper))
 
     def source(self, data: QuadraticData) -> Vector | None:
         """All parameter values in one vector; None when an entry lies outside of the patterns."""
         values = [p.values(m) for p, m in zip(self.patterns, (data.H, data.E, data.I), strict=True)]
         if any(part is None for part in values):
             return None
-        bounds = np.concatenate([data.lower[self._fixed], data.lower[self._lower], data.upper[self._upper]])
+        kinds = self._model.kinds
+        bounds = np.concatenate([data.lower[kinds.fixed], data.lower[kinds.lower], data.upper[kinds.upper]])
         weights = np.zeros(0) if data.weights is None else data.weights
         return np.concatenate([values[0], data.g, values[1], data.e, values[2], data.i, bounds, weights])
 
@@ -106,85 +100,11 @@ class Subproblem:
             return self._empty(outcome)
         return self._unpack(primal[self._columns], dual[self._rows] * self._row_signs)
 
-    # modelling
-
-    def _model(self) -> None:
-        import cvxpy as cp
-
-        H, E, I = self.patterns  # noqa: E741
-        n, m, k = H.shape[0], E.shape[0], I.shape[0]
-        self._sizes = (n, m, k)
-        d = cp.Variable(n)
-        self._d = d
-        self._parameters: list[tuple[Any, Pattern | None]] = []
-        objective = 0.5 * cp.quad_form(d, self._matrix(cp, H), assume_PSD=True) + self._vector(cp, n) @ d
-        weights = cp.Parameter(m + k, nonneg=True) if self.elastic else None
-        constraints: list[Any] = []
-        over, under, excess = (cp.Variable(m), cp.Variable(m), cp.Variable(k)) if self.elastic else (None, None, None)
-        if m:
-            left = self._matrix(cp, E) @ d + self._vector(cp, m)
-            constraints.append(left == 0 if over is None else left == over - under)
-            if over is not None and under is not None and weights is not None:
-                objective = objective + weights[:m] @ (over + under)
-                constraints += [over >= 0, under >= 0]
-        else:
-            self._absent(E)
-        if k:
-            left = self._matrix(cp, I) @ d + self._vector(cp, k)
-            constraints.append(left <= 0 if excess is None else left <= excess)
-            if excess is not None and weights is not None:
-                objective = objective + weights[m:] @ excess
-                constraints.append(excess >= 0)
-        else:
-            self._absent(I)
-        for mask, kind in ((self._fixed, "=="), (self._lower, ">="), (self._upper, "<=")):
-            value = self._vector(cp, int(mask.sum()))
-            if mask.any():
-                part = d[np.flatnonzero(mask)]
-                constraints.append(part == value if kind == "==" else part >= value if kind == ">=" else part <= value)
-        if weights is not None:
-            self._parameters.append((weights, None))
-        self.problem = cp.Problem(cp.Minimize(objective), constraints)
-
-    def _matrix(self, cp: Any, pattern: Pattern) -> Any:
-        parameter = cp.Parameter(pattern.shape, sparsity=(pattern.rows, pattern.cols))
-        self._parameters.append((parameter, pattern))
-        return parameter
-
-    def _vector(self, cp: Any, size: int) -> Any:
-        parameter = cp.Parameter(size) if size else None
-        self._parameters.append((parameter, None))
-        return parameter
-
-    def _absent(self, pattern: Pattern) -> None:
-        self._parameters += [(None, pattern), (None, None)]
-
-    def _assign(self, source: Vector) -> None:
-        """Give every cvxpy parameter its slice of the source."""
-        import scipy.sparse as sp
-
-        start = 0
-        for (parameter, pattern), size in zip(self._parameters, self._lengths(), strict=True):
-            part = source[start : start + size]
-            start += size
-            if parameter is None:
-                continue
-            if pattern is None:
-                parameter.value = part
-            else:
-                parameter.value_sparse = sp.coo_array((part, (pattern.rows, pattern.cols)), shape=pattern.shape)
-
-    def _lengths(self) -> list[int]:
-        return [
-            pattern.count if pattern is not None else 0 if parameter is None else parameter.size
-            for parameter, pattern in self._parameters
-        ]
-
     # compilation
 
     def _tags(self) -> Vector:
         """Distinct numbers from 2 on (cvxpy's own entries are 0 and 1); symmetric in H."""
-        tags = 2.0 + np.arange(sum(self._lengths()), dtype=float)
+        tags = 2.0 + np.arange(sum(self._model.lengths), dtype=float)
         H = self.patterns[0]
         mirrored = H.matrix(tags[: H.count]).T
         mirror = H.values(mirrored.tocsc())
@@ -196,8 +116,8 @@ class Subproblem:
     def _canonicalise(self, source: Vector) -> tuple[Any, Any]:
         import cvxpy as cp
 
-        self._assign(source)
         name = {"clarabel": cp.CLARABEL, "osqp": cp.OSQP}[self.solver]
+        self.problem = self._model.write(source).problem
         with warnings.catch_warnings():  # cvxpy warns about reading its own sparse parameters
             warnings.simplefilter("ignore", RuntimeWarning)
             data, chain, _ = self.problem.get_problem_data(solver=name)
@@ -224,8 +144,8 @@ class Subproblem:
 
     def _map_rows(self) -> None:
         """From the tags in the constant terms: the solver's row (and sign) of each of our constraints."""
-        n, m, k = self._sizes
-        lengths = self._lengths()
+        n, m, k = self._model.sizes
+        lengths = self._model.lengths
         start = np.cumsum([0, *lengths])
         linear = self._arrays["c" if "c" in self._arrays else "q"]
         self._columns = _find(linear, start[1] + np.arange(n))[0]
@@ -239,7 +159,7 @@ class Subproblem:
 
     def _verify(self) -> bool:
         """Compare directly written data with cvxpy's own on random values."""
-        random = np.random.default_rng(1).uniform(0.5, 1.5, sum(self._lengths()))
+        random = np.random.default_rng(1).uniform(0.5, 1.5, sum(self._model.lengths))
         H = self.patterns[0]
         mirror = H.values(H.matrix(random[: H.count]).T.tocsc())
         if mirror is not None:
@@ -260,46 +180,40 @@ class Subproblem:
     def _solve_modelled(self, source: Vector, options: dict[str, Any]) -> QuadraticSolution:
         import cvxpy as cp
 
-        self._assign(source)
+        written = self._model.write(source)
         name = {"clarabel": cp.CLARABEL, "osqp": cp.OSQP}[self.solver]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                self.problem.solve(solver=name, warm_start=False, **options)
+                written.problem.solve(solver=name, warm_start=False, **options)
             except cp.SolverError:
                 return self._empty(Outcome.FAILED)
-        if self.problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
-            infeasible = self.problem.status in (cp.INFEASIBLE, cp.INFEASIBLE_INACCURATE)
-            unbounded = self.problem.status in (cp.UNBOUNDED, cp.UNBOUNDED_INACCURATE)
+        status = written.problem.status
+        if status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
+            infeasible = status in (cp.INFEASIBLE, cp.INFEASIBLE_INACCURATE)
+            unbounded = status in (cp.UNBOUNDED, cp.UNBOUNDED_INACCURATE)
             return self._empty(Outcome.INFEASIBLE if infeasible else Outcome.UNBOUNDED if unbounded else Outcome.FAILED)
-        return self._unpack(np.asarray(self._d.value, dtype=float), self._modelled_duals())
-
-    def _modelled_duals(self) -> Vector:
-        """Duals of our rows in our order: equalities, inequalities, fixed, lower, upper."""
-        _, m, k = self._sizes
-        constraints = list(self.problem.constraints)
-        parts = []
-        for size, extra in ((m, 2), (k, 1)):
-            if size:
-                parts.append(np.atleast_1d(constraints.pop(0).dual_value))
-                del constraints[: extra if self.elastic else 0]
-        for mask, sign in ((self._fixed, 1.0), (self._lower, -1.0), (self._upper, 1.0)):
-            if mask.any():
-                parts.append(sign * np.atleast_1d(constraints.pop(0).dual_value))
-        return np.concatenate(parts) if parts else np.zeros(0)
+        duals = [np.atleast_1d(row.dual_value) for row in written.rows]
+        if self._model.lengths[7]:  # cvxpy's multipliers of lower bounds are positive, ours are negative
+            place = len(duals) - 1 - (self._model.lengths[8] > 0)
+            duals[place] = -duals[place]
+        return self._unpack(
+            np.asarray(written.step.value, dtype=float), np.concatenate(duals) if duals else np.zeros(0)
+        )
 
     def _unpack(self, d: Vector, duals: Vector) -> QuadraticSolution:
-        n, m, k = self._sizes
+        n, m, k = self._model.sizes
         bounds = np.zeros(n)
         start = m + k
-        for mask in (self._fixed, self._lower, self._upper):
+        kinds = self._model.kinds
+        for mask in (kinds.fixed, kinds.lower, kinds.upper):
             count = int(mask.sum())
             bounds[mask] += duals[start : start + count]
             start += count
         return QuadraticSolution(Outcome.OPTIMAL, d, duals[:m], duals[m : m + k], bounds)
 
     def _empty(self, outcome: Outcome) -> QuadraticSolution:
-        n, m, k = self._sizes
+        n, m, k = self._model.sizes
         return QuadraticSolution(outcome, np.zeros(n), np.zeros(m), np.zeros(k), np.zeros(n))
 
 

@@ -1,6 +1,6 @@
 """How long the exact solver takes for a structured nonconvex program of 2,000 variables and 1,500 constraints.
 
-Out: `run()`, one row per size. The program is a lifted tanh recurrence that tracks a target: states h_1..h_K (K x d) and
+Out: `run()`, one row a size. The program is a lifted tanh recurrence that tracks a target: states h_1..h_K (K x d) and
 inputs u_1..u_K (K x c) are variables, h_k = tanh(W h_{k-1} + U u_k) are the equality constraints, the loss is least
 squares in states and inputs, and both are bounded. Invariant: only torch functions are handed over; the solver finds
 the sparsity by itself.

@@ -715,9 +715,7 @@ _add(
     110,
     [9] * 10,
     -45.77846971,
-    lambda *x: (
-        (log(torch.stack(x) - 2) ** 2 + log(10 - torch.stack(x)) ** 2).sum() - torch.stack(x).prod() ** 0.2
-    ),
+    lambda *x: (log(torch.stack(x) - 2) ** 2 + log(10 - torch.stack(x)) ** 2).sum() - torch.stack(x).prod() ** 0.2,
     lower=2.001,
     upper=9.999,
 )

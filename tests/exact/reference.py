@@ -29,9 +29,7 @@ def independent_kkt(
     lagrangian = lagrangian + (result.multipliers_bounds * x).sum()
     (gradient,) = torch.autograd.grad(lagrangian, x)
     x = x.detach()
-    complementarity, dual, primal = [0.0], [0.0], [0.0]
-    for value in c.detach().tolist():
-        primal.append(abs(value))
+    complementarity, dual, primal = [0.0], [0.0], [0.0, *c.detach().abs().tolist()]
     for value, multiplier in zip(g.detach().tolist(), result.multipliers_ineq.tolist(), strict=True):
         primal.append(value)
         dual.append(-multiplier)
@@ -43,7 +41,9 @@ def independent_kkt(
             (complementarity if finite else dual).append(multiplier * float(upper[i] - x[i]) if finite else multiplier)
         if multiplier < 0:
             finite = bool(torch.isfinite(lower[i]))
-            (complementarity if finite else dual).append(-multiplier * float(x[i] - lower[i]) if finite else -multiplier)
+            (complementarity if finite else dual).append(
+                -multiplier * float(x[i] - lower[i]) if finite else -multiplier
+            )
     return {
         "stationarity": float(gradient.abs().max()),
         "primal": max(primal),

@@ -1,6 +1,8 @@
-"""Every Hock-Schittkowski problem from its published start, against its published optimum, with an independent KKT check."""
+"""Every Hock-Schittkowski problem from its published start against its published optimum; independent KKT check."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -8,8 +10,8 @@ from lagcompile.exact import Result, Status, minimize
 from tests.exact.hock_schittkowski import PROBLEMS, Problem
 from tests.exact.reference import independent_kkt
 
-# The published optimum is the best known one; from the published start an exact local method ends in another strict local
-# minimum (IPOPT does the same on 2, 20 and 55). Values: what is found, verified below as a strict local minimum.
+# The published optimum is the best known one; from the published start this method ends in another strict local minimum
+# (so does IPOPT on 2 and 20). Values: what is found, verified below to be a strict local minimum.
 OTHER_MINIMUM = {2: 4.9412293, 16: 23.1446609, 20: 40.1987298, 55: 6.6666667}
 # The gradients of the active constraints are dependent at the solution and no multipliers exist there.
 NO_MULTIPLIERS = {13}
@@ -17,7 +19,7 @@ REGULAR = [p for p in PROBLEMS if p.number not in OTHER_MINIMUM and p.number not
 BY_NUMBER = {p.number: p for p in PROBLEMS}
 
 
-def _solve(problem: Problem, **options: object) -> Result:
+def _solve(problem: Problem, **options: Any) -> Result:
     return minimize(problem.objective, problem.start(), problem.eq, problem.ineq, problem.bounds(), **options)
 
 
@@ -94,7 +96,7 @@ SOME = [BY_NUMBER[n] for n in (1, 6, 10, 15, 17, 26, 32, 35, 39, 43, 47, 53, 63,
     ],
     ids=["osqp", "through cvxpy", "sparse", "bfgs"],
 )
-def test_other_ways_of_solving_agree(problem: Problem, options: dict[str, object]) -> None:
+def test_other_ways_of_solving_agree(problem: Problem, options: dict[str, Any]) -> None:
     result = _solve(problem, **options)
     assert result.status is Status.OPTIMAL
     assert abs(result.objective - problem.optimum) <= 1e-6 * max(1.0, abs(problem.optimum))
