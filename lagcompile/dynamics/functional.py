@@ -99,19 +99,19 @@ class CellFunctions:
         flat = [named[n].detach().reshape(-1) for n in self.layout.names]
         return torch.cat(flat).to(dtype=self.dtype, device=self.device)
 
-    def _call(self, module: nn.Module, theta: Tensor, *args: Tensor | None) -> Tensor:
+    def _call(self, module: nn.Module, theta: Tensor, *args: Tensor | float | None) -> Tensor:
         values = {f"rollout.{n}": t for n, t in (self._fixed | self.layout.unflatten(theta)).items()}
         result: Tensor = functional_call(module, values, args)
         return result
 
-    def _step1(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> Tensor:
+    def _step1(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> Tensor:
         return self._call(self._step_module, theta, x, u, h)
 
     def _read1(self, theta: Tensor, x: Tensor) -> Tensor:
         return self._call(self._read_module, theta, x)
 
-    def step(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> Tensor:
-        """Next states (starts, lanes, n); theta is (starts, p), inputs (lanes, m), lengths (lanes, 1)."""
+    def step(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> Tensor:
+        """Next states (starts, lanes, n); theta is (starts, p), inputs (lanes, m), h a number or (lanes, 1)."""
         if theta.shape[0] == 1 or isinstance(self.rollout.cell, Adaptive):
             return torch.stack([self._step1(t, row, u, h) for t, row in zip(theta, x, strict=True)])
         return vmap(self._step1, in_dims=(0, 0, None, None))(theta, x, u, h)
@@ -124,11 +124,12 @@ class CellFunctions:
             return x
         return vmap(self._read1)(theta, x)
 
-    def step_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
+    def step_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> tuple[Tensor, Tensor]:
         """Jacobians (starts, lanes, n, n) and (starts, lanes, n, p) of `step`."""
         if isinstance(self.rollout.cell, Adaptive):
             return self._variational(self.rollout.cell, theta, x, u, h)
-        return self._jacobian(lambda t, s: self._step1(t, s, u, h), lambda t, s, i: self._lane(t, s, u, h, i), theta, x)
+        data, rows = self._as_data(u, h)
+        return self._jacobian(rows, lambda t, s, i: self._lane(t, s, u, h, i), theta, x, data)
 
     def output_jacobian(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Jacobians (starts, lanes, outputs, n) and (starts, lanes, outputs, p) of `output`, or None for it."""
@@ -140,7 +141,7 @@ class CellFunctions:
         return self._jacobian(self._read1, lambda t, s, i: self._read1(t, s[None])[0], theta, x)
 
     def curvature(
-        self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor, *, adjoint: Tensor, error: Tensor
+        self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float, *, adjoint: Tensor, error: Tensor
     ) -> Tensor:
         """Second derivatives (starts, lanes, n + p, n + p) of <adjoint, step> + <error, output>, forward over forward.
 
@@ -148,7 +149,7 @@ class CellFunctions:
             theta: (starts, p) parameters.
             x: (starts, lanes, n) states.
             u: (lanes, m) inputs or None.
-            h: (lanes, 1) step lengths.
+            h: step lengths, a number or (lanes, 1).
             adjoint: (starts, lanes, n) factors of the next states.
             error: (starts, lanes, outputs) factors of the outputs.
         """
@@ -161,27 +162,38 @@ class CellFunctions:
                 return (a * self._step1(t, s, u, h)).sum(-1) + (e * self._read1(t, s)).sum(-1)
 
             def slope(t: Tensor, s: Tensor, d: Tensor) -> Tensor:
-                found: Tensor = derivative(value, (t, s), (d[n:], d[:n].expand(lanes, n)))
-                return found
+                return derivative(value, (t, s), (d[n:], d[:n].expand(lanes, n)))
 
             def second(d: Tensor, c: Tensor) -> Tensor:
                 moved = (c[n:], c[:n].expand(lanes, n))
-                found: Tensor = derivative(lambda t, s: slope(t, s, d), (t, s), moved)
-                return found
+                return derivative(lambda t, s: slope(t, s, d), (t, s), moved)
 
             return vmap(vmap(second, in_dims=(None, 0)), in_dims=(0, None))(eye, eye)
 
         found = vmap(one_start)(theta.contiguous(), x.contiguous(), adjoint, error)
         return found.movedim(3, 1)
 
-    def _lane(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor, lane: Tensor) -> Tensor:
+    def _lane(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float, lane: Tensor) -> Tensor:
         row = lane[None]
-        return self._step1(theta, x[None], None if u is None else u[row], h[row])[0]
+        length = h[row] if isinstance(h, Tensor) else h
+        return self._step1(theta, x[None], None if u is None else u[row], length)[0]
 
-    def _jacobian(self, batch: Row, lane: Row, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _as_data(self, u: Tensor | None, h: Tensor | float) -> tuple[tuple[Tensor, ...], Row]:
+        """Tensors that a step reads but is not differentiated by, and the step as a function that takes them last."""
+        data = tuple(d for d in (u, h) if isinstance(d, Tensor))
+
+        def rows(t: Tensor, s: Tensor, *given: Tensor) -> Tensor:
+            now = given[0] if u is not None else None
+            return self._step1(t, s, now, given[-1] if isinstance(h, Tensor) else h)
+
+        return data, rows
+
+    def _jacobian(
+        self, batch: Row, lane: Row, theta: Tensor, x: Tensor, data: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Jacobians of a row-wise function, given for rows (`batch`) and for one row and its index (`lane`)."""
         if self.n + self.p <= FORWARD_DIRECTIONS:
-            return self._forward_jacobian(batch, theta, x)
+            return self._forward_jacobian(batch, theta, x, data)
         index = torch.arange(x.shape[1], device=x.device)
         reverse = jacrev(lane, argnums=(1, 0))
         if theta.shape[0] == 1:
@@ -189,16 +201,21 @@ class CellFunctions:
             return a[None], b[None]
         return vmap(vmap(reverse, in_dims=(None, 0, 0)), in_dims=(0, 0, None))(theta, x, index)
 
-    def _forward_jacobian(self, batch: Row, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_jacobian(
+        self, batch: Row, theta: Tensor, x: Tensor, data: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         n, p = self.n, self.p
         eye = torch.eye(n + p, dtype=x.dtype, device=x.device)
         lanes = x.shape[1]
         theta, x = theta.contiguous(), x.contiguous()  # dual tensors cannot be expanded views
+        data = tuple(d.contiguous() for d in data)
+        # Data get a tangent of stored zeros: torch works out absent ones in Python, which costs more than the product.
+        still = tuple(torch.zeros_like(d) for d in data)
 
         def columns(t: Tensor, s: Tensor) -> Tensor:
             def one(direction: Tensor) -> Tensor:
-                tangents = (direction[n:], direction[:n].expand(lanes, n))
-                return derivative(batch, (t, s), tangents)
+                tangents = (direction[n:], direction[:n].expand(lanes, n), *still)
+                return derivative(batch, (t, s, *data), tangents)
 
             return vmap(one)(eye)
 
@@ -207,7 +224,7 @@ class CellFunctions:
         return full[..., :n], full[..., n:]
 
     def _variational(
-        self, cell: Adaptive, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor
+        self, cell: Adaptive, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float
     ) -> tuple[Tensor, Tensor]:
         """Jacobians from the variational equations, integrated together with the state.
 
@@ -215,7 +232,7 @@ class CellFunctions:
         """
         n, width = self.n, self.n + self.p
         eye = torch.eye(width, dtype=x.dtype, device=x.device)
-        length = torch.full_like(h, cell.dt) if cell.dt is not None else h
+        length = cell.dt if cell.dt is not None else h
         found = []
         for t, s in zip(theta, x, strict=True):
 
@@ -257,7 +274,7 @@ class _Step(nn.Module):
         super().__init__()
         self.rollout = rollout
 
-    def forward(self, x: Tensor, u: Tensor | None, h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, u: Tensor | None, h: Tensor | float) -> Tensor:
         return self.rollout.step(x, u, h)
 
 

@@ -117,6 +117,8 @@ class Stages:
         self.inputs = None if inputs is None else self._cut(inputs)
         gaps = data.times[:, 1:] - data.times[:, :-1]
         self.lengths = self._cut(torch.cat([gaps, gaps[:, -1:]], dim=1)[..., None])
+        step = float(gaps[0, 0])
+        self.uniform = step if bool((gaps - step).abs().max() <= 1e-9 * abs(step)) else None
 
     def _cut(self, value: Tensor) -> Tensor:
         """(trajectories, samples, c) to (trajectories, stages, S, c), filled up with zeros."""
@@ -125,11 +127,11 @@ class Stages:
             value = torch.cat([value, torch.zeros_like(value[:, -1:]).expand(-1, missing, -1)], dim=1)
         return value.unflatten(1, (self.count, self.length))
 
-    def _lane_data(self, step: int | None) -> tuple[Tensor | None, Tensor]:
-        """Inputs and step lengths of one step of every stage, or of all steps, as lanes."""
+    def lane_data(self, step: int | None) -> tuple[Tensor | None, Tensor | float]:
+        """Inputs and step lengths of one step of every stage, or of all steps, as lanes; one number where all agree."""
         pick = slice(None) if step is None else step
         inputs = None if self.inputs is None else self.inputs[:, :, pick].flatten(0, -2)
-        return inputs, self.lengths[:, :, pick].flatten(0, -2)
+        return inputs, self.uniform or self.lengths[:, :, pick].flatten(0, -2)
 
     def simulate(self, theta: Tensor, states: Tensor) -> StageValues:
         """Simulate every stage from its first state.
@@ -142,7 +144,7 @@ class Stages:
         x, path = states, []
         for j in range(self.length):
             path.append(x)
-            inputs, lengths = self._lane_data(j)
+            inputs, lengths = self.lane_data(j)
             following = self.functions.step(theta, x.flatten(1, 2), inputs, lengths).view(shape)
             x = torch.where(self.sample_on[:, :, j, None], following, x) if self.ragged else following
         samples = torch.stack(path, dim=3)
@@ -180,7 +182,7 @@ class Stages:
         """
         starts, n, p = theta.shape[0], self.functions.n, self.functions.p
         lanes = path.flatten(1, 3)
-        inputs, lengths = self._lane_data(None)
+        inputs, lengths = self.lane_data(None)
         cell_x, cell_t = self.functions.step_jacobian(theta, lanes, inputs, lengths)
         read_x, read_t = self.functions.output_jacobian(theta, lanes)
         shape = path.shape[1:4]
@@ -235,7 +237,7 @@ class Stages:
     ) -> Tensor:
         """Second derivatives of each stage's part of the Lagrangian by first state and parameters, scaled."""
         n, p = self.functions.n, self.functions.p
-        inputs, lengths = self._lane_data(None)
+        inputs, lengths = self.lane_data(None)
         second = self.functions.curvature(
             theta, path.flatten(1, 3), inputs, lengths, adjoint=adjoint.flatten(1, 3), error=error.flatten(1, 3)
         )

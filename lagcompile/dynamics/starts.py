@@ -89,7 +89,7 @@ def states_from_simulation(functions: CellFunctions, data: Trajectories, theta: 
     path = [x]
     for t in range(data.samples - 1):
         inputs = None if whole.inputs is None else whole.inputs[:, t, 0]
-        following = functions.step(theta, x, inputs, whole.lengths[:, t, 0])
+        following = functions.step(theta, x, inputs, whole.uniform or whole.lengths[:, t, 0])
         sound = torch.isfinite(following).all(-1, keepdim=True) & (following.abs() < 1e8).all(-1, keepdim=True)
         x = torch.where(sound, following, x)
         path.append(x)
@@ -144,8 +144,7 @@ def growth(
     scale = state_scale(states, data)
     steps = Stages(functions, data, 1, torch.ones(data.outputs, dtype=functions.dtype, device=functions.device))
     path = states.expand(theta.shape[0], -1, -1, -1)
-    inputs = None if steps.inputs is None else steps.inputs.flatten(0, 2)
-    product, _ = functions.step_jacobian(theta, path.flatten(1, 2), inputs, steps.lengths.flatten(0, 2))
+    product, _ = functions.step_jacobian(theta, path.flatten(1, 2), *steps.lane_data(None))
     product = (product * (scale / scale[:, None])).unflatten(1, path.shape[1:3])
     inside = steps.defect_on
     found, length = {}, 1
