@@ -1,0 +1,207 @@
+"""Unscaled KKT residuals of a solution, by constraint, state and parameter, from autograd alone.
+
+In: an `Instance` and a `Solution` of any backend. Out: a `Certificate`. Invariant: no backend's code runs here;
+residuals are in the units of the program's Lagrangian, and a certificate's facts say no more than was shown.
+
+    stationarity        x - clip(soft(x - d L / d x, l1 weight), bounds): the gradient where nothing is at a bound
+    primal feasibility  |r| where r = 0 is meant, |r| - epsilon in tubes, distance from domains
+    dual feasibility    a multiplier that is a size must cover the force on every defect it serves
+    complementarity     multiplier times distance from the tube's edge
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
+from lagcompile.check.point import SIZES, CheckPoint, Leaf, check_point
+from lagcompile.check.secondorder import LARGEST, second_order
+from lagcompile.ir.axes import NormTube
+from lagcompile.ir.program import DefectConstraint
+from lagcompile.ir.solution import Solution
+from lagcompile.runtime import kkt
+from lagcompile.runtime.instance import Instance
+
+TOLERANCE = 1e-8
+LISTED = 8
+"""Violations that are listed by name."""
+
+
+def certify_kkt(
+    instance: Instance,
+    solution: Solution,
+    *,
+    tolerance: float = TOLERANCE,
+    step: int | None = None,
+    largest: int = LARGEST,
+) -> Certificate:
+    """Certificate of a solution's KKT conditions.
+
+    Args:
+        instance: what was solved; never changed.
+        solution: of any backend; weights, states and multipliers by name.
+        tolerance: largest residual.
+        step: step at which scheduled quadratic weights are read; None: the solution's last.
+        largest: variables up to which second-order facts are computed.
+
+    Raises:
+        ProgramError: states that are kept per class.
+    """
+    point = check_point(instance, solution, step=step)
+    found = list(residuals(point))
+    residual = [
+        Residual(kind=kind, name=name, mode="eval", value=value, tolerance=tolerance) for kind, name, value in found
+    ]
+    facts = [*point.facts, *_worst(point, tolerance)]
+    facts += second_order(point, worst=max((v for _, _, v in found), default=0.0), tolerance=tolerance, largest=largest)
+    said = solution.details.get("facts", ())
+    facts += [f for f in said if f not in facts and _about_globality(f)]
+    return Certificate(
+        model=type(solution.model).__name__,
+        program=digest([point.program.model_dump_json()]),
+        inputs=digest([t for t in [*instance.inputs, instance.target] if isinstance(t, Tensor)]),
+        dtype="float64",
+        seed=0,
+        residuals=tuple(residual),
+        facts=tuple(facts),
+        versions=versions(),
+    )
+
+
+def _about_globality(fact: str) -> bool:
+    return "global optimum" in fact or "kink" in fact
+
+
+def residuals(point: CheckPoint) -> Iterator[tuple[Kind, str, float]]:
+    """All residuals of a point: kind, name, value."""
+    gradients = point.gradients(point.lagrangian())
+    for leaf, g in gradients.items():
+        kind: Kind = "weight stationarity" if leaf[0] == "weight" else "state stationarity"
+        yield kind, leaf[1], _top(stationarity(point, leaf, g))
+    for c in point.program.defects:
+        if c.name in point.defects:
+            yield from _defect(point, c)
+    for leaf, x in point.leaves.items():
+        low, high = point.bounds(leaf)
+        if low > -torch.inf or high < torch.inf:
+            outside = torch.maximum(low - x.detach(), x.detach() - high).clamp_min(0.0)
+            yield "primal feasibility", f"bounds of {leaf[1]}", _top(outside)
+    for name, (relation, rows, mu) in point.values.items():
+        value = rows.detach()
+        yield "primal feasibility", name, _top(value if relation == "==" else value.clamp_min(0.0))
+        if relation == "<=":
+            yield "dual feasibility", name, _top((-mu).clamp_min(0.0))
+            yield "complementarity", name, _top(mu * value)
+
+
+def stationarity(point: CheckPoint, leaf: Leaf, gradient: Tensor) -> Tensor:
+    """The natural residual of one leaf; its gradient where it is free and without l1 terms."""
+    x, g, w = point.leaves[leaf].detach(), gradient.detach(), point.l1(leaf)
+    low, high = point.bounds(leaf)
+    if not w and low == -torch.inf and high == torch.inf:
+        return g
+    moved = x - g
+    if w:
+        moved = moved.sign() * (moved.abs() - w).clamp_min(0.0)
+    return x - moved.clamp(low, high)
+
+
+def violation(c: DefectConstraint, r: Tensor) -> Tensor:
+    """Amount by which each defect (each row for norm tubes) fails."""
+    r, epsilon = r.detach(), kkt.epsilon_of(c.transform)
+    if c.relation == "<=" and c.transform.kind not in SIZES:
+        return (r - epsilon).clamp_min(0.0)
+    if isinstance(c.transform, NormTube):
+        flat = r.flatten(1) if r.dim() > 1 else r[:, None]
+        return (torch.linalg.vector_norm(flat, c.transform.order, dim=1) - epsilon).clamp_min(0.0)
+    return (r.abs() - epsilon).clamp_min(0.0)
+
+
+def _defect(point: CheckPoint, c: DefectConstraint) -> Iterator[tuple[Kind, str, float]]:
+    r, force = point.defects[c.name].detach(), point.forces[c.name]
+    multiplier = point.program.multiplier_of(c.name)
+    assert multiplier is not None
+    epsilon, share = kkt.epsilon_of(c.transform), point.shares[c.name]
+    if multiplier.layout != "full" and c.transform.kind not in SIZES and epsilon == 0.0:
+        yield "primal feasibility", f"{c.name} (sums)", _top(_summed(r, multiplier.layout))
+        return
+    yield "primal feasibility", c.name, _top(violation(c, r))
+    one_sided = c.relation == "<=" and c.transform.kind not in SIZES
+    if one_sided:
+        yield "dual feasibility", c.name, share * _top((-force).clamp_min(0.0))
+        yield "complementarity", c.name, share * _top(force * (r - epsilon))
+        return
+    given = point.multipliers.get(multiplier.name)
+    if (
+        c.transform.kind in SIZES
+        and c.transform.kind != "squared"
+        and given is not None
+        and multiplier.layout != "class"
+    ):
+        yield "dual feasibility", c.name, share * _uncovered(c, force, given.detach().cpu().double())
+    if epsilon > 0.0:
+        yield "complementarity", c.name, share * _slackness(c, r, force)
+
+
+def _summed(r: Tensor, layout: str) -> Tensor:
+    if layout == "class":
+        return r.sum(0)
+    rows = r.flatten(1).sum(1) if r.dim() > 1 else r
+    return rows if layout == "example" else rows.sum()
+
+
+def _uncovered(c: DefectConstraint, force: Tensor, multiplier: Tensor) -> float:
+    """Excess of the forces over the multiplier that must cover them."""
+    size = force.abs()
+    if isinstance(c.transform, NormTube):
+        flat = force.flatten(1) if force.dim() > 1 else force[:, None]
+        norm = torch.linalg.vector_norm(flat, 2 if c.transform.order == 2 else torch.inf, dim=1)
+        size = norm.reshape(-1, *(1 for _ in force.shape[1:]))
+    return max(_top((size - multiplier).clamp_min(0.0)), _top((-multiplier).clamp_min(0.0)))
+
+
+def _slackness(c: DefectConstraint, r: Tensor, force: Tensor) -> float:
+    """Force times distance from the edge that it pushes against."""
+    epsilon = kkt.epsilon_of(c.transform)
+    if not isinstance(c.transform, NormTube):
+        return max(_top(force.clamp_min(0.0) * (epsilon - r)), _top((-force).clamp_min(0.0) * (epsilon + r)))
+    flat, push = r.reshape(r.shape[0], -1), force.reshape(r.shape[0], -1)
+    dual = torch.linalg.vector_norm(push, 2 if c.transform.order == 2 else torch.inf, dim=1)
+    return _top(dual * epsilon - (flat * push).sum(1))
+
+
+def _worst(point: CheckPoint, tolerance: float) -> Iterator[str]:
+    """The largest violations by stage, state, example and feature."""
+    found: list[tuple[float, str]] = []
+    for c in point.program.defects:
+        if c.name not in point.defects:
+            continue
+        multiplier = point.program.multiplier_of(c.name)
+        if multiplier is not None and multiplier.layout != "full" and c.transform.kind not in SIZES:
+            continue
+        v = violation(c, point.defects[c.name])
+        top = torch.topk(v.reshape(-1), min(LISTED, v.numel()))
+        for value, i in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            if value > tolerance:
+                found.append((value, f"stage {c.stage}, state {c.state}, {place(i, v.shape)}"))
+    found.sort(key=lambda pair: -pair[0])
+    for value, text in found[:LISTED]:
+        yield f"violated by {value:.2e}: {text}"
+
+
+def place(position: int, shape: Sequence[int]) -> str:
+    """Example and feature of a position in (rows, ...features)."""
+    index = [int(i) for i in torch.unravel_index(torch.tensor(position), tuple(shape))]
+    if len(index) == 1:
+        return f"example {index[0]}"
+    return f"example {index[0]}, feature {index[1] if len(index) == 2 else tuple(index[1:])}"
+
+
+def _top(value: Tensor) -> float:
+    value = value.detach()
+    if value.numel() == 0:
+        return 0.0
+    return float(value.abs().max()) if bool(torch.isfinite(value).all()) else float("nan")

@@ -1,0 +1,278 @@
+"""A zoo of small programs whose solution is known, or computed by means that share no code with the backends.
+
+In: nothing. Out: `ZOO`, by name. Invariant: everything is float64 and full batch; every minimum that is compared has a
+positive definite reduced Hessian, so that x* and lambda* are one point. References: closed form (ridge regression),
+noise-free data (logistic map), L-BFGS on the un-split network with autograd's adjoints (wherever r = 0 holds), and
+IPOPT (everywhere).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import lagcompile as lc
+from lagcompile.runtime.instance import Instance
+
+Loss = Callable[[Any, Any], Tensor]
+L2 = (lc.Regulariser(kind="l2", on="weights", weight=0.1),)
+RHO = lc.ConstantWeight(value=1.0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One program, ready to be lifted.
+
+    Attributes:
+        name: its name.
+        build: a fresh float64 module with seeded weights.
+        inputs: the module's arguments.
+        target: what the loss compares with.
+        loss: (output, target) -> scalar.
+        split: number of stages, or a split policy.
+        options: fields of `lc.Formulation`.
+        exact: r = 0 holds at the solution, so that the un-split network is an independent reference.
+        rates: step sizes of weights, states and multipliers for extragradient; None where it does not apply.
+        steps: its number of steps.
+        known: parameters of the solution that are known in advance.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    loss: Loss = F.mse_loss
+    split: Any = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    exact: bool = True
+    rates: tuple[float, float, float] | None = (0.5, 0.4, 0.4)
+    steps: int = 600
+    known: dict[str, Tensor] | None = None
+
+    def lifted(self, *, rho: bool = False) -> lc.Lifted:
+        """The module, compiled; with a quadratic weight where `rho` asks for one and the program has none."""
+        options = dict(self.options)
+        if rho:
+            options.setdefault("weight", RHO)
+        return lc.lift(self.build(), self.inputs, self.split, lc.Formulation(**options), name=self.name)
+
+    @property
+    def data(self) -> tuple[Any, Tensor]:
+        """Inputs and target."""
+        return (self.inputs[0] if len(self.inputs) == 1 else self.inputs), self.target
+
+    def bind(self, *, rho: bool = False) -> Instance:
+        """The compiled module with its data."""
+        return self.lifted(rho=rho).bind(self.data, loss=self.loss)
+
+    def solve(self, method: Any, *, rho: bool = False, **more: Any) -> lc.Solution:
+        """Solve with a method, full batch."""
+        options = lc.RunOptions(steps=self.steps, batch_size=10_000, look_every=10_000)
+        return self.lifted(rho=rho).solve(self.data, loss=self.loss, method=method, options=options, **more)
+
+
+def normal(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
+    """Seeded float64 numbers."""
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def chain(*widths: int, act: Callable[[], nn.Module] | None, seed: int = 0) -> Callable[[], nn.Module]:
+    """Linear layers with an activation between them."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            layers.append(nn.Linear(a, b))
+            if act is not None and i < len(widths) - 2:
+                layers.append(act())
+        return nn.Sequential(*layers).double()
+
+    return build
+
+
+class Skip(nn.Module):
+    """Residual layers: the first state is read two stages later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        z = h + torch.tanh(self.second(h))
+        return self.last(z + h)
+
+
+class Tied(nn.Module):
+    """One weight in two stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class LogisticMap(nn.Module):
+    """x_{t+1} = r x_t (1 - x_t), unrolled from an unknown start; each example observes with its own gain."""
+
+    def __init__(self, steps: int = 4) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(2.6))
+        self.start = nn.Parameter(torch.tensor(0.35))
+        self.cells = nn.ModuleList(nn.Identity() for _ in range(steps))
+
+    def forward(self, gain: Tensor) -> Tensor:
+        x, seen = self.start * gain, []
+        for cell in self.cells:
+            x = cell(self.rate * x * (1.0 - x))
+            seen.append(x)
+        return torch.cat(seen, dim=1)
+
+
+class Pendulum(nn.Module):
+    """Damped pendulum by semi-implicit Euler steps, unrolled; damping and frequency are unknown."""
+
+    def __init__(self, steps: int = 5, dt: float = 0.3) -> None:
+        super().__init__()
+        self.damping, self.stiffness, self.dt = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(1.2)), dt
+        self.cells = nn.ModuleList(nn.Identity() for _ in range(steps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = []
+        for cell in self.cells:
+            speed = x[:, 1:] + self.dt * (-self.stiffness * torch.sin(x[:, :1]) - self.damping * x[:, 1:])
+            x = cell(torch.cat([x[:, :1] + self.dt * speed, speed], dim=1))
+            seen.append(x)
+        return torch.cat(seen, dim=1)
+
+
+class Filter(nn.Module):
+    """A known system of two numbers, observed in one of them: only its states can move."""
+
+    def __init__(self, steps: int = 5) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.tensor([[0.9, 0.3], [-0.3, 0.9]]))
+        self.cells = nn.ModuleList(nn.Identity() for _ in range(steps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = []
+        for cell in self.cells:
+            x = cell(torch.tanh(x @ self.turn.T))
+            seen.append(x[:, :1])
+        return torch.cat(seen, dim=1)
+
+
+def _double(make: Callable[[], nn.Module], seed: int = 0) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        torch.manual_seed(seed)
+        return make().double()
+
+    return build
+
+
+def _after(prefix: str, count: int) -> lc.AtSplit:
+    return lc.AtSplit(after=tuple(f"{prefix}.{i}" for i in range(count)))
+
+
+X, Y = normal(1, 6, 3), normal(2, 6, 2)
+CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def _ridge() -> Problem:
+    """Mean squared error and l2 over weight and bias: (A'A + s I) v = A'y with s = weight * numbers / 2."""
+    a = torch.cat([X, torch.ones(6, 1, dtype=torch.float64)], 1)
+    v = torch.linalg.solve(a.T @ a + 0.1 * Y.numel() / 2 * torch.eye(4, dtype=torch.float64), a.T @ Y)
+    known = {"0.weight": v[:3].T, "0.bias": v[3]}
+    return Problem("ridge", chain(3, 2, act=None), (X,), Y, options={"regularisers": L2}, known=known)
+
+
+def _logistic_map() -> Problem:
+    rate, start, gain = 2.8, 0.3, torch.linspace(0.5, 1.5, 4, dtype=torch.float64)[:, None]
+    x, seen = start * gain, []
+    for _ in range(4):
+        x = rate * x * (1.0 - x)
+        seen.append(x)
+    known = {"rate": torch.tensor(rate).double(), "start": torch.tensor(start).double()}
+    return Problem(
+        "logistic_map",
+        _double(LogisticMap),
+        (gain,),
+        torch.cat(seen, 1),
+        F.mse_loss,
+        _after("cells", 3),
+        {"reduction": "sum"},
+        rates=(0.05, 0.2, 0.2),
+        known=known,
+    )
+
+
+def _problems() -> list[Problem]:
+    l2 = {"regularisers": L2}
+    tanh2 = chain(3, 3, 2, act=nn.Tanh)
+    example = lc.MultiplierOptions(layout="example")
+    pendulum = normal(5, 3, 10, scale=0.4)
+    return [
+        _ridge(),
+        Problem("linear_2", chain(3, 1, 2, act=None), (X,), Y, split=2, options=l2),
+        Problem("tanh_2", tanh2, (X,), Y, split=2, options=l2),
+        Problem("tanh_3_sum", chain(3, 3, 3, 2, act=nn.Tanh), (X,), Y, split=3, options=l2 | {"reduction": "sum"}),
+        Problem("softplus_2", chain(3, 3, 2, act=nn.Softplus, seed=1), (X,), Y, split=2, options=l2),
+        Problem("sigmoid_3", chain(3, 4, 4, 2, act=nn.Sigmoid), (X,), Y, split=3, options=l2),
+        Problem("tanh_6", chain(2, 2, 2, 2, 2, 2, 1, act=nn.Tanh), (X[:, :2],), Y[:, :1], split=6, options=l2),
+        Problem("logistic_regression", chain(3, 3, act=None), (X,), CLASSES, F.cross_entropy, options=l2),
+        Problem("tanh_3_classes", chain(3, 3, 3, 3, act=nn.Tanh), (X,), CLASSES, F.cross_entropy, 3, l2),
+        Problem("residual", _double(Skip), (X,), CLASSES, F.cross_entropy, 3, l2),
+        Problem("tied", _double(Tied), (X,), Y, split=3, options=l2),
+        Problem("features_mean", tanh2, (X,), Y, split=2, options=l2 | {"features": "mean"}, rates=(0.5, 0.8, 0.8)),
+        _logistic_map(),
+        Problem(
+            "pendulum", _double(Pendulum), (normal(4, 3, 2),), pendulum, F.mse_loss, _after("cells", 4),
+            {"reduction": "sum"}, rates=(0.05, 0.2, 0.2),
+        ),
+        Problem(
+            "tube", tanh2, (X,), Y, split=2, exact=False,
+            options=l2 | {"transform": lc.Softshrink(epsilon=0.05), "weight": RHO},
+        ),
+        Problem(
+            "abs_tube", tanh2, (X,), Y, split=2, exact=False,
+            options=l2 | {"transform": lc.AbsTube(epsilon=0.05), "weight": RHO},
+        ),
+        Problem(
+            "norm_tube", tanh2, (X,), Y, split=2, exact=False,
+            options=l2 | {"transform": lc.NormTube(epsilon=0.1, order=2), "multiplier": example, "weight": RHO},
+        ),
+        Problem(
+            "penalty", tanh2, (X,), Y, split=2, exact=False, options=l2 | {"multiplier": None, "weight": RHO},
+        ),
+        Problem(
+            "bounded_states", tanh2, (X,), Y, split=2, exact=False,
+            options=l2 | {"domain": lc.Range(lower=-0.3, upper=0.3)},
+        ),
+        Problem(
+            "nonnegative_states", chain(3, 3, 2, act=nn.Tanh, seed=2), (X,), Y, split=2, exact=False,
+            options=l2 | {"domain": lc.NonNegative(by="project"), "multiplier": None, "weight": RHO},
+        ),
+        Problem(
+            "state_estimation", _double(Filter), (normal(6, 2, 2),), normal(7, 2, 5, scale=0.5), F.mse_loss,
+            _after("cells", 4), {"reduction": "sum", "frozen": ("*",), "transform": lc.Softshrink(epsilon=0.1),
+            "weight": RHO}, exact=False,
+        ),
+        Problem(
+            "input_estimation", tanh2, (X,), Y, split=2, exact=False, rates=None,
+            options={"frozen": ("*",), "inputs": {"input_1": lc.InputFormulation(lower=-1.0, upper=1.0)},
+            "regularisers": (lc.Regulariser(kind="l2", on="states", weight=0.1),)},
+        ),
+    ]  # fmt: skip
+
+
+ZOO: dict[str, Problem] = {p.name: p for p in _problems()}
