@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+_DENSE = 48
+"""Rows below which the rest is inverted as one dense matrix: one call instead of several levels of small ones."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Level:
     """One reduction: inverse of the odd diagonal blocks and their couplings to the even neighbours."""
@@ -29,7 +33,7 @@ class BlockTridiagonal:
 
     Attributes:
         levels: the reductions, finest first.
-        last: inverse of the one block that remains.
+        last: inverse of the few block rows that remain, as one dense matrix.
         ok: batch-shaped bool, False where the matrix is not finite or a block is singular.
     """
 
@@ -46,8 +50,9 @@ class BlockTridiagonal:
             lower: (..., count - 1, n, n); block k couples block row k + 1 to block column k.
         """
         levels = []
+        n = diagonal.shape[-1]
         ok = torch.ones(diagonal.shape[:-3], dtype=torch.bool, device=diagonal.device)
-        while diagonal.shape[-3] > 1:
+        while diagonal.shape[-3] > max(1, _DENSE // n):
             count = diagonal.shape[-3]
             odd = count // 2
             inverse, info = torch.linalg.inv_ex(diagonal[..., 1::2, :, :])
@@ -66,7 +71,7 @@ class BlockTridiagonal:
                 lower = lower[..., :0, :, :]
             levels.append(_Level(inverse, left, over if reached else None))
             diagonal = 0.5 * (even + even.mT)
-        last, info = torch.linalg.inv_ex(diagonal[..., 0, :, :])
+        last, info = torch.linalg.inv_ex(_dense(diagonal, lower))
         ok = ok & (info == 0) & torch.isfinite(last).flatten(-2).all(-1)
         return cls(tuple(levels), last, ok)
 
@@ -82,7 +87,7 @@ class BlockTridiagonal:
                 reached = level.right.shape[-3]
                 even[..., 1 : reached + 1, :, :] -= level.right @ odd[..., :reached, :, :]
             rhs = even
-        x = (self.last @ rhs[..., 0, :, :])[..., None, :, :]
+        x = (self.last @ rhs.flatten(-3, -2)).unflatten(-2, rhs.shape[-3:-1])
         for level, odd in zip(reversed(self.levels), reversed(kept), strict=True):
             coupled = level.left @ x[..., : odd.shape[-3], :, :]
             if level.right is not None:
@@ -95,3 +100,16 @@ class BlockTridiagonal:
             full[..., 1::2, :, :] = odd - level.inverse @ coupled
             x = full
         return x
+
+
+def _dense(diagonal: Tensor, lower: Tensor) -> Tensor:
+    """The block-tridiagonal matrix as one dense matrix."""
+    count, n = diagonal.shape[-3], diagonal.shape[-1]
+    full = diagonal.new_zeros(*diagonal.shape[:-3], count, n, count, n)
+    index = torch.arange(count, device=diagonal.device)
+    full[..., index, :, index, :] = diagonal.movedim(-3, 0)
+    if count > 1:
+        below = lower.movedim(-3, 0)
+        full[..., index[1:], :, index[:-1], :] = below
+        full[..., index[:-1], :, index[1:], :] = below.mT
+    return full.flatten(-4, -3).flatten(-2, -1)

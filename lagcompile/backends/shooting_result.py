@@ -263,9 +263,9 @@ def _covariance(
         torch.zeros_like(model.state_gradient[repeat]),
         -torch.eye(p, dtype=scale.dtype, device=scale.device),
     )
-    system = KktSystem(wide, DefectOperator(jacobians.rows(repeat), problem.stages.defect_on), 1e3 * wide.scale)
+    system = KktSystem(wide, DefectOperator(jacobians.rows(repeat), problem.stages.defect_on), 1e5 * wide.scale)
     zero = torch.zeros_like(wide.state_gradient)
-    step = system.solve(zero, zero, tolerance=1e-8, limit=60)
+    step = system.solve(zero, zero, tolerance=1e-6, limit=60)
     if not bool(step.ok.all()):
         return None
     measured = int((problem.stages.weight > 0).sum())

@@ -22,7 +22,7 @@ from lagcompile.backends.shooting_barrier import Barrier, push_inside
 from lagcompile.backends.shooting_kkt import DefectOperator, KktSystem, Quadratic, Step
 from lagcompile.backends.shooting_options import Shooting
 from lagcompile.backends.shooting_problem import Point, Problem
-from lagcompile.backends.shooting_search import Filter
+from lagcompile.backends.shooting_search import ROUNDING, Filter
 from lagcompile.dynamics.functional import FORWARD_DIRECTIONS
 from lagcompile.dynamics.stages import StageJacobians
 from lagcompile.dynamics.starts import parameter_scale
@@ -30,6 +30,8 @@ from lagcompile.ir.solution import Status
 
 Watch = Callable[[Mapping[str, float]], None]
 _RUNNING, _SOLVED, _STALLED, _DIVERGED = range(4)
+_HARD = 1e5
+"""Relative weight of the defects in the preconditioner of hard steps: few conjugate-gradient iterations, small rounding."""
 
 
 @dataclass
@@ -154,7 +156,7 @@ class Run:
                 self._record(error)
                 return
         hard = self.hard[active]
-        rho = torch.where(hard, self.method.relax_end, self.kappa[active]) * model.scale
+        rho = torch.where(hard, _HARD, self.kappa[active]) * model.scale
         self._add_curvature(active, model)
         damped = self._damped(active, jacobians, model, rho)
         step = self._solve(jacobians, damped, active, rho, exact=hard)
@@ -271,7 +273,7 @@ class Run:
             cost = trial.values.objective + self._barrier_value(trial, starts)
             soft = cost + 0.5 * rho[index] * defect.square().flatten(1).sum(1)
             passes = self.filter.accepts(starts, cost, defect.abs().flatten(1).sum(1), tiny[index])
-            good = torch.where(hard[index], passes, soft < soft_before[index]) & trial.values.finite
+            good = torch.where(hard[index], passes, soft <= soft_before[index] * (1.0 + ROUNDING)) & trial.values.finite
             gain[index] = torch.where(good, 1.0 - soft / soft_before[index], gain[index])
             self._accept(starts[good], trial.rows(good), step, index[good], length)
             waiting[index[good]] = False
