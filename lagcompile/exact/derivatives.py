@@ -8,6 +8,7 @@ that no longer fits is detected afresh.
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lagcompile.exact.linear import Matrix, Vector
 from lagcompile.exact.sparsity import Compression, Pattern, detect
+from lagcompile.exact.tracing import Routine, traced
 
 Function = Callable[[Tensor], Tensor]
 
@@ -50,9 +52,19 @@ class JacobianOf:
     """Jacobian of one torch function; dense up to `dense_limit` entries, else compressed by colouring."""
 
     def __init__(
-        self, function: Function, outputs: int, inputs: int, *, dense_limit: int, deadline: float = math.inf
+        self,
+        function: Function,
+        outputs: int,
+        inputs: int,
+        *,
+        dense_limit: int,
+        deadline: float = math.inf,
+        trace: bool = False,
     ) -> None:
         self._deadline = deadline
+        self._trace = trace
+        self._recorded: Routine | None = None
+        self.preparation_seconds = 0.0  # recording, or detecting and colouring the pattern
         self._function = function
         self._shape = (outputs, inputs)
         self._dense = outputs * inputs <= dense_limit
@@ -63,19 +75,28 @@ class JacobianOf:
         """The Jacobian at x."""
         if 0 in self._shape:
             return np.zeros(self._shape)
-        rows = torch.func.vmap(torch.func.vjp(self._function, x)[1], chunk_size=256)
         if self._dense:
-            return rows(torch.eye(self._shape[0], dtype=x.dtype))[0].detach().numpy()
+            if self._trace and self._recorded is None:
+                begin = time.perf_counter()
+                self._recorded = traced(lambda point: self._full(point), x)
+                self.preparation_seconds += time.perf_counter() - begin
+            return (self._recorded or self._full)(x).detach().numpy()
         if self._compression is not None:
             matrix = self._evaluate(x)
             if matrix is not None:
                 return matrix
+        begin = time.perf_counter()
         self._detect(x)
+        self.preparation_seconds += time.perf_counter() - begin
         matrix = self._evaluate(x)
         if matrix is None:  # entries that cancel in every sample: give up on sparsity, never on exactness
             self._dense = True
             return self(x)
         return matrix
+
+    def _full(self, x: Tensor) -> Tensor:
+        full: Tensor = self._rows(x)(torch.eye(self._shape[0], dtype=x.dtype))
+        return full
 
     @property
     def products(self) -> int:
@@ -118,9 +139,19 @@ class HessianOf:
     """Hessian of x -> <weights, function(x)>; dense or compressed like a Jacobian."""
 
     def __init__(
-        self, function: Function, outputs: int, inputs: int, *, dense_limit: int, deadline: float = math.inf
+        self,
+        function: Function,
+        outputs: int,
+        inputs: int,
+        *,
+        dense_limit: int,
+        deadline: float = math.inf,
+        trace: bool = False,
     ) -> None:
         self._deadline = deadline
+        self._trace = trace
+        self._recorded: Routine | None = None
+        self.preparation_seconds = 0.0  # recording, or detecting and colouring the pattern
         self._function = function
         self._outputs = outputs
         self._inputs = inputs
@@ -130,18 +161,28 @@ class HessianOf:
 
     def __call__(self, x: Tensor, weights: Tensor) -> Matrix:
         """The Hessian at x for these weights (outputs,)."""
-        products = self._products(x, weights)
         if self._dense:
-            full = products(torch.eye(self._inputs, dtype=x.dtype)).detach().numpy()
+            if self._trace and self._recorded is None:
+                begin = time.perf_counter()
+                self._recorded = traced(lambda point, factors: self._full(point, factors), x, weights)
+                self.preparation_seconds += time.perf_counter() - begin
+            full = (self._recorded or self._full)(x, weights).detach().numpy()
             return 0.5 * (full + full.T)
+        products = self._products(x, weights)
         matrix = None if self._compression is None else self._compression.evaluate(products)
         if matrix is None:
+            begin = time.perf_counter()
             self._compression = self._detect(x)
+            self.preparation_seconds += time.perf_counter() - begin
             matrix = self._compression.evaluate(products)
         if matrix is None:
             self._dense = True
             return self(x, weights)
         return (0.5 * (matrix + matrix.T)).tocsc()
+
+    def _full(self, x: Tensor, weights: Tensor) -> Tensor:
+        full: Tensor = self._products(x, weights)(torch.eye(self._inputs, dtype=x.dtype))
+        return full
 
     def _products(self, x: Tensor, weights: Tensor) -> Callable[[Tensor], Tensor]:
         gradient = torch.func.grad(lambda point: (weights * self._function(point)).sum())
@@ -169,21 +210,33 @@ class TorchDerivatives(Derivatives):
         sizes: (variables, equalities, inequalities).
         dense_limit: entries up to which a matrix is dense.
         deadline: `time.perf_counter()` at which the detection of sparsity gives up.
+        trace: record dense derivatives once.
     """
 
     def __init__(
-        self, fused: Function, sizes: tuple[int, int, int], *, dense_limit: int, deadline: float = math.inf
+        self,
+        fused: Function,
+        sizes: tuple[int, int, int],
+        *,
+        dense_limit: int,
+        deadline: float = math.inf,
+        trace: bool = False,
     ) -> None:
         n, equalities, inequalities = sizes
         outputs = 1 + equalities + inequalities
         self._equalities = equalities
         self._small = outputs * n <= dense_limit
-        self._all = JacobianOf(fused, outputs, n, dense_limit=dense_limit, deadline=deadline)
+        self._all = JacobianOf(fused, outputs, n, dense_limit=dense_limit, deadline=deadline, trace=trace)
         self._gradient = torch.func.grad(lambda point: fused(point)[0])
         self._constraints = JacobianOf(
             lambda point: fused(point)[1:], outputs - 1, n, dense_limit=dense_limit, deadline=deadline
         )
-        self._hessian = HessianOf(fused, outputs, n, dense_limit=dense_limit, deadline=deadline)
+        self._hessian = HessianOf(fused, outputs, n, dense_limit=dense_limit, deadline=deadline, trace=trace)
+
+    @property
+    def preparation_seconds(self) -> float:
+        """Seconds spent on recording, and on detecting sparsity."""
+        return sum(part.preparation_seconds for part in (self._all, self._constraints, self._hessian))
 
     def first_order(self, x: Tensor) -> FirstOrder:
         """Gradient and Jacobians; one reverse pass for all rows when the program is small."""

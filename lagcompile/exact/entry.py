@@ -84,7 +84,7 @@ def minimize(
         return _refused(x0, Status.TOO_LARGE, refusal, begin, problem)
     duals = _check_duals(duals, problem)
     deadline = begin + chosen.time_limit
-    problem.attach(derivatives, residuals, dense_limit=chosen.dense_limit, deadline=deadline)
+    problem.attach(derivatives, residuals, chosen, deadline=deadline)
     try:
         return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin)
     except OutOfTimeError:
@@ -104,7 +104,7 @@ def _solve(
     point = problem.evaluate(x, values)
     if not point.finite:
         return _refused(start, Status.NON_FINITE, "derivatives at the start", begin, problem)
-    if options.hessian != "bfgs":
+    if options.hessian != "bfgs" and problem.size**2 > options.dense_limit:
         ones = np.ones(problem.equalities), np.ones(problem.inequalities)
         matrix = problem.hessian(x, 1.0, *ones) if options.hessian == "exact" else problem.gauss_newton(x)
         refusal = memory.after_detection(matrix, (point.jacobian_eq, point.jacobian_ineq), options)
@@ -120,9 +120,9 @@ def _solve(
     elif options.second_order:
         facts = _facts(problem, run, options)
     timings = Timings(
-        model=problem.seconds,
+        model=problem.seconds - problem.preparation_seconds,
         subproblem=subproblems.seconds,
-        compilation=subproblems.compilation_seconds,
+        compilation=subproblems.compilation_seconds + problem.preparation_seconds,
         total=time.perf_counter() - begin,
     )
     judged = _judged(run, facts, options)

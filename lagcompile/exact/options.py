@@ -34,6 +34,9 @@ class Options(Frozen):
     """Objective below which a feasible point counts as evidence of an unbounded program."""
     dense_limit: int = Field(20_000, ge=0)
     """Jacobians and Hessians with at most this many entries are dense; larger ones are detected and compressed."""
+    trace: bool = False
+    """Record dense derivatives once: evaluations become 2.5 to 4 times faster, recording takes tenths of a second;
+    the functions must not branch on values."""
     reuse_active_set: bool = True
     """Try the last active set first; the subproblem solver runs only when that guess is not optimal."""
     direct: bool = True

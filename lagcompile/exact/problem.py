@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lagcompile.exact.derivatives import Derivatives, Function, JacobianOf, TorchDerivatives
 from lagcompile.exact.linear import Matrix, Vector, finite
+from lagcompile.exact.options import Options
 from lagcompile.ir.base import ProgramError
 
 
@@ -92,7 +93,8 @@ class Problem:
         self.bounds = bounds
         self.size = len(x0)
         self.seconds = 0.0
-        start = torch.from_numpy(bounds.project(x0.numpy()))
+        start = self._start = torch.from_numpy(bounds.project(x0.numpy()))
+        self._last: tuple[Vector, float, Vector, Vector, Matrix] | None = None  # arguments and value of `hessian`
         with torch.no_grad():
             self._check("objective", objective(start), scalar=True)
             self.equalities = 0 if eq is None else self._check("eq", eq(start)).numel()
@@ -101,17 +103,17 @@ class Problem:
         self._residuals: JacobianOf | None = None
 
     def attach(
-        self, derivatives: Derivatives | None, residuals: Function | None, *, dense_limit: int, deadline: float
+        self, derivatives: Derivatives | None, residuals: Function | None, options: Options, *, deadline: float
     ) -> None:
         """Choose where derivatives come from: the caller's object, or torch.func of the functions."""
+        limit, trace = options.dense_limit, options.trace
         sizes = (self.size, self.equalities, self.inequalities)
         self.derivatives = derivatives or TorchDerivatives(
-            self._fused, sizes, dense_limit=dense_limit, deadline=deadline
+            self._fused, sizes, dense_limit=limit, deadline=deadline, trace=trace
         )
         if residuals is not None:
-            start = torch.from_numpy(self.bounds.project(np.zeros(self.size)))
-            count = residuals(start).numel()
-            self._residuals = JacobianOf(residuals, count, self.size, dense_limit=dense_limit, deadline=deadline)
+            count = residuals(self._start).numel()
+            self._residuals = JacobianOf(residuals, count, self.size, dense_limit=limit, deadline=deadline, trace=trace)
 
     def values(self, x: Vector) -> Values:
         """Function values at x."""
@@ -133,7 +135,12 @@ class Problem:
         return Evaluation(x, known, first.gradient, first.jacobian_eq, first.jacobian_ineq)
 
     def hessian(self, x: Vector, weight: float, multipliers_eq: Vector, multipliers_ineq: Vector) -> Matrix:
-        """Hessian of weight * objective + <multipliers, constraints> at x."""
+        """Hessian of weight * objective + <multipliers, constraints> at x (the last one is remembered)."""
+        last = self._last
+        if last is not None and last[1] == weight:
+            known = (last[0], last[2], last[3])
+            if all(np.array_equal(a, b) for a, b in zip(known, (x, multipliers_eq, multipliers_ineq), strict=True)):
+                return last[4]
         begin = time.perf_counter()
         matrix = self._source.hessian(
             torch.from_numpy(x), weight, torch.from_numpy(multipliers_eq), torch.from_numpy(multipliers_ineq)
@@ -142,6 +149,7 @@ class Problem:
             matrix = 0.5 * (matrix + matrix.T)
             matrix = matrix if isinstance(matrix, np.ndarray) else matrix.tocsc()
         self.seconds += time.perf_counter() - begin
+        self._last = (x, weight, multipliers_eq, multipliers_ineq, matrix)
         return matrix
 
     def gauss_newton(self, x: Vector) -> Matrix:
@@ -153,6 +161,12 @@ class Problem:
         gram = jacobian.T @ jacobian
         self.seconds += time.perf_counter() - begin
         return gram if isinstance(gram, np.ndarray) else gram.tocsc()
+
+    @property
+    def preparation_seconds(self) -> float:
+        """The part of `seconds` that went into recording derivatives and detecting sparsity."""
+        own = self.derivatives.preparation_seconds if isinstance(self.derivatives, TorchDerivatives) else 0.0
+        return own + (0.0 if self._residuals is None else self._residuals.preparation_seconds)
 
     @property
     def _source(self) -> Derivatives:

@@ -92,7 +92,7 @@ class Timings(Frozen):
     subproblem: float
     """Quadratic subproblems: solving them."""
     compilation: float
-    """Building the cvxpy problems and detecting sparsity (once for each pattern)."""
+    """Once for each pattern: building the cvxpy problems, detecting sparsity, recording derivatives (`trace`)."""
     total: float
     """Everything, wall clock."""
 

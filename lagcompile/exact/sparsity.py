@@ -150,7 +150,7 @@ class OutOfTimeError(Exception):
 
 
 def detect(products: Products, count: int, *, batch: int = 256, deadline: float = math.inf) -> Matrix:
-    """Entries that are nonzero (or not finite) in the products with all unit vectors, one row for each of them.
+    """Entries that are nonzero (and finite) in the products with all unit vectors, one row for each of them.
 
     Args:
         products: maps a (k, count) batch to a (k, other) batch.
@@ -167,5 +167,6 @@ def detect(products: Products, count: int, *, batch: int = 256, deadline: float 
             raise OutOfTimeError
         seeds = torch.zeros(min(batch, count - start), count, dtype=torch.float64)
         seeds[torch.arange(len(seeds)), start + torch.arange(len(seeds))] = 1.0
-        parts.append(sp.csr_array((products(seeds).detach() != 0).numpy().astype(float)))
+        found = products(seeds).detach()
+        parts.append(sp.csr_array(((found != 0) & found.isfinite()).numpy().astype(float)))
     return sp.vstack(parts, format="csc")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lagcompile.exact import Derivatives, FirstOrder, Multipliers, Status, minimize
 from lagcompile.exact.derivatives import HessianOf, JacobianOf
+from lagcompile.ir.base import ProgramError
 from tests.benchmarks.exact_size import Recurrence, solve
 from tests.exact.reference import independent_kkt
 
@@ -52,7 +53,8 @@ def test_signs_of_multipliers() -> None:
 
 def test_multipliers_of_fixed_variables_take_either_sign() -> None:
     for target, sign in ((5.0, 1.0), (-5.0, -1.0)):
-        result = minimize(lambda x, t=target: ((x - t) ** 2).sum(), vector(0, 0), bounds=(vector(1, -9), vector(1, 9)))
+        objective = partial(_distance, vector(target, target))
+        result = minimize(objective, vector(0, 0), bounds=(vector(1, -9), vector(1, 9)))
         assert result.status is Status.OPTIMAL
         assert result.x.tolist() == pytest.approx([1, target])
         assert float(result.multipliers_bounds[0]) * sign > 0
@@ -133,6 +135,22 @@ def test_derivatives_of_the_caller_are_used() -> None:
     assert own.x.tolist() == pytest.approx(auto.x.tolist(), abs=1e-8)
     assert own.multipliers_ineq.tolist() == pytest.approx(auto.multipliers_ineq.tolist(), abs=1e-7)
     assert Own.calls == own.iterations.count + 1
+
+
+def test_traced_derivatives_change_nothing() -> None:
+    recurrence = Recurrence(steps=4, states=4, inputs=2, seed=1)
+    plain, quick = solve(recurrence), solve(recurrence, trace=True)
+    assert plain.status is quick.status is Status.OPTIMAL
+    assert quick.x.tolist() == pytest.approx(plain.x.tolist(), abs=1e-10)
+    assert quick.iterations.count == plain.iterations.count
+
+
+def test_functions_that_branch_on_values_are_not_traced() -> None:
+    def objective(x: Tensor) -> Tensor:
+        return (x**2).sum() if x[0] > 1 else (x**4).sum()
+
+    with pytest.raises(ProgramError, match=r"cannot be traced \(.*data-dependent"):
+        minimize(objective, vector(3, 2), trace=True)
 
 
 # curvature
