@@ -231,3 +231,7 @@ def main() -> None:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

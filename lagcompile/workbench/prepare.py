@@ -79,20 +79,21 @@ def prepare(loaded: Loaded) -> Prepared:
     Raises:
         SpecError: every problem with data and module, or every problem of the lifting.
     """
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {"data": [], "model": []}
     data: DataSplits | None = None
     model: nn.Module | None = None
     with loaded.importing():
         try:
             data = as_splits(_called(loaded, "data", loaded.spec.data), loaded.spec.data.name)
         except LagcompileError as error:
-            problems += _placed(loaded, "data", error)
+            problems["data"] = _placed(loaded, "data", error)
         try:
             model = fresh_model(loaded)
         except LagcompileError as error:
-            problems += _placed(loaded, "model", error)
+            problems["model"] = _placed(loaded, "model", error)
     if data is None or model is None:
-        raise SpecError(problems)
+        order = sorted(problems, key=lambda key: loaded.document.line((key,)))
+        raise SpecError([p for key in order for p in problems[key]])
     x = data.train_x[:EXAMPLES]
     problem = _forward_problem(model, x)
     if problem:

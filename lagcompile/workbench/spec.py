@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
+import torch
 from pydantic import Field, JsonValue
 
 from lagcompile.backends.base import RunOptions
@@ -152,23 +153,23 @@ def load(path: str | Path, **overrides: object) -> Loaded:
         "loss": Wanted(spec.loss, LOSSES, document.problem(("loss",), "")[:-2]),
     }
     folder = Path(path).resolve().parent
-    problems: list[str] = []
+    problems: list[tuple[int, str]] = []
     targets: dict[str, Callable[..., Any]] = {}
     with importable_from(folder), importable_from(Path.cwd()):
         for key, entry in wanted.items():
             try:
                 targets[key] = resolve_all([entry])[0]
             except SpecError as error:
-                problems += error.problems
+                problems += [(document.line((key,)), p) for p in error.problems]
     try:
         spec = spec.model_copy(update={"split": _split(spec.split, folder, document)})
     except SpecError as error:
-        problems += error.problems
+        problems += [(document.line(("split",)), p) for p in error.problems]
     changed = {name: value for name, value in overrides.items() if value is not None}
-    if "device" in changed or spec.run.device != "cpu":
-        problems += _device_problems(str(changed.get("device", spec.run.device)), document)
+    device = str(changed.get("device", spec.run.device))
+    problems += [(document.line(("run", "device")), p) for p in _device_problems(device, document)]
     if problems:
-        raise SpecError(problems)
+        raise SpecError([text for _, text in sorted(problems, key=lambda p: p[0])])
     spec = spec.model_copy(update={"run": Running(**{**spec.run.model_dump(), **changed})})
     return Loaded(spec, document, targets["model"], targets["data"], targets["loss"], folder)
 
@@ -182,8 +183,6 @@ def _split(split: int | str | SplitPolicy, folder: Path, document: Document) -> 
 
 
 def _device_problems(device: str, document: Document) -> Iterator[str]:
-    import torch
-
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -1,0 +1,179 @@
+"""The driver: what a run folder holds, how it is made, interrupted and resumed; the baseline; final defects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lagcompile.check.certificate import Certificate
+from lagcompile.ir.base import DataError
+from lagcompile.ir.solution import Status
+from lagcompile.workbench import folder as files
+from lagcompile.workbench.measure import outcome, state_defects
+from lagcompile.workbench.prepare import prepare
+from lagcompile.workbench.run import Outcome, load_weights, relift, solve, weights_digest
+from lagcompile.workbench.spec import load
+from lagcompile.workbench.supervise import Stop
+from tests.workbench.specs import MOONS, moons
+
+
+def run(
+    path: Path,
+    folder: Path | None,
+    *,
+    steps: int | None = None,
+    baseline: bool | None = None,
+    force: bool = False,
+    resume: bool = False,
+) -> Outcome:
+    prepared = prepare(load(path, steps=steps))
+    return solve(prepared, folder=folder, baseline=baseline, force=force, resume=resume, stop=Stop())
+
+
+def state(found: Outcome) -> Mapping[str, Tensor]:
+    duals = {f"dual {n}": v for n, v in found.solution.multipliers.items()}
+    return {**found.solution.model.state_dict(), **found.solution.states, **duals}
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    found = run(moons(tmp_path), tmp_path / "runs" / "moons", baseline=True)
+    place = tmp_path / "runs" / "moons"
+    names = {p.name for p in place.iterdir()}
+    assert names == {
+        *(files.SPEC, files.PROGRAM, files.PROGRAM_JSON, files.LOG, files.CHECKPOINT, files.MODEL, files.CERTIFICATE)
+    }
+    rows = [json.loads(line) for line in (place / files.LOG).read_text().splitlines()]
+    assert [r["step"] for r in rows] == [5, 10, 15, 20, 25, 30]
+    assert rows == [dict(r) for r in found.solution.history.rows]
+    assert {"seconds", "loss", "defect", "outside", "dual"} <= set(rows[0])
+    assert load(place / files.SPEC).spec == found.prepared.loaded.spec
+    assert Certificate.load(place / files.CERTIFICATE) == found.certificate
+    assert found.certificate.ok
+    assert found.exit_code == 0
+    model = load_weights(found.prepared, place / files.MODEL)
+    assert same(model.state_dict(), found.solution.model.state_dict())
+    assert f"weights {weights_digest(model)}" in found.certificate.facts
+
+
+def test_the_baseline_spends_the_same_gradients_from_the_same_weights(tmp_path: Path) -> None:
+    found = run(moons(tmp_path), None, baseline=True)
+    assert found.baseline is not None
+    assert found.baseline.gradient_evaluations == found.solution.gradient_evaluations == 60
+    assert found.baseline.status is Status.STEPS_DONE
+    assert [r["step"] for r in found.baseline.history.rows] == [10, 20, 30, 40, 50, 60]
+    assert found.baseline.history.column("loss")[-1] < found.baseline.history.column("loss")[0]
+    assert run(moons(tmp_path), None).baseline is None
+    no_steps = run(moons(tmp_path), None, steps=0, baseline=True)
+    assert no_steps.baseline is not None
+    assert no_steps.test == no_steps.baseline_test
+
+
+def test_final_defects_are_those_of_the_states(tmp_path: Path) -> None:
+    found = run(moons(tmp_path), None)
+    x, layers = found.prepared.data.train_x, found.solution.model.eval()
+    h1 = found.solution.states["h1"]
+    stage = torch.nn.Sequential(*list(layers.modules())[2:5])
+    with torch.no_grad():
+        wanted = (stage(x) - h1).abs()
+    first, second = found.defects
+    assert (first.state, first.module) == ("h1", "layers.2")
+    assert first.mean == pytest.approx(float(wanted.mean()), rel=1e-5)
+    assert first.largest == pytest.approx(float(wanted.max()), rel=1e-5)
+    assert found.defect == pytest.approx((first.mean + second.mean) / 2, rel=1e-4)
+
+
+def test_defects_of_a_forward_pass_are_zero(tmp_path: Path) -> None:
+    prepared = prepare(load(moons(tmp_path)))
+    lifted, x = relift(prepared, prepared.model), prepared.data.train_x
+    with torch.no_grad():
+        values = lifted.network.glue([x])
+    states = {s.name: values[s.node] for s in lifted.program.states}
+    assert [(d.mean, d.largest, d.outside) for d in state_defects(lifted, states, x)] == [(0, 0, 0), (0, 0, 0)]
+
+
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
+    path = tmp_path / "decay.yaml"
+    schedule = "schedule: {weights: {kind: decay, factor: 0.5, every: 7}}\n"
+    path.write_text(MOONS + schedule)
+    whole = run(path, tmp_path / "whole")
+    stop, place = Stop(), tmp_path / "broken"
+
+    def look(name: str, total: int, row: Mapping[str, float]) -> None:
+        stop.asked = row["step"] >= 15
+
+    broken = solve(prepare(load(path)), folder=place, look=look, stop=stop)
+    assert broken.solution.status is Status.INTERRUPTED
+    assert broken.exit_code == 130
+    assert broken.solution.steps == 15
+    assert not same(state(broken), state(whole))
+    resumed = run(path, place, resume=True)
+    assert same(state(resumed), state(whole))
+    log = (place / files.LOG).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [5, 10, 15, 20, 25, 30]
+
+
+def test_resuming_another_spec_is_refused(tmp_path: Path) -> None:
+    path, place = moons(tmp_path), tmp_path / "run"
+    run(path, place)
+    path.write_text(MOONS.replace("lr: 0.3", "lr: 0.4"))
+    with pytest.raises(DataError, match="was run with another spec"):
+        run(path, place, resume=True)
+    path.write_text(MOONS)
+    assert run(path, place, steps=35, resume=True).solution.steps == 35
+    with pytest.raises(DataError, match="nothing to resume"):
+        run(path, tmp_path / "none", resume=True)
+
+
+def test_a_folder_that_is_there(tmp_path: Path) -> None:
+    path, place = moons(tmp_path), tmp_path / "run"
+    run(path, place, steps=5)
+    with pytest.raises(DataError, match="exists: --force replaces it"):
+        run(path, place)
+    (place / "extra").write_text("old")
+    run(path, place, steps=5, force=True)
+    assert not (place / "extra").exists()
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    with pytest.raises(DataError, match="is not a run folder"):
+        run(path, other, force=True)
+    assert (other / "thesis.tex").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "moons.yaml", "run"]
+
+
+def test_a_damaged_checkpoint_is_said(tmp_path: Path) -> None:
+    path, place = moons(tmp_path), tmp_path / "run"
+    run(path, place, steps=5)
+    (place / files.CHECKPOINT).write_bytes(b"not torch")
+    with pytest.raises(DataError, match=r"checkpoint\.pt is damaged"):
+        run(path, place, resume=True)
+
+
+def test_divergence_ends_with_finite_weights(tmp_path: Path) -> None:
+    path = tmp_path / "wild.yaml"
+    wild = MOONS.replace("{kind: sgd, lr: 0.3}", "{kind: sgd, lr: 1.0e+30}").replace("look_every: 5", "look_every: 1")
+    path.write_text(wild.replace("{kind: adagrad, lr: 0.1}", "{kind: sgd, lr: 1.0e+10}"))
+    found = run(path, tmp_path / "run")
+    assert found.solution.status is Status.DIVERGED
+    assert found.exit_code == 1
+    assert all(torch.isfinite(v).all() for v in found.solution.model.state_dict().values())
+    assert found.certificate.ok
+
+
+def test_held_out_numbers() -> None:
+    model = torch.nn.Linear(2, 2)
+    x, y = torch.randn(2500, 2), torch.randint(0, 2, (2500,))
+    found = outcome(model, x, y, loss=torch.nn.functional.cross_entropy)
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(model(x), y).detach()), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()), abs=1e-6)
+    assert model.training
+    assert set(outcome(model, x, x, loss=torch.nn.functional.mse_loss)) == {"loss"}
