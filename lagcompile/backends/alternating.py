@@ -61,6 +61,9 @@ class AltMin(Method):
     """AltMin-mem: hidden weights of linear layers from accumulated sums of s s^T and h s^T, by coordinate descent."""
     memory_rate: float = Field(default=0.0, ge=0, lt=1)
     """Exponential forgetting of the memory; 0 accumulates."""
+    memory_damping: float = Field(default=0.1, ge=0)
+    """Added to a column's curvature, relative to the mean of A's diagonal: columns that are rarely active move little,
+    minimisers stay where they are."""
     memory_sweeps: int = Field(default=1, ge=1)
     """Sweeps of coordinate descent over a layer's columns in each batch."""
 
@@ -275,12 +278,14 @@ class Memory:
     def _descend(self) -> None:
         biases = [p[:, None] for n, p in self.layer.named_parameters() if n == "bias"]
         w = torch.cat([self.layer.weight.detach(), *(b.detach() for b in biases)], dim=1)
-        used = self.a.diagonal() > 1e-10 * self.a.diagonal().max().clamp_min(1e-30)
+        diagonal = self.a.diagonal()
+        curvature = diagonal + self.method.memory_damping * diagonal.mean()
+        used = diagonal > 1e-10 * diagonal.max().clamp_min(1e-30)
         columns = used.nonzero().flatten().tolist()
         for _ in range(self.method.memory_sweeps):
             for j in columns:
-                step = (self.b[:, j] - w @ self.a[:, j]) / self.a[j, j]
-                w[:, j] = _shrunk(w[:, j] + step, self.l1, self.a[j, j])
+                step = (self.b[:, j] - w @ self.a[:, j]) / curvature[j]
+                w[:, j] = _shrunk(w[:, j] + step, self.l1, curvature[j])
         self.layer.weight.data.copy_(w[:, : self.layer.in_features])
         if self.layer.bias is not None:
             self.layer.bias.data.copy_(w[:, -1])
