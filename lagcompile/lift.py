@@ -203,7 +203,15 @@ class Lifted:
         _try(instance)
         return instance
 
-    def verify(self, inputs: Any, target: Any, *, loss: Loss, tolerance: float = TOLERANCE) -> Certificate:
+    def verify(
+        self,
+        inputs: Any,
+        target: Any,
+        *,
+        loss: Loss,
+        tolerance: float = TOLERANCE,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Certificate:
         """Check the identities that hold at a zero-defect point, in float64, in train and eval mode.
 
         Args:
@@ -211,10 +219,11 @@ class Lifted:
             target: what the loss compares with.
             loss: (output, target) -> scalar.
             tolerance: largest relative residual.
+            kwargs: keyword arguments of the forward.
         """
         args = as_args(inputs)
-        lifted = self.resolve(*args)
-        tensors = lifted.network.capture.signature.flatten(args, {})
+        lifted = self.resolve(*args, **(kwargs or {}))
+        tensors = lifted.network.capture.signature.flatten(args, kwargs or {})
         return verify_network(lifted.network, lifted.program, tensors, target, loss=loss, tolerance=tolerance)
 
     def solve(

@@ -20,7 +20,7 @@ from lagcompile.frontend.export import export
 from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.modes import merge
-from lagcompile.frontend.receipt import Receipt, as_it_was, examine, resized
+from lagcompile.frontend.receipt import Expectations, Receipt, at_given, examine, expect, first_line, resized
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.symbolic import Traced, is_leaf, trace
 from lagcompile.ir.base import LiftError
@@ -51,17 +51,7 @@ def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | N
     search = _Search(copy.deepcopy(model), signature, tensors)
     if tensors is None:
         return Captured(search.unchecked(), None, None)
-    _runs(search.model, signature, tensors)
     return search.best()
-
-
-def _runs(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> None:
-    """Say plainly when the model itself does not run on the example inputs."""
-    try:
-        with as_it_was(model, training=False):
-            signature.call(model, [t.clone() for t in tensors])
-    except Exception as error:
-        raise LiftError(f"the model does not run on the example inputs: {reason_of(error)}") from error
 
 
 @dataclass
@@ -73,6 +63,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.problems: list[str] = []
         self.fallback: Captured | None = None
+        self.expected: Expectations | None = None
 
     # ------------------------------------------------------------ without inputs
     def unchecked(self) -> Capture:
@@ -88,6 +79,11 @@ class _Search:
     # ------------------------------------------------------------ with inputs
     def best(self) -> Captured:
         """The first capture whose receipt holds; one that keeps many layers in one node only as a last resort."""
+        assert self.tensors is not None
+        try:
+            self.expected = expect(self.model, self.signature, self.tensors)
+        except Exception as error:
+            raise LiftError(f"the model does not run on the example inputs: {reason_of(error)}") from error
         for name, attempt in self._attempts():
             try:
                 found = self._checked(attempt())
@@ -170,7 +166,14 @@ class _Search:
 
     def _checked(self, captured: Capture) -> Captured | None:
         assert self.tensors is not None
-        receipt, observed = examine(captured, self.tensors)
+        assert self.expected is not None
+        try:
+            receipt, observed = examine(captured, self.expected)
+        except Exception as error:
+            if self.expected.batch != "dynamic":
+                raise
+            why = f"the captured graph does not run on other batch sizes ({first_line(error)})"
+            receipt, observed = examine(captured, at_given(self.model, self.signature, self.tensors, why))
         if receipt.ok:
             return Captured(captured, receipt, observed)
         self.problems.append(f"the graph of {captured.front_end} does something else than the model:\n{receipt}")

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 class Watch:
     """Notes the side effects of each node of a graph that runs.
 
+    Args:
+        random: watch the random generator, too.
+
     Attributes:
         writes: node -> names of the inputs whose memory it wrote into.
         aliases: node -> names of the nodes that first made the memory that it shares, where it shares any.
         random: nodes that drew random numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, random: bool = True) -> None:
+        self._watched = random
         self.writes: dict[str, tuple[str, ...]] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
         self.random: set[str] = set()
@@ -44,7 +48,7 @@ class Watch:
             for source in node.all_input_nodes
             if isinstance(tensor := env[source], Tensor)
         ]
-        self._state = torch.get_rng_state() if node.op.startswith("call") else None
+        self._state = torch.get_rng_state() if self._watched and node.op.startswith("call") else None
 
     def after(self, node: fx.Node, value: Any) -> None:
         """Compare with what was noted."""

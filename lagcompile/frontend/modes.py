@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.func import functional_call
 
 from lagcompile.frontend.align import Pair, Step, align, argument_pairs, outputs_of, path_of
 from lagcompile.frontend.graphmodule import StageGraph
@@ -48,6 +49,21 @@ class ByMode(nn.Module):
         return self.in_train(*inputs) if self.owner[0].training else self.in_eval(*inputs)
 
 
+class Layer(nn.Module):
+    """A layer of the user's whose parameters come in as inputs, so that they keep their names outside."""
+
+    def __init__(self, layer: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.layer = (layer,)
+        self.names = names
+
+    def forward(self, *operands: Any, **kwargs: Any) -> Any:
+        """Run the layer with its parameters, which come first."""
+        count = len(self.names)
+        weights = dict(zip(self.names, operands[:count], strict=True))
+        return functional_call(self.layer[0], weights, operands[count:], kwargs)
+
+
 class Pick(nn.Module):
     """One of its inputs."""
 
@@ -69,8 +85,7 @@ def merge(model: nn.Module, train: Traced, evaluation: Traced) -> Traced:
         evaluation: its graph in eval mode.
 
     Raises:
-        LiftError: the modes differ in what cannot be cut (layers with weights that run in one mode only), or return
-            outputs of different structures.
+        LiftError: the modes return outputs of different structures.
     """
     outputs = [len(outputs_of(t.graph)) for t in (train, evaluation)]
     if outputs[0] != outputs[1]:
@@ -88,6 +103,7 @@ class _Merger:
         self.attributes: dict[str, Any] = {}
         self.graph = fx.Graph()
         self.env: tuple[dict[fx.Node, fx.Node], dict[fx.Node, fx.Node]] = ({}, {})
+        self.read: dict[str, fx.Node] = {}
         self.selected: dict[Pair, fx.Node] = {}
         self.flags: dict[tuple[str, str], fx.Node] = {}
 
@@ -113,7 +129,6 @@ class _Merger:
     def _inputs(self) -> None:
         """Inputs and attributes are read once for both modes."""
         inputs: dict[str, fx.Node] = {}
-        read: dict[str, fx.Node] = {}
         for side, traced in enumerate(self.sides):
             for node in traced.graph.nodes:
                 if node.op == "placeholder":
@@ -126,10 +141,14 @@ class _Merger:
                     name = str(node.target)
                     if name in traced.attributes:
                         name = self._constant(traced.attributes[name])
-                    if name not in read:
-                        read[name] = self.graph.create_node("get_attr", name)
-                        read[name].meta = dict(node.meta)
-                    self.env[side][node] = read[name]
+                    self.env[side][node] = self._attribute(name)
+                    self.env[side][node].meta.update(node.meta)
+
+    def _attribute(self, name: str) -> fx.Node:
+        """The one node that reads a parameter, a buffer or a constant."""
+        if name not in self.read:
+            self.read[name] = self.graph.create_node("get_attr", name)
+        return self.read[name]
 
     def _constant(self, value: torch.Tensor) -> str:
         """Name of a constant in the merged graph; equal constants of both modes are one."""
@@ -187,6 +206,8 @@ class _Merger:
         for side, nodes in enumerate(runs):
             for node in self._reads(nodes, [p[side] for p in pairs]):
                 inputs.setdefault(self.env[side][node], len(inputs))
+            for name in self._weights(side, nodes):
+                inputs.setdefault(self._attribute(name), len(inputs))
         modules = [self._module(s, nodes, [p[s] for p in pairs], inputs) for s, nodes in enumerate(runs)]
         owner = self._owner(_common([path_of(n) for n in (*step.train, *step.evaluation)]))
         made = self.graph.call_module(self._named("modes", ByMode(owner, *modules)), tuple(inputs))
@@ -211,19 +232,23 @@ class _Merger:
             if node.op == "call_module":
                 path = str(node.target)
                 env[node].target = path.replace(".", "__")
-                root.add_module(str(env[node].target), self._part(side, path))
+                names = tuple(n for n, _ in self._part(side, path).named_parameters(remove_duplicate=False))
+                weights = [given[inputs[self._attribute(f"{path}.{n}")]] for n in names]
+                env[node].args = (*weights, *env[node].args)
+                part = self._part(side, path)
+                root.add_module(str(env[node].target), Layer(part, names) if names else part)
         graph.output(tuple(env[n] for n in wanted))
         return StageGraph(root, graph, "Mode")
 
     def _part(self, side: int, path: str) -> nn.Module:
         own = self.sides[side].attributes
         part: nn.Module = own[path] if path in own else self.model.get_submodule(path)
-        if any(True for _ in part.parameters()):
-            raise LiftError(
-                f"the layer '{path}' has weights and is called in {('train', 'eval')[side]} mode otherwise than in "
-                f"{('eval', 'train')[side]} mode: no program holds for both. Call it equally in both modes"
-            )
         return part
+
+    def _weights(self, side: int, nodes: Sequence[fx.Node]) -> list[str]:
+        """Names of the parameters of the layers that a run calls."""
+        paths = [str(n.target) for n in nodes if n.op == "call_module"]
+        return [f"{p}.{n}" for p in paths for n, _ in self._part(side, p).named_parameters(remove_duplicate=False)]
 
     def _owner(self, path: str) -> nn.Module:
         return self.model.get_submodule(path) if path else self.model

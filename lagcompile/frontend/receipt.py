@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from lagcompile.frontend.capture import Capture
-from lagcompile.frontend.effects import Watch
 from lagcompile.frontend.graph import Observation
+from lagcompile.frontend.observe import Recorder, observations
+from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import leaves
 from lagcompile.frontend.symbolic import restore_buffers
 from lagcompile.ir.base import Frozen
-from lagcompile.ir.program import TensorType
 
 SEED = 20211006
-Kind = Literal["tensor", "tuple", "other"]
 
 
 class ModeReceipt(Frozen):
@@ -80,35 +79,107 @@ class Receipt(Frozen):
         return "\n".join(lines)
 
 
-def examine(captured: Capture, tensors: Sequence[torch.Tensor]) -> tuple[Receipt, dict[str, Observation]]:
-    """Run model and graph in both modes on (a few examples of) the inputs.
+@dataclass(frozen=True)
+class Expected:
+    """What the model itself does in one mode on some inputs.
+
+    Attributes:
+        mode: train or eval.
+        tensors: the inputs.
+        output: leaves of its output.
+        buffers: its buffers afterwards.
+        changed: names of those that changed.
+        start: state of the random generator ahead of the run.
+        end: and afterwards.
+    """
+
+    mode: str
+    tensors: tuple[torch.Tensor, ...]
+    output: tuple[Any, ...]
+    buffers: Mapping[str, torch.Tensor]
+    changed: tuple[str, ...]
+    start: torch.Tensor
+    end: torch.Tensor
+
+    @property
+    def random(self) -> bool:
+        """Whether random numbers were drawn."""
+        return not torch.equal(self.start, self.end)
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What the model does in eval mode with two examples and in train mode with three; or with those given."""
+
+    evaluation: Expected
+    train: Expected
+    batch: str = "dynamic"
+
+
+def expect(model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor]) -> Expectations:
+    """Run the model itself in both modes.
 
     Args:
-        captured: the captured model.
-        tensors: example inputs in the order of the signature; two or three examples of them are run, so the
-            cost does not grow with their batch size.
+        model: the private copy; it is left as it was.
+        signature: how it is called.
+        tensors: example inputs in the order of the signature; two or three examples of them are run, so that the cost
+            does not grow with their number.
 
     Raises:
         Exception: whatever the user's own forward raises on these inputs.
     """
-    dynamic = "dynamic"
     try:
-        first, second = resized(tensors, 2), resized(tensors, 3)
-        runs = [_compare(captured, "eval", first), _compare(captured, "train", second)]
+        return Expectations(
+            _expected(model, signature, "eval", resized(tensors, 2)),
+            _expected(model, signature, "train", resized(tensors, 3)),
+        )
     except Exception as error:
-        first = second = list(tensors)
-        runs = [_compare(captured, "eval", first), _compare(captured, "train", second)]
-        dynamic = f"fixed: the model does not run on other batch sizes ({str(error).splitlines()[0]})"
+        return at_given(model, signature, tensors, f"the model does not run on other batch sizes ({first_line(error)})")
+
+
+def at_given(model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor], why: str) -> Expectations:
+    """Expectations on the example inputs as they are."""
+    evaluation, train = (_expected(model, signature, mode, tensors) for mode in ("eval", "train"))
+    return Expectations(evaluation, train, f"fixed: {why}")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _expected(model: nn.Module, signature: Signature, mode: str, tensors: Sequence[torch.Tensor]) -> Expected:
+    with as_it_was(model, mode == "train") as before:
+        start = torch.get_rng_state()
+        output = signature.call(model, [t.clone() for t in tensors])
+        buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+        end = torch.get_rng_state()
+        changed = tuple(n for n, b in buffers.items() if n not in before or not _same(b, before[n]))
+        return Expected(mode, tuple(tensors), tuple(leaves(output)), buffers, changed, start, end)
+
+
+def examine(captured: Capture, expected: Expectations) -> tuple[Receipt, dict[str, Observation]]:
+    """Run a graph as the model was run, and compare.
+
+    Args:
+        captured: the captured model.
+        expected: what the model itself does.
+
+    Raises:
+        Exception: the graph does not run (on this batch size, for one).
+    """
+    evaluation, first = _compare(captured, expected.evaluation, count=True)
+    train, second = _compare(captured, expected.train, count=False)
     receipt = Receipt(
         front_end=captured.front_end,
         model=type(captured.original).__name__,
-        modes=tuple(r[0] for r in runs),
+        modes=(evaluation, train),
         whole=tuple(captured.whole.items()),
         tied=tuple((name, *others) for name, others in captured.ties.items()),
-        batch=dynamic,
+        batch=expected.batch,
     )
-    size = _batch(first)
-    return receipt, _observations(runs[0][1], runs[1][1], size, _batch(second))
+    sizes = [_batch(e.tensors) for e in (expected.evaluation, expected.train)]
+    return receipt, observations(first, second, *sizes)
 
 
 def _batch(tensors: Sequence[torch.Tensor]) -> int | None:
@@ -127,7 +198,7 @@ def resized(tensors: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
 
 
 @contextmanager
-def as_it_was(module: nn.Module, training: bool) -> Iterator[None]:
+def as_it_was(module: nn.Module, training: bool) -> Iterator[Mapping[str, torch.Tensor]]:
     """Run in a mode with a seeded generator; modes, buffers and the generator are put back afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     held = dict(module.named_buffers())
@@ -136,56 +207,39 @@ def as_it_was(module: nn.Module, training: bool) -> Iterator[None]:
         module.train(training)
         torch.manual_seed(SEED)
         try:
-            yield
+            yield before
         finally:
             for m, mode in modes:
                 m.training = mode
             restore_buffers(module, held, before)
 
 
-Run = tuple[ModeReceipt, "_Recorder"]
-
-
-def _compare(captured: Capture, mode: str, tensors: Sequence[torch.Tensor]) -> Run:
-    training = mode == "train"
-    start = _random_start()
+def _compare(captured: Capture, expected: Expected, *, count: bool) -> tuple[ModeReceipt, Recorder]:
+    training = expected.mode == "train"
+    recorder = Recorder(captured.module, random=expected.random, count=count)
     with as_it_was(captured.original, training):
-        before = {n: b.detach().clone() for n, b in captured.original.named_buffers()}
-        expected = captured.signature.call(captured.original, [t.clone() for t in tensors])
-        buffers = {n: b.detach().clone() for n, b in captured.original.named_buffers()}
-        end = torch.get_rng_state()
-    with as_it_was(captured.original, training):
-        recorder = _Recorder(captured.module)
         captured.module.train(training)
-        got = captured.assemble_flat(recorder.run(*(t.clone() for t in tensors)))
-        own = {n: b.detach().clone() for n, b in captured.original.named_buffers()}
-        own_end = torch.get_rng_state()
-    changed = tuple(n for n, b in buffers.items() if not _same(b, before[n]))
+        got = captured.assemble_flat(recorder.run(*(t.clone() for t in expected.tensors)))
+        own = dict(captured.original.named_buffers())
+        equal = own.keys() == expected.buffers.keys() and all(_same(b, own[n]) for n, b in expected.buffers.items())
+        end = torch.get_rng_state()
     receipt = ModeReceipt(
-        mode=mode,
-        difference=_difference(expected, got),
-        buffers_equal=all(_same(b, own[n]) for n, b in buffers.items()),
-        buffers_changed=changed,
-        random_equal=torch.equal(end, own_end),
-        random_used=not torch.equal(start, end),
+        mode=expected.mode,
+        difference=_difference(expected.output, leaves(got)),
+        buffers_equal=equal,
+        buffers_changed=expected.changed,
+        random_equal=torch.equal(end, expected.end),
+        random_used=expected.random,
     )
     return receipt, recorder
 
 
-def _random_start() -> torch.Tensor:
-    """State of the generator at the start of each run."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        return torch.get_rng_state()
-
-
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    return a.shape == b.shape and (torch.equal(a, b) or torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
 
 
-def _difference(expected: Any, got: Any) -> float:
-    """Largest absolute difference between two nested outputs; infinite where their structures differ."""
-    a, b = leaves(expected), leaves(got)
+def _difference(a: Sequence[Any], b: Sequence[Any]) -> float:
+    """Largest absolute difference between the leaves of two outputs; infinite where their structures differ."""
     if len(a) != len(b):
         return float("inf")
     worst = 0.0
@@ -194,78 +248,6 @@ def _difference(expected: Any, got: Any) -> float:
             worst = worst if x == y else float("inf")
         elif x.shape != y.shape or x.dtype != y.dtype:
             return float("inf")
-        elif x.numel() and not torch.equal(x, y):
+        elif x.numel() and not _same(x, y):
             worst = max(worst, float((x.double() - y.double()).abs().nan_to_num(float("inf")).max()))
     return worst
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the shape, dtype, flops and side effects of every value."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.seen: dict[str, tuple[Kind, torch.dtype | None, tuple[int, ...], int]] = {}
-        self.counter = FlopCounterMode(display=False)
-        self.watch = Watch()
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        with self.counter:
-            return super().run(*args, **kwargs)
-
-    def run_node(self, n: fx.Node) -> Any:
-        before = self.counter.get_total_flops()
-        self.watch.before(n, self.env)
-        value = super().run_node(n)
-        self.watch.after(n, value)
-        work = self.counter.get_total_flops() - before
-        if isinstance(value, torch.Tensor):
-            flops = work + (value.numel() if n.op.startswith("call") else 0)
-            self.seen[n.name] = ("tensor", value.dtype, tuple(value.shape), flops)
-        else:
-            found = leaves(value)
-            kind: Kind = "tuple" if any(isinstance(v, torch.Tensor) for v in found) else "other"
-            self.seen[n.name] = (kind, None, (), work)
-        return value
-
-
-def _observations(first: _Recorder, second: _Recorder, size: int | None, other: int | None) -> dict[str, Observation]:
-    """One record per node; the batch axis is the one whose size follows the batch size of the two runs."""
-    result: dict[str, Observation] = {}
-    for name, (kind, dtype, shape, flops) in first.seen.items():
-        marked = None
-        if kind == "tensor":
-            again = second.seen.get(name, (kind, dtype, shape, flops))[2]
-            marked = TensorType(dtype=str(dtype).removeprefix("torch."), shape=_marked(shape, again, size, other))
-        result[name] = Observation(
-            kind,
-            marked,
-            flops=flops // (size or 1),
-            batch=size or 1,
-            writes=tuple(dict.fromkeys([*first.watch.writes.get(name, ()), *second.watch.writes.get(name, ())])),
-            aliases=tuple(sorted({*first.watch.aliases.get(name, ()), *second.watch.aliases.get(name, ())})),
-            random=name in first.watch.random or name in second.watch.random,
-        )
-    return result
-
-
-def _marked(
-    shape: tuple[int, ...], again: tuple[int, ...], size: int | None, other: int | None
-) -> tuple[int | str, ...]:
-    if size is None or len(shape) != len(again):
-        return shape
-    if size == other:
-        return tuple("B" if i == 0 and d == size else d for i, d in enumerate(shape))
-    marked: list[int | str] = []
-    for d, e in zip(shape, again, strict=True):
-        if d == e:
-            marked.append(d)
-        elif d * (other or 1) == e * size:
-            marked.append("B" if d == size else f"{d // size}B")
-        else:
-            marked.append(f"{d}?")
-    return tuple(marked)
-
-
-def to_mapping(observed: Mapping[str, Observation]) -> dict[str, TensorType]:
-    """Types of the tensor-valued nodes."""
-    return {n: o.type for n, o in observed.items() if o.type is not None}

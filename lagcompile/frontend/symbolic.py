@@ -73,7 +73,9 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
 
 
 def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape != b.shape or not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    if a.shape != b.shape:
+        return True
+    return not torch.equal(a, b) and not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
 def restore_buffers(model: nn.Module, held: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> None:
@@ -125,11 +127,14 @@ class _Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         last = next(iter(reversed(self.graph.nodes)))
+        stack = dict(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             path = self.path_of_module(m)
             self.opaque[path] = reason_of(error)
+            self.module_stack.clear()
+            self.module_stack.update(stack)
             while (node := next(iter(reversed(self.graph.nodes)))) is not last:
                 self.graph.erase_node(node)
             return self.create_proxy("call_module", path, args, kwargs)

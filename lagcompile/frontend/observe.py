@@ -1,0 +1,137 @@
+"""What every node of a captured graph gives when it runs: type, work, side effects.
+
+In: a graph module and inputs of two batch sizes. Out: `Observation` by node name. Invariant: the batch axis is the one
+whose size follows the batch size of the two runs; work is counted per example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lagcompile.frontend.effects import Watch
+from lagcompile.frontend.graph import Observation
+from lagcompile.frontend.structure import leaves
+from lagcompile.ir.program import TensorType
+
+Kind = Literal["tensor", "tuple", "other"]
+Seen = tuple[Kind, torch.dtype | None, tuple[int, ...]]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PRODUCTS: tuple[str, ...] = ("mm", "linear", "conv", "einsum", "matmul", "attention", "tensordot", "dot", "mv")
+_PRODUCTS += ("rnn", "lstm", "gru", "bilinear")
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps the shape, dtype, flops and side effects of every value.
+
+    Args:
+        module: the graph.
+        random: whether the model draws random numbers in this mode (else the generator need not be watched).
+        count: whether to count flops.
+    """
+
+    def __init__(self, module: fx.GraphModule, *, random: bool, count: bool) -> None:
+        super().__init__(module)
+        self.seen: dict[str, Seen] = {}
+        self.flops: dict[str, int] = {}
+        self.watch = Watch(random=random)
+        self.count = count
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and note what it did."""
+        self.watch.before(n, self.env)
+        counted = self.count and n.op.startswith("call") and self._multiplies(n)
+        if counted:
+            with FlopCounterMode(display=False) as counter:
+                value = super().run_node(n)
+            self.flops[n.name] = counter.get_total_flops()
+        else:
+            value = super().run_node(n)
+        self.watch.after(n, value)
+        self.seen[n.name] = _seen(value)
+        if isinstance(value, Tensor) and n.op.startswith("call"):
+            known = 0 if counted or n.op != "call_module" else _work(self.submodules[str(n.target)], value)
+            self.flops[n.name] = self.flops.get(n.name, 0) + value.numel() + known
+        return value
+
+    def _multiplies(self, node: fx.Node) -> bool:
+        """Whether the node may hold matrix products whose work is not known from shapes alone."""
+        if node.op != "call_module":
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+            return any(word in name for word in _PRODUCTS)
+        kind = type(self.submodules[str(node.target)])
+        plain = kind.__module__.startswith("torch.nn.modules") and not kind.__module__.endswith(
+            (".rnn", ".activation", ".transformer", ".sparse", ".adaptive", ".conv")
+        )
+        return not plain and kind not in _CONVOLUTIONS
+
+
+def _work(module: nn.Module, value: Tensor) -> int:
+    """Flops of a layer whose work follows from its shapes."""
+    if isinstance(module, nn.Linear):
+        return 2 * value.numel() * module.in_features
+    if isinstance(module, _CONVOLUTIONS):
+        return 2 * value.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Bilinear):
+        return 2 * value.numel() * module.in1_features * module.in2_features
+    return 0
+
+
+def _seen(value: Any) -> Seen:
+    if isinstance(value, Tensor):
+        return "tensor", value.dtype, tuple(value.shape)
+    return ("tuple" if any(isinstance(v, Tensor) for v in leaves(value)) else "other"), None, ()
+
+
+def observations(first: Recorder, second: Recorder, size: int | None, other: int | None) -> dict[str, Observation]:
+    """One record per node.
+
+    Args:
+        first: a run (in eval mode) that counted flops.
+        second: a run in train mode.
+        size: batch size of the first run; None where the inputs have no common first axis.
+        other: batch size of the second.
+    """
+    result: dict[str, Observation] = {}
+    for name, (kind, dtype, shape) in first.seen.items():
+        marked = None
+        if kind == "tensor":
+            again = second.seen.get(name, (kind, dtype, shape))[2]
+            marked = TensorType(dtype=str(dtype).removeprefix("torch."), shape=_marked(shape, again, size, other))
+        result[name] = Observation(
+            kind,
+            marked,
+            flops=first.flops.get(name, 0) // (size or 1),
+            batch=size or 1,
+            writes=_both(first.watch.writes, second.watch.writes, name),
+            aliases=_both(first.watch.aliases, second.watch.aliases, name),
+            random=name in first.watch.random or name in second.watch.random,
+        )
+    return result
+
+
+def _both(a: Mapping[str, tuple[str, ...]], b: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*a.get(name, ()), *b.get(name, ())]))
+
+
+def _marked(
+    shape: tuple[int, ...], again: tuple[int, ...], size: int | None, other: int | None
+) -> tuple[int | str, ...]:
+    if size is None or len(shape) != len(again):
+        return shape
+    if size == other:
+        return tuple("B" if i == 0 and d == size else d for i, d in enumerate(shape))
+    marked: list[int | str] = []
+    for d, e in zip(shape, again, strict=True):
+        if d == e:
+            marked.append(d)
+        elif d * (other or 1) == e * size:
+            marked.append("B" if d == size else f"{d // size}B")
+        else:
+            marked.append(f"{d}?")
+    return tuple(marked)
