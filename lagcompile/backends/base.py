@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,10 @@ class Executor(ABC):
     @abstractmethod
     def step(self, rows: Tensor) -> None:
         """One step on a batch of rows; no synchronisation with the device."""
+
+    def groups(self) -> Mapping[str, Sequence[torch.optim.Optimizer]]:
+        """Optimisers of each group of variables (weights, states, multipliers), whose step sizes may be scheduled."""
+        return {}
 
     @abstractmethod
     def measures(self) -> dict[str, float]:

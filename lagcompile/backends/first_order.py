@@ -9,7 +9,7 @@ In: an `Instance`. Out: an executor. Invariant: both half steps see the same bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,8 @@ from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Batch, Instance, quiet
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
-from lagcompile.runtime.steps import SGD, Adagrad, Extra, RuleSpec, Scheme
+from lagcompile.runtime.rules import SGD, Adagrad, RuleSpec, Scheme
+from lagcompile.runtime.steps import Extra
 
 
 class FirstOrder(Method):
@@ -184,6 +185,10 @@ class FirstOrderExecutor(Executor):
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1], batch.rows.device)
+
+    def groups(self) -> Mapping[str, Sequence[torch.optim.Optimizer]]:
+        """One optimiser for each group."""
+        return {name: (optimizer,) for name, optimizer in self.optimizers.items()}
 
     # ---------------------------------------------------------------- looking
     def measures(self) -> dict[str, float]:

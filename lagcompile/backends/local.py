@@ -20,7 +20,8 @@ from lagcompile.ir.axes import Eliminated, NonNegative, Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
 from lagcompile.runtime.instance import Batch, Instance
-from lagcompile.runtime.steps import Extra, Rule
+from lagcompile.runtime.rules import Rule
+from lagcompile.runtime.steps import Extra
 
 Values = dict[str, Any]
 
@@ -188,6 +189,10 @@ class StageExecutor(Executor):
         chosen.step()
         for leaf in leaves:
             leaf.grad = None
+
+    def groups(self) -> Mapping[str, Sequence[torch.optim.Optimizer]]:
+        """All optimisers move weights (of the network, or of what the method learns besides)."""
+        return {"weights": tuple(self.optimizers.values())}
 
     def look(self, **values: Tensor | None) -> None:
         """Keep numbers of this step for `measures`."""

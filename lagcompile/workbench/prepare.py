@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.backends.base import Executor
-from lagcompile.backends.first_order import FirstOrderExecutor
 from lagcompile.ir.base import BindError, DataError, LagcompileError, LiftError, ProgramError, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.lift import Lifted, lift
@@ -64,7 +63,7 @@ class Prepared:
                 executor = loaded.spec.method.executor(instance, seed=run.seed)
             except ProgramError as error:
                 raise SpecError([loaded.problem("method", p) for p in error.problems]) from error
-        groups = executor.optimizers if isinstance(executor, FirstOrderExecutor) else {}
+        groups = executor.groups()
         absent = [g for g in loaded.spec.schedule.given() if g not in groups]
         if absent:
             kind, known = loaded.spec.method.kind, ", ".join(groups) or "none"

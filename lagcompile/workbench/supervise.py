@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor
 
 from lagcompile.backends.base import Executor
-from lagcompile.backends.first_order import FirstOrderExecutor
 from lagcompile.workbench.schedule import Schedules
 
 
@@ -72,8 +71,8 @@ class Supervised(Executor):
         self.steps, self.gradient_evaluations = inner.steps, inner.gradient_evaluations
         self._schedules, self._total, self._stop = schedules.given(), total, stop
         self._save, self._every = save, save_every
-        self._groups = inner.optimizers if isinstance(inner, FirstOrderExecutor) else {}
-        self._start = {n: [g["lr"] for g in o.param_groups] for n, o in self._groups.items()}
+        self._groups = {n: [g for o in optimizers for g in o.param_groups] for n, optimizers in inner.groups().items()}
+        self._start = {n: [g["lr"] for g in groups] for n, groups in self._groups.items()}
 
     def step(self, rows: Tensor) -> None:
         """One step of the inner executor at scheduled step sizes.
@@ -85,7 +84,7 @@ class Supervised(Executor):
             raise KeyboardInterrupt
         for name, schedule in self._schedules.items():
             factor = schedule.at(self.steps, self._total)
-            for group, lr in zip(self._groups[name].param_groups, self._start[name], strict=True):
+            for group, lr in zip(self._groups[name], self._start[name], strict=True):
                 group["lr"] = lr * factor
         self.inner.step(rows)
         self._follow()

@@ -46,6 +46,12 @@ class System:
     space: Space
 
     @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Groups whose step sizes follow a cosine, in every system alike: weights, and states that are kept."""
+        kept = "states" in self.method and self.formulation.get("storage", {}).get("kind") != "transient"
+        return ("weights", "states") if kept else ("weights",)
+
+    @property
     def start(self) -> Draw:
         """The system's own values of what is searched: the first trial."""
         whole = {"formulation": self.formulation, "method": self.method}
@@ -62,6 +68,7 @@ class System:
             "split": {"policy": "at", "after": list(bench.splits[self.where])},
             "formulation": copy.deepcopy(dict(self.formulation)),
             "method": copy.deepcopy(dict(self.method)),
+            "schedule": {group: {"kind": "cosine"} for group in self.scheduled},
             "run": {"steps": steps, "batch_size": bench.batch_size, "seed": seed},
         }
         for key, value in draw.items():
@@ -265,6 +272,7 @@ BENCHES: tuple[Bench, ...] = (
             "ahead": ("pool1", "pool2", "fc1"),
             "behind": ("relu1", "relu2", "relu3"),
         },
+        batch_size=128,
         published={
             "backprop": (0.9881, 0.0),
             "regularized": (0.9627, 0.1),

@@ -28,6 +28,7 @@ from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.references import DATA, LOSSES, MODELS
 from lagcompile.workbench.search import Draw, Trial, best, search, stored, write
 from lagcompile.workbench.spec import RunSpec
+from lagcompile.workbench.supervise import Stop, Supervised
 from lagcompile.workbench.systems import SYSTEMS, Bench, System, bench_of, system_of
 
 Say = Callable[[str], None]
@@ -137,7 +138,9 @@ def solve(spec: RunSpec, data: DataSplits) -> Solution:
     instance = lifted.bind((inputs, target), loss=LOSSES[spec.loss])
     options = spec.run.options().model_copy(update={"look_every": max(1, spec.run.steps // CURVE_POINTS)})
     torch.manual_seed(spec.run.seed)
-    return drive(spec.method.executor(instance, seed=spec.run.seed), options, original=model)
+    executor = spec.method.executor(instance, seed=spec.run.seed)
+    supervised = Supervised(executor, spec.schedule, total=spec.run.steps, stop=Stop())
+    return drive(supervised, options, original=model)
 
 
 def run_row(system: str, spec: RunSpec, data: DataSplits) -> Row:
@@ -191,7 +194,9 @@ def write_table(options: TableOptions, folder: Path) -> str:
     summaries = [_summary(bench, name, rows, folder) for name in dict.fromkeys(r.system for r in rows)]
     write(folder / "table.json", {"options": options.model_dump(mode="json"), "systems": summaries})
     text = _markdown(bench, options, summaries)
-    (folder / "table.md").write_text(text)
+    partial = folder / "table.md.partial"
+    partial.write_text(text)
+    partial.replace(folder / "table.md")
     if rows:
         figure(rows, folder / "defect.png")
     return text
