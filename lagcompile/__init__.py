@@ -48,7 +48,8 @@ from lagcompile.ir.base import (
 from lagcompile.ir.program import Program, Regulariser, ValueConstraint
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.lift import Lifted, lift
-from lagcompile.runtime.steps import SGD, Adagrad, Adam, Extra
+from lagcompile.runtime.rules import SGD, Adagrad, Adam
+from lagcompile.runtime.steps import Extra
 
 __all__ = [
     "SGD",

@@ -36,7 +36,8 @@ from lagcompile.ir.axes import Identity
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Batch, Instance, quiet
-from lagcompile.runtime.steps import SGD, Adam, Extra, RuleSpec
+from lagcompile.runtime.rules import SGD, Adam, RuleSpec
+from lagcompile.runtime.steps import Extra
 
 
 class AltMin(Method):

@@ -21,7 +21,7 @@ from lagcompile.backends.first_order import DescentAscent, FirstOrderExecutor
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime.instance import Batch, Instance, quiet
 from lagcompile.runtime.lagrangian import Gradients
-from lagcompile.runtime.steps import SGD, Adagrad, Adam, RuleSpec
+from lagcompile.runtime.rules import SGD, Adagrad, Adam, RuleSpec
 
 
 class AugmentedLagrangian(Method):

@@ -28,7 +28,8 @@ from lagcompile.ir.axes import NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import StateVariable
 from lagcompile.runtime.instance import Batch, Instance, quiet, to_rows, to_value
-from lagcompile.runtime.steps import Adam, Extra, RuleSpec
+from lagcompile.runtime.rules import Adam, RuleSpec
+from lagcompile.runtime.steps import Extra
 
 
 class Backprop(Method):

@@ -34,7 +34,7 @@ from lagcompile.backends.local import (
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.runtime.instance import Instance
-from lagcompile.runtime.steps import SGD, RuleSpec
+from lagcompile.runtime.rules import SGD, RuleSpec
 
 
 class Exact(Frozen):

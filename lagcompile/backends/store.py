@@ -22,7 +22,8 @@ from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Batch, Instance, batch_axis, quiet
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian, gaussian
 from lagcompile.runtime.layout import Bank
-from lagcompile.runtime.steps import SGD, ExtraRows, Rule, Scheme
+from lagcompile.runtime.rules import SGD, Rule, Scheme
+from lagcompile.runtime.steps import ExtraRows
 
 FILL_BATCH = 512
 

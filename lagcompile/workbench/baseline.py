@@ -16,7 +16,8 @@ from torch import nn
 
 from lagcompile.backends.base import Evaluate, Rows, RunOptions, Watch
 from lagcompile.ir.solution import History, Status
-from lagcompile.runtime.steps import Extra, Rule
+from lagcompile.runtime.rules import Rule
+from lagcompile.runtime.steps import Extra
 from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.measure import Loss
 from lagcompile.workbench.schedule import Schedules

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lagcompile.ir.base import DataError, MissingExtraError
-from lagcompile.workbench import datafiles
 from lagcompile.runtime.dataset import require_all_classes
+from lagcompile.workbench import datafiles
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))

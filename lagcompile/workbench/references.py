@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn import functional
 
 from lagcompile.ir.base import SpecError
+from lagcompile.ir.schemaerrors import listed, suggestion
 from lagcompile.workbench import data, models
 from lagcompile.workbench.resnet import ResNet
-from lagcompile.ir.schemaerrors import listed, suggestion
 
 Target: TypeAlias = Callable[..., Any]
 

@@ -21,7 +21,7 @@ from lagcompile.frontend.split import AutoSplit, BalancedSplit, Split, SplitPoli
 from lagcompile.ir.base import Frozen, SpecError
 from lagcompile.ir.yamlfile import Document, check, read, validate
 from lagcompile.lift import SplitFile
-from lagcompile.runtime.steps import Adam, RuleSpec
+from lagcompile.runtime.rules import Adam, RuleSpec
 from lagcompile.workbench.methods import MethodSpec
 from lagcompile.workbench.references import DATA, LOSSES, MODELS, Wanted, importable_from, resolve_all
 from lagcompile.workbench.schedule import Schedules

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import lagcompile as lc
-from lagcompile.runtime.steps import ExtraRows, Rule, Scheme
+from lagcompile.runtime.rules import Rule, Scheme
+from lagcompile.runtime.steps import ExtraRows
 
 RULES: list[Rule] = [lc.SGD(lr=0.1), lc.SGD(lr=0.1, momentum=0.9), lc.Adagrad(lr=0.1), lc.Adam(lr=0.1)]
 

@@ -1,0 +1,147 @@
+"""Step rules: SGD, Adagrad, Adam, and the schemes that combine gradients.
+
+In: gradients and slots. Out: moved values. Invariant: a rule's arithmetic stands once (`move`), in place, for dense
+tensors and rows of tables alike; every rule is odd in its gradients, so that a negative lr climbs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim.adagrad import adagrad
+from torch.optim.adam import adam
+
+from lagcompile.ir.base import Frozen
+
+Tensors = list[Tensor]
+Slots = dict[str, Tensors]
+Beta = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SGD(Frozen):
+    """x - lr g, with heavy-ball or Nesterov momentum where it is not 0."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    """Step along g + momentum * velocity instead of the velocity."""
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the rule's per-value memory."""
+        return ("velocity",) if self.momentum else ()
+
+    def initial(self, slot: str) -> float:
+        """Starting value of a slot."""
+        return 0.0
+
+    def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """Move values in place along their gradients; slots advance in place."""
+        if self.momentum:
+            torch._foreach_mul_(slots["velocity"], self.momentum)
+            torch._foreach_add_(slots["velocity"], gradients)
+            if self.nesterov:
+                gradients = list(torch._foreach_add(gradients, slots["velocity"], alpha=self.momentum))
+            else:
+                gradients = slots["velocity"]
+        torch._foreach_add_(values, gradients, alpha=-lr)
+
+
+class Adagrad(Frozen):
+    """x - lr g / (sqrt(sum of g^2) + epsilon) (Duchi et al. 2011)."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    lr: float = Field(ge=0)
+    epsilon: float = Field(default=1e-10, gt=0)
+    start: float = Field(default=0.0, ge=0)
+    """Starting value of the accumulators."""
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the rule's per-value memory."""
+        return ("sum",)
+
+    def initial(self, slot: str) -> float:
+        """Starting value of a slot."""
+        return self.start
+
+    def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """Move values in place along their gradients; slots advance in place."""
+        fused = all(v.device.type == "cpu" for v in values)  # one pass over memory instead of four
+        adagrad(
+            values,
+            gradients,
+            slots["sum"],
+            [torch.zeros(())] * len(values),  # steps count for a decay of lr only, which is none
+            fused=fused,
+            foreach=not fused,
+            has_sparse_grad=False,
+            lr=lr,
+            weight_decay=0.0,
+            lr_decay=0.0,
+            eps=self.epsilon,
+            maximize=False,
+        )
+
+
+class Adam(Frozen):
+    """Adam (Kingma and Ba 2015); as ExtraAdam it shares moments and count over both half steps (Gidel et al. 2019)."""
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the rule's per-value memory."""
+        return ("mean", "square", "count")
+
+    def initial(self, slot: str) -> float:
+        """Starting value of a slot."""
+        return 0.0
+
+    def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """Move values in place along their gradients; slots advance in place."""
+        first, second = self.betas
+        mean, square, count = slots["mean"], slots["square"], slots["count"]
+        if all(n.dim() == 0 for n in count):
+            self._dense(values, gradients, slots, lr)
+            return
+        torch._foreach_add_(count, 1.0)
+        torch._foreach_lerp_(mean, gradients, 1 - first)
+        torch._foreach_mul_(square, second)
+        torch._foreach_addcmul_(square, gradients, gradients, value=1 - second)
+        for value, m, s, n in zip(values, mean, square, count, strict=True):
+            n = n.to(value.dtype) if value.dtype == torch.float64 else n
+            # 1 - beta^n, without the cancellation that a float32 count would bring
+            root = (s / -torch.expm1(n * math.log(second))).sqrt_().add_(self.epsilon)
+            value.addcdiv_(m / -torch.expm1(n * math.log(first)), root, value=-lr)
+
+    def _dense(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """One count for a tensor: PyTorch's own fused kernel."""
+        adam(
+            values,
+            gradients,
+            slots["mean"],
+            slots["square"],
+            [],
+            slots["count"],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.epsilon,
+            maximize=False,
+        )
+
+
+Rule = SGD | Adagrad | Adam
+RuleSpec = Annotated[Rule, Field(discriminator="kind")]
+Scheme = Literal["extragradient", "past", "optimistic", "descent"]
+"""extragradient: two gradients a step. past: extrapolate along the last gradient, one gradient a step (Popov 1980).
+optimistic: step along 2 g_t - g_{t-1} (Daskalakis et al. 2018). descent: simultaneous gradient descent-ascent."""
