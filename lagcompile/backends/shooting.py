@@ -196,7 +196,9 @@ def _stage_length(problem: Problem, method: Shooting, theta: Tensor, path: Tenso
     )
     states = _window_states(problem, pieces, path)
     few = theta[:_PROBES]
-    options = method.model_copy(update={"iterations": 3, "relax_factor": 2.0, "relax_end": math.inf})
+    options = method.model_copy(
+        update={"iterations": 3, "relax_factor": 2.0, "relax_end": math.inf, "time_limit": None}
+    )
     run = Run(probe, options, few, states.expand(len(few), -1, -1, -1), clock=0.0)
     if smooth:
         run.smooth(method.smoothing_passes)

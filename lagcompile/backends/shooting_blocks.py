@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 _DENSE = 48
 """Rows below which the rest is inverted as one dense matrix: one call instead of several levels of small ones."""
 

@@ -1,7 +1,8 @@
-"""Augmented-Lagrangian extragradient on a multiple-shooting problem, for cells with too many parameters for second order.
+"""Augmented-Lagrangian extragradient by multiple shooting, for cells with too many parameters for second order.
 
-In: a `Problem`, first parameters and states of many starts. Out: parameters, states, multipliers. Invariant: memory is linear
-in parameters and states; one step costs two batched forward and backward passes of the stages and nothing else.
+In: a `Problem`, first parameters and states of many starts. Out: parameters, states, multipliers. Invariant: memory
+is linear in parameters and states; one step costs two batched forward and backward passes of the stages and nothing
+else.
 
     L = objective / c + <lambda, r> + rho/2 |r|^2,   states and parameters descend, multipliers ascend,
 both halves of a step (extrapolation, update) share one diagonal preconditioner (Adam's second moment).
@@ -78,9 +79,7 @@ class _Adam:
         return mean / (square.sqrt() + 1e-12)
 
 
-def extragradient(
-    problem: Problem, method: ShootingExtragradient, theta: Tensor, states: Tensor
-) -> FirstOrderResult:
+def extragradient(problem: Problem, method: ShootingExtragradient, theta: Tensor, states: Tensor) -> FirstOrderResult:
     """Run the method from parameters (starts, p) and states (starts, trajectories, stages, n)."""
     clock = time.perf_counter()
     theta_scale, scale = parameter_scale(problem.functions, theta), problem.state_scale

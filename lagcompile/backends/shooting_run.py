@@ -31,7 +31,7 @@ from lagcompile.ir.solution import Status
 Watch = Callable[[Mapping[str, float]], None]
 _RUNNING, _SOLVED, _STALLED, _DIVERGED = range(4)
 _HARD = 1e5
-"""Relative weight of the defects in the preconditioner of hard steps: few conjugate-gradient iterations, small rounding."""
+"""Relative weight of the defects in the preconditioner of hard steps: few inner iterations, small rounding."""
 
 
 @dataclass

@@ -1,0 +1,105 @@
+"""Which methods recover the parameters: `python -m tests.benchmarks.shooting_table [--starts 100] [--budget 60]`.
+
+In: the problems of `lagcompile.dynamics.systems`. Out: results/shooting.json and .md beside this file. Invariant: a
+cell that is there already is not computed again (delete the file, or its entry, to do so); seeds are in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lagcompile.dynamics.functional import CellFunctions
+from lagcompile.dynamics.starts import random_starts
+from lagcompile.dynamics.systems import Example, examples
+from tests.benchmarks.shooting_rivals import Method, adam, casadi, first_order, lbfgs, segments, sqp
+
+RESULTS = Path(__file__).parent / "results"
+METHODS: dict[str, Method] = {
+    "SQP (default options)": sqp,
+    "extragradient": first_order,
+    "CasADi + IPOPT": casadi,
+    "segments from data, Adam": segments,
+    "backprop, Adam": adam,
+    "backprop, L-BFGS": lbfgs,
+}
+TOLERANCE = 0.02
+
+
+def measure(
+    example: Example, method: Method, *, starts: int, factor: float, seed: int, budget: float
+) -> dict[str, Any]:
+    """One cell of the table."""
+    truth = CellFunctions(example.rollout()).start()
+    guesses = random_starts(truth, starts, factor=factor, seed=seed + 1)
+    outcome = method(example, seed, guesses, budget)
+    worst = ((outcome.theta - truth) / truth).abs().amax(1).nan_to_num(float("inf"))
+    return {
+        "recovered": float((worst < TOLERANCE).double().mean()),
+        "median_error": float(worst.median()),
+        "median_iterations": statistics.median(outcome.iterations),
+        "median_seconds": statistics.median(outcome.seconds),
+        "starts": starts,
+        "factor": factor,
+        "seed": seed,
+        "budget": budget,
+        "note": outcome.note,
+        "date": date.today().isoformat(),
+    }
+
+
+def table(cells: dict[str, dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| problem | method | starts within | recovered (2 %) | median iterations | median seconds per start | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, cell in sorted(cells.items()):
+        problem, name, _ = key.split(" / ")
+        lines.append(
+            f"| {problem} | {name} | factor {cell['factor']:g} | {cell['recovered']:.0%} of {cell['starts']} | "
+            f"{cell['median_iterations']:g} | {cell['median_seconds']:.3g} | {cell['note']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--starts", type=int, default=100)
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds for all starts of one method together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--factor", type=float, default=5.0)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "shooting.json"
+    cells: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    for name in chosen.methods:
+        for problem, example in examples().items():
+            key = f"{problem} / {name} / factor {chosen.factor:g} seed {chosen.seed}"
+            if key in cells:
+                continue
+            cells[key] = measure(
+                example,
+                METHODS[name],
+                starts=chosen.starts,
+                factor=chosen.factor,
+                seed=chosen.seed,
+                budget=chosen.budget,
+            )
+            print(key, cells[key], flush=True)
+            file.write_text(json.dumps(cells, indent=1, sort_keys=True) + "\n")
+            (RESULTS / "shooting.md").write_text(table(cells))
+
+
+if __name__ == "__main__":
+    main()
