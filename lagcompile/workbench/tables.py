@@ -116,11 +116,9 @@ def tuned(
     def score(draw: Draw) -> tuple[float, str]:
         spec = system.spec(bench, draw, steps=options.search_steps, seed=10_000)
         started = time.perf_counter()
-        solution = solve(spec, data)
-        value = _accuracy(solution.model, data.validation_x, data.validation_y)
-        value = -math.inf if solution.status is Status.DIVERGED else value
+        value, note = score_of(spec, data)
         say(f"{bench.name} {system.name} trial {draw}: {value:.4f}, {time.perf_counter() - started:.0f} s")
-        return value, solution.status.name.lower()
+        return value, note
 
     path = folder / "search" / f"{system.name}.json"
     found = search(system.space, score, trials=options.trials, store=path, start=system.start, sampler=options.sampler)
@@ -141,6 +139,13 @@ def solve(spec: RunSpec, data: DataSplits) -> Solution:
     executor = spec.method.executor(instance, seed=spec.run.seed)
     supervised = Supervised(executor, spec.schedule, total=spec.run.steps, stop=Stop())
     return drive(supervised, options, original=model)
+
+
+def score_of(spec: RunSpec, data: DataSplits) -> tuple[float, str]:
+    """Accuracy of one spec on the validation split (minus infinity where it diverged), and its status."""
+    solution = solve(spec, data)
+    value = _accuracy(solution.model, data.validation_x, data.validation_y)
+    return -math.inf if solution.status is Status.DIVERGED else value, solution.status.name.lower()
 
 
 def run_row(system: str, spec: RunSpec, data: DataSplits) -> Row:
