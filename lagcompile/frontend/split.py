@@ -177,7 +177,7 @@ def _expand(graph: Graph, entry: Names, problems: list[str]) -> list[tuple[str, 
     if not matches:
         matches = [n for n in nodes if fnmatch.fnmatchcase(n, entry)]
     if not matches:
-        near = difflib.get_close_matches(entry, [*modules, *nodes], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(entry, list(dict.fromkeys([*modules, *nodes])), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else _known(modules, nodes)
         problems.append(f"the model has no module and no graph node named '{entry}' that a cut could use: {hint}")
     return [(m,) for m in matches]
