@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 _ENVELOPE = 1e-5
-_ROUNDING = 1e-11
+ROUNDING = 1e-11
+"""Relative change of an objective that counts as none."""
 
 
 class Filter:
@@ -47,5 +48,5 @@ class Filter:
         """
         f, v = self.objective[index], self.violation[index]
         better = (objective[:, None] <= f - _ENVELOPE * v) | (violation[:, None] <= (1 - _ENVELOPE) * v)
-        level = (objective[:, None] <= f * (1 + _ROUNDING) + 1e-300) & (violation <= tiny)[:, None]
+        level = (objective[:, None] <= f * (1 + ROUNDING) + 1e-300) & (violation <= tiny)[:, None]
         return (better | level | torch.isinf(f)).all(1)
