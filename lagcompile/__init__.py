@@ -6,8 +6,12 @@ print(lifted.program)
 solution = lifted.solve((x, y), loss=torch.nn.functional.cross_entropy, method=lc.Extragradient())
 """
 
+from lagcompile.backends.alternating import AltMin
+from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.base import Executor, Method, RunOptions, drive
+from lagcompile.backends.baselines import Backprop, DifferenceTargetPropagation, FeedbackAlignment
 from lagcompile.backends.first_order import DescentAscent, Extragradient, ExtragradientFromPast, OptimisticGradient
+from lagcompile.backends.proximal import ConjugateGradients, Exact, ProxProp
 from lagcompile.check.certificate import Certificate
 from lagcompile.frontend.lower import Formulation, InputFormulation, StateFormulation
 from lagcompile.frontend.split import AtSplit, AutoSplit, BalancedSplit, EverySplit, NoSplit
@@ -57,21 +61,28 @@ __all__ = [
     "AbsTube",
     "Adagrad",
     "Adam",
+    "AltMin",
     "AtSplit",
+    "AugmentedLagrangian",
     "AutoSplit",
+    "Backprop",
     "BalancedSplit",
     "BindError",
     "Certificate",
     "ClassGaussian",
+    "ConjugateGradients",
     "ConstantWeight",
     "DataError",
     "DescentAscent",
+    "DifferenceTargetPropagation",
     "Eliminated",
     "EverySplit",
+    "Exact",
     "Executor",
     "Extra",
     "Extragradient",
     "ExtragradientFromPast",
+    "FeedbackAlignment",
     "Formulation",
     "Forward",
     "Free",
@@ -94,6 +105,7 @@ __all__ = [
     "OptimisticGradient",
     "Program",
     "ProgramError",
+    "ProxProp",
     "Range",
     "Regulariser",
     "RunOptions",
