@@ -6,7 +6,7 @@ conclusions are those of `exact.facts`, and where something was not computed the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ def _rows(point: CheckPoint, values: Tensor) -> np.ndarray:
     size = sum(v.numel() for v in point.leaves.values())
     if values.numel() == 0 or not values.requires_grad:
         return np.zeros((values.numel(), size))
-    found = torch.autograd.grad(
+    found: Sequence[Tensor | None] = torch.autograd.grad(
         values,
         list(point.leaves.values()),
         torch.eye(values.numel(), dtype=torch.float64),
