@@ -1,4 +1,4 @@
-"""The command line: show, plan, solve, verify, diff, schema.
+"""The command line: show, plan, solve, verify, diff, schema, bench.
 
 In: arguments. Out: text, files, an exit status (0 fine, 1 not verified or diverged, 2 wrong input, 130 interrupted).
 Invariant: wrong input prints its problems, one a line, to standard error, without a traceback and before any file.
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lagcompile.ir.base import LagcompileError, SpecError
+from lagcompile.workbench import bench
 
 if TYPE_CHECKING:
     from lagcompile.workbench.prepare import Prepared
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Compile a PyTorch network into a constrained program, solve it, and check the answer.",
 )
+app.add_typer(bench.app, name="bench", help="Tables and studies: every method on one network, data and steps.")
 Spec = Annotated[
     Path, typer.Argument(metavar="SPEC", help="YAML file of a run; `lagcompile schema` says what it holds.")
 ]

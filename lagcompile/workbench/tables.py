@@ -104,8 +104,9 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
             row = run_row(system.name, spec, data)
             write(path, row.model_dump(mode="json"))
             say(f"{bench.name} {system.name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
-            write_table(options, folder)
-    return write_table(options, folder)
+            write_table(options, folder, draw=False)
+        write_table(options, folder)
+    return write_table(options, folder, draw=False)
 
 
 def tuned(
@@ -192,7 +193,7 @@ def rows_of(folder: Path) -> list[Row]:
     return sorted(rows, key=lambda r: (order.get(r.system, len(order)), r.seed))
 
 
-def write_table(options: TableOptions, folder: Path) -> str:
+def write_table(options: TableOptions, folder: Path, *, draw: bool = True) -> str:
     """Write `table.json`, `table.md` and, where Matplotlib is there, `defect.png` from the rows of a folder."""
     bench = bench_of(options.data)
     rows = rows_of(folder)
@@ -202,7 +203,7 @@ def write_table(options: TableOptions, folder: Path) -> str:
     partial = folder / "table.md.partial"
     partial.write_text(text)
     partial.replace(folder / "table.md")
-    if rows:
+    if rows and draw:
         figure(rows, folder / "defect.png")
     return text
 

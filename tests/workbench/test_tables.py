@@ -1,0 +1,107 @@
+"""Search, tables and studies on the digits: same budget for all, resumable, honest rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+import lagcompile as lc
+from lagcompile.workbench.search import Choice, Draw, Space, Span, best, drawn, search, stored
+from lagcompile.workbench.studies import DepthOptions, RobustnessOptions, depth_study, robustness_study
+from lagcompile.workbench.systems import BENCHES, SYSTEMS, Bench, System, bench_of, system_of
+from lagcompile.workbench.tables import TableOptions, rows_of, table1
+
+SPACE: Space = {"a": Span(low=1e-3, high=1.0), "b": Choice(options=("x", "y")), "c": Span(low=0.0, high=2.0, log=False)}
+
+
+def test_draws_stay_in_their_space_and_depend_on_the_seed_alone() -> None:
+    draws = [drawn(SPACE, random.Random(i)) for i in range(200)]
+    assert all(1e-3 <= float(d["a"]) <= 1.0 and 0 <= float(d["c"]) <= 2 for d in draws)
+    assert {d["b"] for d in draws} == {"x", "y"}
+    assert sum(float(d["a"]) < 0.0316 for d in draws) in range(70, 130)  # even in the logarithm
+    assert drawn(SPACE, random.Random(3)) == draws[3]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_that_was_stopped_goes_on(tmp_path: Path, sampler: Literal["random", "tpe"]) -> None:
+    def score(draw: Draw) -> tuple[float, str]:
+        return -abs(math.log10(float(draw["a"])) + 1.5), ""
+
+    start: Draw = {"a": 1.0, "b": "x", "c": 1.0}
+    if sampler == "tpe":
+        pytest.importorskip("optuna", reason="pip install 'lagcompile[bench]'")
+    whole = search(SPACE, score, trials=6, store=tmp_path / "whole.json", start=start, sampler=sampler)
+    part = tmp_path / "part.json"
+    search(SPACE, score, trials=2, store=part, start=start, sampler=sampler)
+    assert len(stored(part)) == 2
+    resumed = search(SPACE, score, trials=6, store=part, start=start, sampler=sampler)
+    assert resumed == whole
+    assert whole[0].draw == start
+    assert best(whole).score == max(t.score for t in whole)
+
+
+@pytest.mark.parametrize("bench", BENCHES, ids=lambda b: b.name)
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
+def test_every_system_has_a_spec_on_every_bench(system: System, bench: Bench) -> None:
+    whole, place = system_of(system.name), bench_of(bench.name)
+    start = whole.start
+    assert set(start) == set(whole.space)
+    spec = whole.spec(place, start, steps=10, seed=3)
+    assert spec.run.steps == 10
+    assert spec.run.seed == 3
+    assert spec.run.batch_size == place.batch_size
+    for number in range(5):
+        whole.spec(place, drawn(whole.space, random.Random(number)), steps=10, seed=0)
+
+
+def test_unknown_names_are_said() -> None:
+    with pytest.raises(lc.SpecError, match=r"no system 'adam' \(there are: backprop, extraprop"):
+        system_of("adam")
+    with pytest.raises(lc.SpecError, match=r"no bench 'svhn' \(there are: digits, mnist, cifar10\)"):
+        bench_of("svhn")
+
+
+def test_the_table_is_resumable_and_has_a_row_for_each_system_and_seed(tmp_path: Path) -> None:
+    names = ("backprop", "distprop")
+    said: list[str] = []
+    options = TableOptions(data="digits", systems=names, steps=30, seeds=2, trials=2, search_steps=5)
+    text = table1(options, tmp_path, say=said.append)
+    assert sum(" trial " in line for line in said) == 4
+    rows = rows_of(tmp_path)
+    assert [(r.system, r.seed) for r in rows] == [(n, s) for n in names for s in (0, 1)]
+    for row in rows:
+        assert row.status == "steps_done"
+        assert row.gradient_evaluations == (60 if row.system == "distprop" else 30)
+        assert 0.0 <= row.accuracy <= 1.0
+        assert row.spec["run"]["seed"] == row.seed
+        assert row.curve[-1][0] == 30
+    assert all(f"| {system_of(n).title} | 2 |" in text for n in names)
+    assert (tmp_path / "table.md").read_text() == text
+    assert len(json.loads((tmp_path / "table.json").read_text())["systems"]) == 2
+    said.clear()
+    assert table1(options, tmp_path, say=said.append) == text
+    assert said == []
+    (tmp_path / "rows" / "backprop-seed1.json").unlink()
+    table1(options, tmp_path, say=said.append)
+    assert len(said) == 1
+    again = rows_of(tmp_path)
+    assert (again[1].accuracy, again[1].curve) == (rows[1].accuracy, rows[1].curve)
+
+
+def test_studies_write_their_tables(tmp_path: Path) -> None:
+    depth = DepthOptions(
+        depths=(3, 5), systems=("backprop", "auglag", "dfa"), steps=8, seeds=1, trials=1, search_steps=3
+    )
+    text = depth_study(depth, tmp_path / "depth", say=lambda line: None)
+    assert "| Backprop |" in text
+    assert "3 layers | 5 layers" in text
+    assert len(list((tmp_path / "depth" / "rows").glob("*.json"))) == 6
+    robust = RobustnessOptions(data="digits", runs=3, steps=5)
+    text = robustness_study(robust, tmp_path / "robust", say=lambda line: None)
+    assert "3 random settings" in text
+    assert "of 3 settings" in text
