@@ -13,7 +13,10 @@ from lagcompile.backends.baselines import Backprop, DifferenceTargetPropagation,
 from lagcompile.backends.first_order import DescentAscent, Extragradient, ExtragradientFromPast, OptimisticGradient
 from lagcompile.backends.proximal import ConjugateGradients, Exact, ProxProp
 from lagcompile.check.certificate import Certificate
+from lagcompile.frontend.conditioning import ConditioningSplit
 from lagcompile.frontend.lower import Formulation, InputFormulation, StateFormulation
+from lagcompile.frontend.memory import MemorySplit
+from lagcompile.frontend.repeats import IsomorphicSplit
 from lagcompile.frontend.split import AtSplit, AutoSplit, BalancedSplit, EverySplit, NoSplit
 from lagcompile.ir.axes import (
     Abs,
@@ -70,6 +73,7 @@ __all__ = [
     "BindError",
     "Certificate",
     "ClassGaussian",
+    "ConditioningSplit",
     "ConjugateGradients",
     "ConstantWeight",
     "DataError",
@@ -91,10 +95,12 @@ __all__ = [
     "History",
     "Identity",
     "InputFormulation",
+    "IsomorphicSplit",
     "LagcompileError",
     "LiftError",
     "Lifted",
     "LinearWeight",
+    "MemorySplit",
     "Method",
     "MissingExtraError",
     "MultiplierOptions",

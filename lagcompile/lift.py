@@ -19,19 +19,21 @@ from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, verify_network
+from lagcompile.frontend.balance import Context
 from lagcompile.frontend.choose import Captured, choose
 from lagcompile.frontend.graph import Graph, build_graph
 from lagcompile.frontend.lower import Formulation, lower
 from lagcompile.frontend.partition import Partition
+from lagcompile.frontend.places import names_of
 from lagcompile.frontend.plan import Plan, plan
 from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import as_args, signature_of
-from lagcompile.frontend.split import Split, SplitPolicy, split_of
+from lagcompile.frontend.split import AtSplit, NoSplit, Split, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.base import Frozen, LiftError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
-from lagcompile.ir.yamlfile import validate
+from lagcompile.ir.yamlfile import dump, validate
 from lagcompile.runtime.dataset import as_rows
 from lagcompile.runtime.instance import Instance, Loss, quiet
 
@@ -89,7 +91,7 @@ def _policy(split: SplitLike) -> SplitPolicy:
 
 def _assemble(captured: Captured, policy: SplitPolicy, formulation: Formulation, *, name: str) -> Lifted:
     graph = build_graph(captured.capture, captured.observed)
-    partition = policy.split(graph)
+    partition = policy.split(graph, Context(captured.capture, captured.tensors))
     network = build_network(captured.capture, partition)
     return Lifted(network, captured.receipt, policy, formulation, name)
 
@@ -137,6 +139,17 @@ class Lifted:
     def module(self) -> nn.Module:
         """The private copy of the user's module."""
         return self.network.capture.original
+
+    @property
+    def split(self) -> SplitPolicy:
+        """The breakpoints by name: a spec that gives this split again, to be saved, edited and loaded."""
+        if self.partition.stages == 1:
+            return NoSplit()
+        return AtSplit(after=names_of(self.partition))
+
+    def save_split(self, path: str | Path) -> None:
+        """Write the split as a YAML file that `lift(model, split=path)` reads."""
+        dump(SplitFile(split=self.split), path)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The glued forward pass: equal to the model's own."""

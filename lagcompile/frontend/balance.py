@@ -6,13 +6,17 @@ is a floating tensor are offered; the choice is exact (dynamic programming), not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.effects import torn
 from lagcompile.frontend.graph import Graph, Node
+from lagcompile.frontend.partition import Partition, partition_at
 from lagcompile.ir.base import SplitError
 
 _CARRIED = ("dropout",)  # random operations start the next stage, so that a stored state carries no mask
@@ -34,6 +38,19 @@ class Cuts:
     preferred: Ints
     work: Ints
     bytes: Ints
+
+
+@dataclass(frozen=True)
+class Context:
+    """What policies that look at data may use: the captured model and example inputs."""
+
+    capture: Capture
+    tensors: tuple[Tensor, ...]
+
+
+def at_positions(graph: Graph, positions: Sequence[int], reason: str) -> Partition:
+    """Partition with a cut behind each of the positions, in execution order."""
+    return partition_at(graph, positions, [f"after {graph.staged[p].name}, {reason}" for p in positions])
 
 
 def cuts_of(graph: Graph) -> Cuts:
@@ -101,7 +118,7 @@ def balanced_positions(cuts: Cuts, stages: int) -> list[int]:
     total = int(cuts.work[-1])
     work = cuts.work[places]
     cap = _smallest_bottleneck(work, total, stages)
-    return [int(places[i]) for i in _cheapest(work, cuts.bytes[places], total, stages, cap)]
+    return [int(places[i]) for i in cheapest(work, cuts.bytes[places], total, stages, cap)]
 
 
 def _smallest_bottleneck(work: Ints, total: int, stages: int) -> int:
@@ -109,14 +126,14 @@ def _smallest_bottleneck(work: Ints, total: int, stages: int) -> int:
     low, high = -(-total // stages), total
     while low < high:
         middle = (low + high) // 2
-        if _fits(work, total, stages, middle):
+        if fits(work, total, stages, middle):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _fits(work: Ints, total: int, stages: int, cap: int) -> bool:
+def fits(work: Ints, total: int, stages: int, cap: int) -> bool:
     """Whether `stages` stages of at most `cap` flops exist; places left over only make stages smaller."""
     start, index = 0, -1
     for used in range(stages):
@@ -130,7 +147,7 @@ def _fits(work: Ints, total: int, stages: int, cap: int) -> bool:
     return False
 
 
-def _cheapest(work: Ints, size: Ints, total: int, stages: int, cap: int) -> list[int]:
+def cheapest(work: Ints, size: Ints, total: int, stages: int, cap: int) -> list[int]:
     """Indices of the cheapest cuts under a cap on every stage."""
     earliest = np.searchsorted(work, work - cap, side="left")
     best = np.where(work <= cap, size.astype(np.float64), np.inf)

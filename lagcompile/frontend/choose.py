@@ -33,6 +33,8 @@ class Captured:
     capture: Capture
     receipt: Receipt | None
     observed: Mapping[str, Observation] | None
+    tensors: tuple[Tensor, ...] = ()
+    """A few examples of the inputs, for policies that look at data."""
 
 
 def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | None) -> Captured:
@@ -175,7 +177,7 @@ class _Search:
             why = f"the captured graph does not run on other batch sizes ({first_line(error)})"
             receipt, observed = examine(captured, at_given(self.model, self.signature, self.tensors, why))
         if receipt.ok:
-            return Captured(captured, receipt, observed)
+            return Captured(captured, receipt, observed, tuple(resized(self.tensors, 8)))
         self.problems.append(f"the graph of {captured.front_end} does something else than the model:\n{receipt}")
         return None
 

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.effects import ordered
+from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import TensorType
 
 Role = Literal["input", "attribute", "weights", "data", "value", "structure", "output"]
@@ -68,6 +69,8 @@ class Node:
     """Draws random numbers."""
     after: tuple[str, ...] = ()
     """Nodes that must run before it although it does not read them."""
+    operation: str = ""
+    """What it computes of its inputs: target, constants, settings of its module."""
 
     @property
     def bytes(self) -> int:
@@ -142,7 +145,7 @@ def build_graph(captured: Capture, observed: Mapping[str, Observation] | None) -
             role = _placed(role, seen, any(i in moved for i in inputs), drawn)
             drawn = drawn or (seen.random and role == "value")
         roles[node.name] = role
-        nodes.append(_record(node, inputs, read, role, seen, parameters, own))
+        nodes.append(_record(node, inputs, read, role, seen, parameters, own, modules))
     return Graph(ordered(nodes), outputs, observed is not None)
 
 
@@ -211,6 +214,7 @@ def _record(
     seen: Observation | None,
     tensors: Mapping[str, nn.Parameter],
     own: Set[str],
+    modules: Mapping[str, nn.Module],
 ) -> Node:
     stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
     path, types = "", []
@@ -241,7 +245,17 @@ def _record(
         writes=seen.writes if seen is not None else (),
         aliases=seen.aliases if seen is not None else (),
         random=seen.random if seen is not None else False,
+        operation=_operation(node, modules),
     )
+
+
+def _operation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """Operation with its constants; a module by its class and settings."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return f"{type(module).__module__}.{module!r}"
+    constants = [v for v in leaves((node.args, node.kwargs)) if not isinstance(v, fx.Node)]
+    return f"{'' if node.op == 'get_attr' else node.target} {constants}"
 
 
 def _target(node: fx.Node) -> str:

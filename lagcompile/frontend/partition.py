@@ -125,6 +125,26 @@ def partition(graph: Graph, down_sets: Sequence[Set[str]], reasons: Sequence[str
         before = total
     if problems:
         raise SplitError(problems)
+    return _checked(graph, stage_of, reasons)
+
+
+def partition_at(graph: Graph, positions: Sequence[int], reasons: Sequence[str]) -> Partition:
+    """Partition with a cut behind each of the positions among the staged nodes, in execution order.
+
+    Raises:
+        SplitError: each breakpoint that cannot be.
+    """
+    stage_of: dict[str, int] = {}
+    k = 0
+    for i, node in enumerate(graph.staged):
+        stage_of[node.name] = k
+        if k < len(positions) and i == positions[k]:
+            k += 1
+    return _checked(graph, stage_of, reasons)
+
+
+def _checked(graph: Graph, stage_of: dict[str, int], reasons: Sequence[str]) -> Partition:
+    """The partition, if each of its breakpoints is one."""
     _keep_together(graph, stage_of)
     result = Partition(graph, stage_of, tuple(reasons))
     problems = [p for node in result.states if (p := _not_a_state(node))]

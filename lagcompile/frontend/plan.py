@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lagcompile.frontend.explain import Explanation, explain
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.partition import Partition
 from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared, Table, Transient
@@ -48,6 +49,8 @@ class Plan(Frozen):
     stages: tuple[StagePlan, ...]
     states: tuple[StatePlan, ...]
     weights: int
+    breakpoints: tuple[Explanation, ...] = ()
+    """Why each breakpoint is where it is, and the best other places."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,7 +91,7 @@ class Plan(Frozen):
                 )
                 for s in self.states
             ]
-            lines += ["", *_table(rows, "llrrrrl")]
+            lines += ["", *_table(rows, "llrrrrl"), "", *_explained(self.breakpoints)]
         lines += [
             "",
             f"  {self.variables:,} variables ({self.weights:,} weights), {self.constraints:,} constraints, "
@@ -158,8 +161,17 @@ def plan(
         stages=tuple(stages),
         states=tuple(states),
         weights=sum(w.type.count or 0 for w in program.weights if w.trainable),
+        breakpoints=explain(partition),
         notes=() if known else ("shapes are not known yet: lift with example_inputs to count states",),
     )
+
+
+def _explained(breakpoints: Sequence[Explanation]) -> list[str]:
+    rows = [("breakpoint", "width/example", "larger stage", "why", "else")]
+    for b in breakpoints:
+        others = "; ".join(f"{a.after} ({size(a.width)}, {a.largest:,} flops)" for a in b.alternatives)
+        rows.append((str(b.number), size(b.width), f"{b.largest:,} flops", b.reason, others or "nowhere else"))
+    return _table(rows, "lrrll")
 
 
 def _width(s: StateVariable) -> int:
