@@ -314,8 +314,10 @@ def _constraint_problems(
     for name, state in states.items():
         if not isinstance(state.storage, Eliminated) and name not in constrained:
             yield f"the state '{name}' has no defect constraint"
-    per_class = any(isinstance(s.storage, ClassGaussian) for s in program.states) or any(
-        m.layout == "class" for m in program.multipliers
-    )
+    per_class = [f"the state {s.name} ({s.module})" for s in program.states if isinstance(s.storage, ClassGaussian)]
+    per_class += [f"the multiplier {m.name}" for m in program.multipliers if m.layout == "class"]
     if per_class and program.classes is None:
-        yield "a state or a multiplier is kept per class, but the number of classes is not given"
+        yield (
+            f"{', '.join(per_class)}: kept per class, but the number of classes is not given: write 'classes: 10', or "
+            "'storage: {kind: table}' for data without classes"
+        )

@@ -106,8 +106,15 @@ class Instance:
         if self.program.classes is None:
             return None
         if not isinstance(self.target, Tensor) or self.target.dtype.is_floating_point or self.target.dim() != 1:
+            kept = [
+                f"{s.name} (after {s.node}, {s.module})"
+                for s in self.program.states
+                if s.storage.kind == "class_gaussian"
+            ]
+            what = f"the state {', '.join(kept)}" if kept else "a multiplier"
             raise BindError(
-                "a state or a multiplier is kept per class: the target must be one class number per example"
+                f"{what} is kept per class: the target must be one class number per example. Without classes write "
+                "'storage: {kind: table}', with a multiplier of layout full or example"
             )
         seen = torch.bincount(self.target, minlength=self.program.classes)
         if seen.numel() > self.program.classes:

@@ -90,7 +90,7 @@ def test_feedback_alignment_by_hand() -> None:
 def test_feedback_alignment_with_the_transposed_weight_is_backprop() -> None:
     """For the last state, feedback by the output layer's own weight gives backprop's gradient ahead of it."""
     runs = executor(FeedbackAlignment(weights=PLAIN), split={"policy": "at", "after": ["3"]})
-    runs.feedback["h1"].copy_(net()[4].weight.detach())
+    runs.feedback["h1"].copy_(net().state_dict()["4.weight"])
     runs.step(ROWS)
     for name, g in gradients().items():
         torch.testing.assert_close(after(runs)[name], net().state_dict()[name] - g, rtol=1e-12, atol=1e-12)
