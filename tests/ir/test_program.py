@@ -97,7 +97,8 @@ def test_a_z_score_needs_a_class_gaussian_and_classes() -> None:
     state = parts()["states"][0].model_copy(update={"storage": lc.ClassGaussian()})
     assert problems(states=(state,)) == (
         "constraint 'c_h1': a defect is a z-score exactly where its state is class_gaussian",
-        "a state or a multiplier is kept per class, but the number of classes is not given",
+        "the state h1 (act): kept per class, but the number of classes is not given: write 'classes: 10', or "
+        "'storage: {kind: table}' for data without classes",
     )
 
 
