@@ -57,7 +57,7 @@ def measure(
 def table(cells: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| problem | method | starts within | recovered (2 %) | median iterations | median seconds per start | note |",
+        "| problem | method | starts within | recovered (2 %) | median iterations | median CPU seconds per start | note |",
         "|---|---|---|---|---|---|---|",
     ]
     for key, cell in sorted(cells.items()):
@@ -73,7 +73,7 @@ def main() -> None:
     """Measure what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=100)
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds for all starts of one method together")
+    parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds for all starts of one method together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--factor", type=float, default=5.0)
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
