@@ -80,9 +80,24 @@ class _Adam:
         return mean / (square.sqrt() + 1e-12)
 
 
-def extragradient(problem: Problem, method: ShootingExtragradient, theta: Tensor, states: Tensor) -> FirstOrderResult:
-    """Run the method from parameters (starts, p) and states (starts, trajectories, stages, n)."""
-    clock = time.perf_counter()
+def extragradient(
+    problem: Problem,
+    method: ShootingExtragradient,
+    theta: Tensor,
+    states: Tensor,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> FirstOrderResult:
+    """Run the method.
+
+    Args:
+        problem: what is solved.
+        method: the options.
+        theta: (starts, p) first parameters.
+        states: (starts, trajectories, stages, n) first states.
+        clock: seconds, for the time limit.
+    """
+    begin = clock()
     theta_scale, scale = parameter_scale(problem.functions, theta), problem.state_scale
     unit = problem.weights.square().mean() * scale.square().mean() * problem.stages.length
     z, s = theta / theta_scale, states / scale

@@ -1,8 +1,8 @@
 """The other ways to fit the benchmark problems: backprop through the rollout, segments from data, CasADi with IPOPT.
 
-In: an `Example`, guesses, a time budget. Out: `Outcome`, parameters and counts for every guess. Invariant: every
-method sees the same data, the same guesses and the same budget for all guesses together; none sees the true
-parameters.
+In: an `Example`, guesses, a time budget. Out: `Outcome`, parameters and counts for every guess. Invariant: every method
+sees the same data, the same guesses and the same budget for all guesses together; none sees the true parameters.
+Seconds are those of the CPU in this process, on one thread, so that other work on the machine counts little.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def measure(
 def table(cells: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| problem | method | starts within | recovered (2 %) | median iterations | median CPU seconds per start | note |",
+        "| problem | method | starts within | recovered (2 %) | median iterations | CPU seconds per start | note |",
         "|---|---|---|---|---|---|---|",
     ]
     for key, cell in sorted(cells.items()):
