@@ -1,8 +1,8 @@
 """Multiple shooting against CasADi with IPOPT on the Lorenz problem: one start, 100 starts, 10,000 steps.
 
-Out: `run()`. Invariant: both solve the same data from the same guesses to the same parameters (checked), take turns, and
-are charged the CPU seconds of this process, so that other work on the machine counts little. CasADi's building of its
-graph is counted apart: it pays once per data set and stage length.
+Out: `run()`. Invariant: both solve the same data from the same guesses to the same parameters (checked), take turns,
+and are charged the CPU seconds of this process, so that other work on the machine counts little. CasADi's building of
+its graph is counted apart: it pays once per data set and stage length.
 """
 
 from __future__ import annotations
