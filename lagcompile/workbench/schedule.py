@@ -15,15 +15,17 @@ from lagcompile.ir.base import Frozen
 
 
 class Cosine(Frozen):
-    """Half a cosine from 1 at the first step to `final` at the last one."""
+    """Half a cosine from 1 at the first step to `final` at the last one, or earlier."""
 
     kind: Literal["cosine"] = "cosine"
     final: float = Field(default=0.01, ge=0, le=1)
     """Factor at the end."""
+    until: float = Field(default=1.0, gt=0, le=1)
+    """Part of the run after which the factor stays at `final`: with the weights at rest, states and multipliers settle."""
 
     def at(self, step: int, steps: int) -> float:
         """Factor at a step (counted from 0) of a run of `steps`."""
-        progress = min(1.0, step / max(1, steps))
+        progress = min(1.0, step / max(1, steps) / self.until)
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

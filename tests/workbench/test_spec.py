@@ -180,6 +180,7 @@ def test_schedules() -> None:
     assert cosine.at(0, 100) == 1.0
     assert cosine.at(100, 100) == pytest.approx(0.1)
     assert cosine.at(50, 100) == pytest.approx(0.55)
+    assert Cosine(final=0.1, until=0.5).at(50, 100) == Cosine(final=0.1, until=0.5).at(99, 100) == pytest.approx(0.1)
     assert Decay(factor=0.5, every=10).at(25, 100) == 0.25
 
 
