@@ -98,7 +98,7 @@ def test_data_and_model_problems_at_once(tmp_path: Path) -> None:
         (
             "  weight: {kind: constant, value: 1.0}",
             "  storage: {kind: class_gaussian}",
-            "6: formulation: a state or a multiplier is kept per class, but the number of classes is not given",
+            "6: formulation: the state h1 (layers.2), the state h2 (layers.4): kept per class, but the number of",
         ),
         ("layers.2, layers.4]}", "layers.2]}\nsplit: 3", "6: split: duplicate key, first given on line 5"),
         ("lagcompile: 1", "lagcompile: 2", "1: lagcompile: expected 1, got 2"),
