@@ -21,7 +21,7 @@ class Cosine(Frozen):
     final: float = Field(default=0.01, ge=0, le=1)
     """Factor at the end."""
     until: float = Field(default=1.0, gt=0, le=1)
-    """Part of the run after which the factor stays at `final`: with the weights at rest, states and multipliers settle."""
+    """Part of the run after which the factor stays at `final`, so that states settle while weights rest."""
 
     def at(self, step: int, steps: int) -> float:
         """Factor at a step (counted from 0) of a run of `steps`."""
