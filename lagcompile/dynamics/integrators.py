@@ -181,7 +181,7 @@ class Adaptive(OdeCell):
 
 
 def _moved(x: Tensor, slope: Tensor, h: Tensor | float) -> Tensor:
-    """x + h slope; a number goes in as `alpha`, whose derivative in forward mode costs nothing."""
+    """X + h slope; a number goes in as `alpha`, whose derivative in forward mode costs nothing."""
     return x + h * slope if isinstance(h, Tensor) else torch.add(x, slope, alpha=h)
 
 
