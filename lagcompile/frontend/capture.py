@@ -86,7 +86,7 @@ def user_line(depth: int = 2) -> str:
 def reason_of(error: BaseException) -> str:
     """What went wrong and where, in one line: the innermost line of the user's own code."""
     text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
+    first = text[0].split(". ")[0] if text else type(error).__name__
     for entry in reversed(traceback.extract_tb(error.__traceback__)):
         if is_users(entry.filename):
             return f"{first} ({entry.filename}:{entry.lineno}: {entry.line})"

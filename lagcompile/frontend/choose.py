@@ -3,8 +3,9 @@
 In: a model, its signature, example tensors (or none). Out: `Captured`: capture, receipt, observations. Invariant: a
 capture without a good receipt is never passed on; the user's model is not touched (a deep copy is worked on).
 
-Order: torch.fx; torch.fx in both modes, merged, where the trace froze something; with the modules at fault kept whole,
-where that leaves the model cuttable; torch.export in both modes, merged; else one error with every problem.
+Order: torch.fx; torch.fx in both modes, merged, where the trace froze something, the modules at fault kept whole;
+torch.export; torch.export in both modes, merged; torch.fx with the module that stopped torch.export kept whole; else
+one error with every problem. A capture that keeps several layers in one node is used only if no later one does better.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class _Search:
         self.problems: list[str] = []
         self.fallback: Captured | None = None
         self.expected: Expectations | None = None
+        self.faults: Mapping[str, str] = {}
+        self.traced = False
+        self.exported: list[Traced] = []
+        self.stuck: tuple[str, str] | None = None
 
     # ------------------------------------------------------------ without inputs
     def unchecked(self) -> Capture:
@@ -91,6 +96,8 @@ class _Search:
                 found = self._checked(attempt())
             except Exception as error:
                 self.problems.append(f"{name}: {reason_of(error)}")
+                if name.startswith("torch.export"):
+                    self.stuck = _stuck(self.model, error)
                 continue
             if found is None:
                 continue
@@ -108,19 +115,29 @@ class _Search:
         )
 
     def _attempts(self) -> Iterator[tuple[str, Callable[[], Capture]]]:
-        first: list[Traced] = []
+        yield "torch.fx", self._plain
+        faults = dict(self.faults)
+        if self.traced and "" not in faults:
+            yield "torch.fx in both modes", lambda: self._both("torch.fx", faults)
+        yield "torch.export", self._exported_once
+        if self.exported:  # it works in one mode, but that mode's graph is not the other's
+            yield "torch.export in both modes", self._exported_twice
+        if self.stuck is not None and "" not in faults:
+            path, why = self.stuck
+            yield f"torch.fx with '{path}' kept whole", lambda: self._both("torch.fx", {**faults, path: why})
 
-        def plain() -> Capture:
-            first.extend(self._traced("torch.fx", {}, (True,)))
-            return self._capture(first[0], "torch.fx")
+    def _plain(self) -> Capture:
+        traced = self._traced("torch.fx", {}, (True,))[0]
+        self.faults, self.traced = traced.faults, True
+        return self._capture(traced, "torch.fx")
 
-        yield "torch.fx", plain
-        if first:
-            frozen = {b.rpartition(".")[0] for b in first[0].buffers}
-            whole = {p: "its forward changes a buffer" for p in frozen if p}
-            if not frozen or whole.keys() == frozen:
-                yield "torch.fx in both modes", lambda: self._both("torch.fx", whole)
-        yield "torch.export", lambda: self._both("torch.export", {})
+    def _exported_once(self) -> Capture:
+        self.exported = self._traced("torch.export", {}, (True,))
+        return self._capture(self.exported[0], "torch.export")
+
+    def _exported_twice(self) -> Capture:
+        evaluation = self._traced("torch.export", {}, (False,))[0]
+        return self._capture(merge(self.model, self.exported[0], evaluation), "torch.export")
 
     def _both(self, front_end: FrontEnd, whole: Mapping[str, str]) -> Capture:
         train, evaluation = self._traced(front_end, whole, (True, False))
@@ -189,3 +206,16 @@ class _Search:
             for path in whole
             if path in modules and not is_leaf(modules[path])
         )
+
+
+def _stuck(model: nn.Module, error: BaseException) -> tuple[str, str] | None:
+    """Innermost sub-module in whose forward an error was raised, and the reason."""
+    paths = {m: n for n, m in model.named_modules() if n and not is_leaf(m)}
+    found = None
+    entry = error.__traceback__
+    while entry is not None:
+        here = entry.tb_frame.f_locals.get("self")
+        if isinstance(here, nn.Module) and here in paths:
+            found = paths[here]
+        entry = entry.tb_next
+    return None if found is None else (found, reason_of(error))

@@ -8,9 +8,12 @@ changes of buffers are operations of the graph, and the batch size is free where
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -72,8 +75,7 @@ def export(
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     try:
-        with layers_as_calls(model, whole) as calls, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with layers_as_calls(model, whole) as calls, _quietly():
             adapter = _Adapter(model, signature, calls)
             program = torch.export.export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False
@@ -81,6 +83,19 @@ def export(
     finally:
         restore_buffers(model, held, before)
     return _Converter(model, signature, program, calls).traced(calls.output, whole)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch.export's own log and warnings to itself: what went wrong is in its exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _shapes(tensors: Sequence[Tensor], dynamic: bool) -> Any:
@@ -117,7 +132,7 @@ class _Converter:
         _drop_unused(self.graph)
         used = {c.path for c in self.calls.made}
         kept = {path: why for path, why in whole.items() if path in used}
-        return Traced(self.graph, filled, kept, (), self.attributes)
+        return Traced(self.graph, filled, kept, {}, self.attributes)
 
     def _placeholders(self) -> None:
         described = self.program.graph_signature

@@ -123,7 +123,7 @@ class _Merger:
         output = transform(train.output, lambda v: Reference(next(names).name) if isinstance(v, Reference) else v)
         self.graph.output(flat)
         whole = {**evaluation.whole, **train.whole}
-        return Traced(self.graph, output, whole, train.buffers + evaluation.buffers, self.attributes)
+        return Traced(self.graph, output, whole, {**evaluation.faults, **train.faults}, self.attributes)
 
     # ------------------------------------------------------------ what both modes read
     def _inputs(self) -> None:

@@ -30,15 +30,19 @@ class Traced:
         graph: the graph; its output is a flat tuple.
         output: template of the output, with references to nodes.
         whole: modules kept as one node -> why.
-        buffers: names of the buffers that the forward changed while it was traced (the graph lacks those changes).
+        faults: modules whose forward did while it was traced what the graph now lacks (changed a buffer, drew random
+            numbers on which its control flow hangs) -> what it did; '' is the model itself.
         attributes: constants and modules that the graph reads besides the model's own, by name.
     """
 
     graph: fx.Graph
     output: Any
     whole: Mapping[str, str]
-    buffers: tuple[str, ...]
+    faults: Mapping[str, str]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+_RANDOM = "its forward draws random numbers that its control flow or its constants hang on"
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -62,14 +66,19 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     try:
-        graph = tracer.trace(model)
+        with torch.random.fork_rng(devices=[]):
+            state = torch.get_rng_state()
+            graph = tracer.trace(model)
+            if not tracer.faults and not torch.equal(state, torch.get_rng_state()):
+                tracer.faults[""] = _RANDOM
         changed = [n for n, b in model.named_buffers() if n not in held or b is not held[n] or _moved(b, before[n])]
     finally:
         restore_buffers(model, held, before)
+    faults = tracer.faults | {n.rpartition(".")[0]: f"its forward changes the buffer '{n}'" for n in changed}
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     names = iter(output.args[0])
     template = transform(tracer.template, lambda v: Reference(next(names).name) if isinstance(v, Reference) else v)
-    return Traced(graph, template, dict(tracer.opaque), tuple(changed))
+    return Traced(graph, template, dict(tracer.opaque), faults)
 
 
 def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -98,6 +107,7 @@ class _Tracer(fx.Tracer):
         self.signature = signature
         self.keep = whole
         self.opaque: dict[str, str] = {}
+        self.faults: dict[str, str] = {}
         self.template: Any = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -128,8 +138,12 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         last = next(iter(reversed(self.graph.nodes)))
         stack = dict(self.module_stack)
+        state, faults = torch.get_rng_state(), len(self.faults)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            value = super().call_module(m, forward, args, kwargs)
+            if len(self.faults) == faults and not torch.equal(state, torch.get_rng_state()):
+                self.faults[self.path_of_module(m)] = _RANDOM
+            return value
         except Exception as error:
             path = self.path_of_module(m)
             self.opaque[path] = reason_of(error)

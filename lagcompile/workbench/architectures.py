@@ -195,7 +195,14 @@ def _build(architecture: Architecture) -> Built:
 
     kind = getattr(transformers, architecture.model)
     default = kind.config_class()
-    settings = {k: v for k, v in _SMALL.items() if hasattr(default, k)}
+    given = {default.attribute_map.get(k, k) for k in architecture.settings}
+    settings = {
+        k: v
+        for k, v in _SMALL.items()
+        if hasattr(default, k)
+        and default.attribute_map.get(k, k) not in given
+        and not isinstance(vars(kind.config_class).get(k), property)
+    }
     config = kind.config_class(**{**settings, **architecture.settings})
     return kind(config), *_inputs(architecture.kind, config)
 
