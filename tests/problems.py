@@ -23,7 +23,10 @@ from lagcompile.runtime.instance import Instance
 Loss = Callable[[Any, Any], Tensor]
 L2 = (lc.Regulariser(kind="l2", on="weights", weight=0.2),)
 LIGHT = (lc.Regulariser(kind="l2", on="weights", weight=0.1),)
-RHO = lc.ConstantWeight(value=1.0)
+HEAVY = (lc.Regulariser(kind="l2", on="weights", weight=0.4),)
+SOFT = lc.ConstantWeight(value=0.5)
+STIFF = lc.ConstantWeight(value=2.0)
+RHO = lc.ConstantWeight(value=4.0)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,6 @@ class Problem:
         split: number of stages, or a split policy.
         options: fields of `lc.Formulation`.
         exact: r = 0 holds at the solution, so that the un-split network is an independent reference.
-        rates: step sizes of weights, states and multipliers for extragradient; None where it does not apply.
-        steps: its number of steps.
         known: parameters of the solution that are known in advance.
     """
 
@@ -52,15 +53,13 @@ class Problem:
     split: Any = 1
     options: dict[str, Any] = field(default_factory=dict)
     exact: bool = True
-    rates: tuple[float, float, float] | None = (0.15, 0.4, 0.4)
-    steps: int = 600
     known: dict[str, Tensor] | None = None
 
-    def lifted(self, *, rho: bool = False) -> lc.Lifted:
-        """The module, compiled; with a quadratic weight where `rho` asks for one and the program has none."""
+    def lifted(self, rho: float | None = None) -> lc.Lifted:
+        """The module, compiled; with a quadratic weight where one is given and the program has none."""
         options = dict(self.options)
-        if rho:
-            options.setdefault("weight", RHO)
+        if rho is not None:
+            options.setdefault("weight", lc.ConstantWeight(value=rho))
         return lc.lift(self.build(), self.inputs, self.split, lc.Formulation(**options), name=self.name)
 
     @property
@@ -68,14 +67,40 @@ class Problem:
         """Inputs and target."""
         return (self.inputs[0] if len(self.inputs) == 1 else self.inputs), self.target
 
-    def bind(self, *, rho: bool = False) -> Instance:
+    def bind(self, rho: float | None = None) -> Instance:
         """The compiled module with its data."""
-        return self.lifted(rho=rho).bind(self.data, loss=self.loss)
+        return self.lifted(rho).bind(self.data, loss=self.loss)
 
-    def solve(self, method: Any, *, rho: bool = False, **more: Any) -> lc.Solution:
-        """Solve with a method, full batch."""
+    def solve(self, method: Any, rho: float | None = None, **more: Any) -> lc.Solution:
+        """Solve with a method."""
+        return self.lifted(rho).solve(self.data, loss=self.loss, method=method, **more)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Constant step sizes for extragradient, from the spectrum of its linearised step at the solution.
+
+    Attributes:
+        weights: step of the weights.
+        states: step of the states (gradients per example).
+        multipliers: step of the multipliers.
+        rho: quadratic weight.
+        steps: number of steps, of the full batch.
+    """
+
+    weights: float
+    states: float
+    multipliers: float
+    rho: float = 1.0
+    steps: int = 500
+
+    def solve(self, problem: Problem, start: lc.Solution) -> lc.Solution:
+        """Run extragradient from a solution's weights; states by a forward pass, multipliers zero."""
+        method = lc.Extragradient(
+            weights=lc.SGD(lr=self.weights), states=lc.SGD(lr=self.states), multipliers=lc.SGD(lr=self.multipliers)
+        )
         options = lc.RunOptions(steps=self.steps, batch_size=10_000, look_every=10_000)
-        return self.lifted(rho=rho).solve(self.data, loss=self.loss, method=method, options=options, **more)
+        return problem.solve(method, self.rho, options=options, start=start)
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
@@ -196,7 +221,14 @@ def _ridge() -> Problem:
     a = torch.cat([X, torch.ones(6, 1, dtype=torch.float64)], 1)
     v = torch.linalg.solve(a.T @ a + 0.2 * Y.numel() / 2 * torch.eye(4, dtype=torch.float64), a.T @ Y)
     known = {"0.weight": v[:3].T, "0.bias": v[3]}
-    return Problem("ridge", chain(3, 2, act=None), (X,), Y, options={"regularisers": L2}, known=known)
+    return Problem(
+        "ridge",
+        chain(3, 2, act=None),
+        (X,),
+        Y,
+        options={"regularisers": L2},
+        known=known,
+    )
 
 
 def _logistic_map() -> Problem:
@@ -205,7 +237,7 @@ def _logistic_map() -> Problem:
     for _ in range(4):
         x = rate * x * (1.0 - x)
         seen.append(x)
-    known = {"rate": torch.tensor(rate).double(), "start": torch.tensor(start).double()}
+    known = {"rate": torch.tensor(rate, dtype=torch.float64), "start": torch.tensor(start, dtype=torch.float64)}
     return Problem(
         "logistic_map",
         _double(LogisticMap),
@@ -214,13 +246,12 @@ def _logistic_map() -> Problem:
         SUM,
         _after("cells", 3),
         {"reduction": "sum"},
-        rates=(0.05, 0.2, 0.2),
         known=known,
     )
 
 
 def _problems() -> list[Problem]:
-    l2 = {"regularisers": L2}
+    l2, light, heavy = ({"regularisers": terms} for terms in (L2, LIGHT, HEAVY))
     tanh2 = chain(3, 2, 2, act=nn.Tanh)
     example = lc.MultiplierOptions(layout="example")
     pendulum = normal(5, 3, 10, scale=0.4)
@@ -231,16 +262,16 @@ def _problems() -> list[Problem]:
         Problem("tanh_3_sum", chain(3, 2, 2, 2, act=nn.Tanh), (X,), Y, split=3, options=l2 | {"reduction": "sum"}),
         Problem("softplus_2", chain(3, 2, 2, act=nn.Softplus), (X,), Y, split=2, options=l2),
         Problem("sigmoid_3", chain(3, 3, 3, 2, act=nn.Sigmoid), (X,), 2.0 * Y, split=3, options=l2),
-        Problem("tanh_6", chain(2, 2, 2, 2, 2, 2, 1, act=nn.Tanh), (A,), B, split=6, options={"regularisers": LIGHT}),
-        Problem("logistic_regression", chain(3, 3, act=None), (X,), CLASSES, F.cross_entropy, options={"regularisers": LIGHT}),
-        Problem("tanh_3_classes", chain(3, 3, 3, 3, act=nn.Tanh), (X,), CLASSES, F.cross_entropy, 3, {"regularisers": LIGHT}),
-        Problem("residual", _double(Skip), (X,), Y, split=3, options=l2),
+        Problem("tanh_6", chain(2, 2, 2, 2, 2, 2, 1, act=nn.Tanh), (A,), B, split=6, options=light),
+        Problem("logistic_regression", chain(3, 3, act=None), (X,), CLASSES, F.cross_entropy, options=light),
+        Problem("tanh_3_classes", chain(3, 2, 2, 3, act=nn.Tanh), (normal(1, 6, 3),), CLASSES, F.cross_entropy, 3, l2),
+        Problem("residual", _double(Skip), (normal(7, 6, 3),), normal(8, 6, 2), split=3, options=heavy),
         Problem("tied", _double(Tied), (X,), Y, split=3, options=l2),
-        Problem("features_mean", tanh2, (X,), Y, split=2, options=l2 | {"features": "mean"}, rates=(0.15, 0.8, 0.8)),
+        Problem("features_mean", tanh2, (X,), Y, split=2, options=l2 | {"features": "mean"}),
         _logistic_map(),
         Problem(
             "pendulum", _double(Pendulum), (normal(4, 3, 2),), pendulum, SUM, _after("cells", 4),
-            {"reduction": "sum"}, rates=(0.05, 0.2, 0.2),
+            {"reduction": "sum"},
         ),
         Problem(
             "tube", tanh2, (X,), Y, split=2, exact=False,
@@ -255,7 +286,7 @@ def _problems() -> list[Problem]:
             options=l2 | {"transform": lc.NormTube(epsilon=0.1, order=2), "multiplier": example, "weight": RHO},
         ),
         Problem(
-            "penalty", tanh2, (X,), Y, split=2, exact=False, options=l2 | {"multiplier": None, "weight": RHO},
+            "penalty", tanh2, (X,), Y, split=2, exact=False, options=l2 | {"multiplier": None, "weight": STIFF},
         ),
         Problem(
             "bounded_states", tanh2, (X,), Y, split=2, exact=False,
@@ -263,7 +294,7 @@ def _problems() -> list[Problem]:
         ),
         Problem(
             "nonnegative_states", chain(3, 3, 2, act=nn.Tanh, seed=2), (X,), Y, split=2, exact=False,
-            options=l2 | {"domain": lc.NonNegative(by="project"), "multiplier": None, "weight": RHO},
+            options=l2 | {"domain": lc.NonNegative(by="project"), "multiplier": None, "weight": SOFT},
         ),
         Problem(
             "state_estimation", _double(Filter), (normal(6, 2, 2),), normal(7, 2, 5, scale=0.5), SUM,
@@ -271,7 +302,7 @@ def _problems() -> list[Problem]:
             "weight": RHO}, exact=False,
         ),
         Problem(
-            "input_estimation", tanh2, (X,), Y, split=2, exact=False, rates=None,
+            "input_estimation", tanh2, (X,), Y, split=2, exact=False,
             options={"frozen": ("*",), "inputs": {"input_1": lc.InputFormulation(lower=-1.0, upper=1.0)},
             "regularisers": (lc.Regulariser(kind="l2", on="states", weight=0.1),)},
         ),
@@ -279,3 +310,29 @@ def _problems() -> list[Problem]:
 
 
 ZOO: dict[str, Problem] = {p.name: p for p in _problems()}
+
+RATES: dict[str, Rates] = {
+    "ridge": Rates(0.5, 0.1, 0.1, steps=100),
+    "linear_2": Rates(0.31, 0.41, 2.3, steps=220),
+    "tanh_2": Rates(0.48, 0.19, 0.28, steps=220),
+    "tanh_3_sum": Rates(0.55, 0.97, 0.22, rho=0.25, steps=320),
+    "softplus_2": Rates(0.23, 0.11, 0.25, rho=1.4, steps=450),
+    "sigmoid_3": Rates(0.4, 0.12, 10.0, rho=4.0, steps=230),
+    "tanh_6": Rates(0.21, 0.05, 0.84, steps=1200),
+    "logistic_regression": Rates(1.5, 0.1, 0.1, steps=150),
+    "tanh_3_classes": Rates(0.7, 0.3, 0.5, steps=320),
+    "residual": Rates(0.2, 0.2, 0.5, steps=700),
+    "tied": Rates(0.46, 0.23, 0.48, rho=0.5, steps=400),
+    "features_mean": Rates(0.49, 0.22, 2.2, steps=240),
+    "logistic_map": Rates(0.16, 0.21, 1.6, steps=100),
+    "pendulum": Rates(0.21, 0.1, 2.3, rho=2.0, steps=120),
+    "penalty": Rates(0.39, 0.13, 0.1, steps=1700),
+    "bounded_states": Rates(0.52, 0.23, 1.2, rho=0.5, steps=200),
+    "nonnegative_states": Rates(0.31, 0.25, 0.1, steps=600),
+}
+"""Step sizes by problem.
+
+Left out: inputs as variables, which first-order methods do not take, and tubes. At the edge of a tube G'(r) jumps from
+0 to 1, so that every multiplier beyond the exact one gives a saddle point as well (an exact penalty), and constant steps
+chatter across the edge; there SQP is compared with IPOPT alone.
+"""
