@@ -114,8 +114,11 @@ def solution_of(
     """What was reached, by name."""
     values = {k: v.clone() for k, v in exact.variables.unpack(result.x.detach()).items()}
     multipliers, forces = {}, {}
+    _, equalities, inequalities = exact.sizes
+    all_eq = result.multipliers_eq if result.multipliers_eq.numel() else _zeros(equalities)  # a refused run has none
+    all_ineq = result.multipliers_ineq if result.multipliers_ineq.numel() else _zeros(inequalities)
     for piece, eq, ineq in spans(exact):
-        mu = result.multipliers_eq[eq], result.multipliers_ineq[ineq]
+        mu = all_eq[eq], all_ineq[ineq]
         multipliers[multiplier_name(exact, piece)] = piece.multiplier(*mu).detach().clone()
         force = piece.force(*mu)
         if force is not None:

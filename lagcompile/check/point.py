@@ -317,6 +317,8 @@ def _forces(evaluator: _Evaluator, point: CheckPoint, solution: Solution, missin
             point.forces[c.name] = mu
         elif c.name in witnesses:
             point.forces[c.name] = witnesses[c.name].detach().double()
+        elif multiplier.layout != "example" and isinstance(c.transform, NormTube):
+            unknown.append(c)
         elif isinstance(c.transform, NormTube) and c.transform.order == 2 and c.transform.epsilon > 0:
             norm = torch.linalg.vector_norm(r.flatten(1), dim=1).reshape(-1, *(1 for _ in r.shape[1:]))
             point.forces[c.name] = mu * r / norm.clamp_min(1e-300)

@@ -1,0 +1,86 @@
+"""The KKT certificate: it must fail for each kind of wrong solution, and name the place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import lagcompile as lc
+from lagcompile.backends.sqp import SQP
+from lagcompile.check.kkt import certify_kkt
+from tests.problems import ZOO
+
+
+def _kinds(certificate: lc.Certificate) -> set[str]:
+    return {r.kind for r in certificate.residuals if not r.ok}
+
+
+def test_a_solution_is_certified_with_its_second_order_facts() -> None:
+    problem = ZOO["tanh_3_sum"]
+    certificate = certify_kkt(problem.bind(), problem.solve(SQP()))
+    assert certificate.ok
+    names = {(r.kind, r.name) for r in certificate.residuals}
+    assert {("state stationarity", "h1"), ("weight stationarity", "0.weight"), ("primal feasibility", "c_h2")} <= names
+    assert any("LICQ" in f for f in certificate.facts)
+    assert any("strict local minimum" in f for f in certificate.facts)
+
+
+def test_a_moved_state_is_named_by_stage_state_example_and_feature() -> None:
+    problem = ZOO["tanh_3_sum"]
+    solution = problem.solve(SQP())
+    moved = {n: v.clone() for n, v in solution.states.items()}
+    moved["h2"][4, 1] += 0.3
+    certificate = certify_kkt(problem.bind(), replace(solution, states=moved))
+    assert "primal feasibility" in _kinds(certificate)
+    first = next(f for f in certificate.facts if f.startswith("violated by"))
+    assert first == "violated by 3.00e-01: stage f1, state h2, example 4, feature 1"
+    assert any(f.startswith("not a KKT point") for f in certificate.facts)
+
+
+def test_wrong_multipliers_break_stationarity() -> None:
+    problem = ZOO["tanh_2"]
+    solution = problem.solve(SQP())
+    scaled = {n: 1.01 * v for n, v in solution.multipliers.items()}
+    assert {"state stationarity", "weight stationarity"} == _kinds(
+        certify_kkt(problem.bind(), replace(solution, multipliers=scaled))
+    )
+
+
+def test_a_multiplier_inside_a_tube_breaks_complementarity() -> None:
+    problem = ZOO["state_estimation"]
+    solution = problem.solve(SQP())
+    inside = {n: v.abs() < 1e-9 for n, v in solution.multipliers.items()}
+    assert any(bool(v.any()) for v in inside.values())
+    wrong = {n: torch.where(inside[n], 0.1, v) for n, v in solution.multipliers.items()}
+    assert "complementarity" in _kinds(certify_kkt(problem.bind(), replace(solution, multipliers=wrong)))
+
+
+def test_a_multiplier_that_does_not_cover_the_force_is_not_dual_feasible() -> None:
+    problem = ZOO["abs_tube"]
+    solution = problem.solve(SQP())
+    small = {n: 0.5 * v for n, v in solution.multipliers.items()}
+    assert "dual feasibility" in _kinds(certify_kkt(problem.bind(), replace(solution, multipliers=small)))
+
+
+def test_a_state_outside_its_domain_is_not_feasible() -> None:
+    problem = ZOO["bounded_states"]
+    solution = problem.solve(SQP())
+    moved = {n: v * 1.1 for n, v in solution.states.items()}
+    certificate = certify_kkt(problem.bind(), replace(solution, states=moved))
+    assert any(r.name == "bounds of h1" and not r.ok for r in certificate.residuals)
+
+
+def test_states_that_a_solution_does_not_hold_come_from_a_forward_pass() -> None:
+    problem = ZOO["tanh_2"]
+    solution = problem.solve(SQP())
+    certificate = certify_kkt(problem.bind(), replace(solution, states={}, multipliers={}), tolerance=1e-7)
+    assert certificate.ok
+    assert certificate.facts[0].startswith("h1: not in the solution")
+
+
+def test_large_programs_say_that_curvature_was_not_computed() -> None:
+    problem = ZOO["tanh_2"]
+    certificate = certify_kkt(problem.bind(), problem.solve(SQP()), largest=5)
+    assert certificate.ok
+    assert any(f.startswith("second-order facts were not computed: 26 variables") for f in certificate.facts)
