@@ -326,7 +326,7 @@ RATES: dict[str, Rates] = {
     "features_mean": Rates(0.49, 0.22, 2.2, steps=240),
     "logistic_map": Rates(0.16, 0.21, 1.6, steps=100),
     "pendulum": Rates(0.21, 0.1, 2.3, rho=2.0, steps=120),
-    "penalty": Rates(0.39, 0.13, 0.1, steps=2400),
+    "penalty": Rates(0.39, 0.13, 0.1, steps=3000),
     "bounded_states": Rates(0.52, 0.23, 1.2, rho=0.5, steps=200),
     "nonnegative_states": Rates(0.31, 0.25, 0.1, steps=600),
 }

@@ -75,6 +75,19 @@ def _about_globality(fact: str) -> bool:
     return "global optimum" in fact or "kink" in fact
 
 
+def objective(instance: Instance, solution: Solution, *, step: int | None = None) -> float:
+    """Loss, regularisers and quadratic terms at a solution, without multipliers.
+
+    Args:
+        instance: what was solved; never changed.
+        solution: of any backend.
+        step: as for `certify_kkt`.
+    """
+    point = check_point(instance, solution, step=step)
+    extra = sum(point.l1(leaf) * float(x.detach().abs().sum()) for leaf, x in point.leaves.items())
+    return float(point.smooth.detach()) + extra
+
+
 def residuals(point: CheckPoint) -> Iterator[tuple[Kind, str, float]]:
     """All residuals of a point: kind, name, value."""
     gradients = point.gradients(point.lagrangian())

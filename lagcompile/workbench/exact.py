@@ -18,7 +18,7 @@ from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.check.agreement import Distance, distance
 from lagcompile.check.certificate import Certificate
-from lagcompile.check.kkt import certify_kkt
+from lagcompile.check.kkt import certify_kkt, objective
 from lagcompile.ir.base import MissingExtraError, ProgramError
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime.instance import Instance
@@ -35,7 +35,7 @@ class Line:
     Attributes:
         backend: its name.
         status: how its run ended.
-        objective: the program's objective; NaN where the backend does not tell.
+        objective: the program's objective, without multipliers.
         primal: largest primal residual of the certificate.
         dual: largest of the others.
         distance: from the reference backend's solution; None for the reference itself.
@@ -131,12 +131,11 @@ def compare(
         certificate = certify_kkt(instance, solution)
         primal = [r.value for r in certificate.residuals if r.kind == "primal feasibility"]
         rest = [r.value for r in certificate.residuals if r.kind != "primal feasibility"]
-        final = solution.details.get("final", {})
         lines.append(
             Line(
                 backend=name,
                 status=solution.status.name.lower(),
-                objective=float(final.get("objective", nan)),
+                objective=objective(instance, solution),
                 primal=max(primal, default=0.0),
                 dual=max(rest, default=0.0),
                 distance=distance(next(iter(solutions.values())), solution) if solutions else None,
