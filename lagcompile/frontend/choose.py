@@ -129,6 +129,9 @@ class _Search:
     def _plain(self) -> Capture:
         traced = self._traced("torch.fx", {}, (True,))[0]
         self.faults, self.traced = traced.faults, True
+        if traced.faults:
+            named = "; ".join(f"{path or 'the model'}: {why}" for path, why in traced.faults.items())
+            raise LiftError(f"the trace would lack what it did: {named}")
         return self._capture(traced, "torch.fx")
 
     def _exported_once(self) -> Capture:

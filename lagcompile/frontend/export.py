@@ -7,9 +7,9 @@ changes of buffers are operations of the graph, and the batch size is free where
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
+import operator as operators
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from lagcompile.frontend.capture import is_users
+from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.leaves import Calls, layers_as_calls, operator
-from lagcompile.frontend.regions import Region, region_of
+from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, leaves, transform
 from lagcompile.frontend.symbolic import Traced, restore_buffers
@@ -199,39 +200,71 @@ class _Converter:
         args, kwargs = _plain(call.arguments, given)
         made = self.graph.call_module(call.path, args, kwargs)
         made.meta = _meta(node, call.path, type(self.model.get_submodule(call.path)))
-        self.env[node] = self._unpacked(call.result, made)
-
-    def _unpacked(self, template: Any, made: fx.Node) -> list[fx.Node]:
-        """Nodes of a layer's tensors, in order."""
-        if isinstance(template, Reference):
-            return [made]
-        items = getattr(template, "items", ())
-        keys = getattr(template, "keys", None) or range(len(items))
-        found: list[fx.Node] = []
-        for key, item in zip(keys, items, strict=True):
-            if leaves(item) and any(isinstance(v, Reference) for v in leaves(item)):
-                entry = self.graph.call_function(_getitem(), (made, key))
-                entry.meta = dict(made.meta)
-                found += self._unpacked(item, entry)
-        return found
+        self.env[node] = _unpacked(self.graph, call.result, made)
 
     def _region(self, node: fx.Node, source: fx.GraphModule) -> None:
         body, settings, operands = region_of(node)
         name = f"_region_{len(self.attributes)}"
-        self.attributes[name] = Region(_cleaned(getattr(source, str(body.target))), settings)
-        made = self.graph.call_module(name, tuple(self.env[n] if isinstance(n, fx.Node) else n for n in operands))
+        module, weights = self._body(getattr(source, str(body.target)))
+        self.attributes[name] = Region(module, settings)
+        outer = [self.env[n] if isinstance(n, fx.Node) else n for n in operands]
+        made = self.graph.call_module(name, (*outer, *(self._attribute(w) for w in weights)))
         made.meta = _meta(node)
         self.env[node] = made
 
+    def _attribute(self, name: str) -> fx.Node:
+        found = next((n for n in self.graph.nodes if n.op == "get_attr" and n.target == name), None)
+        return found or self.graph.get_attr(name)
 
-def _cleaned(module: fx.GraphModule) -> fx.GraphModule:
-    """A sub-graph without its assertions on dtypes (a float64 copy would fail them)."""
-    result = copy.deepcopy(module)
-    for node in reversed(list(result.graph.nodes)):
-        if node.op == "call_function" and any(word in str(node.target) for word in _CHECKS):
-            result.graph.erase_node(node)
-    result.recompile()
-    return result
+    def _body(self, source: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
+        """A sub-graph as a module: no assertions (a float64 copy would fail them), layers with weights from outside."""
+        graph, root = fx.Graph(), nn.Module()
+        env: dict[fx.Node, Any] = {}
+        weights: dict[str, fx.Node] = {}
+        nodes = list(source.graph.nodes)
+        for node in nodes:
+            if node.op == "placeholder":
+                env[node] = graph.placeholder(node.name)
+        layers = [n for n in nodes if n.target is operator().target]
+        for node in layers:
+            path = self.calls.made[int(node.args[1])].path
+            for name, _ in self.model.get_submodule(path).named_parameters(remove_duplicate=False):
+                weights.setdefault(f"{path}.{name}", graph.placeholder(f"weight_{len(weights)}"))
+        for node in nodes:
+            if node.op in {"placeholder", "output"} or any(word in str(node.target) for word in _CHECKS):
+                continue
+            if node in layers:
+                call = self.calls.made[int(node.args[1])]
+                layer = self.model.get_submodule(call.path)
+                names = tuple(n for n, _ in layer.named_parameters(remove_duplicate=False))
+                own = call.path.replace(".", "__")
+                root.add_module(own, Layer(layer, names))
+                args, kwargs = _plain(call.arguments, [env[n] for n in node.args[0]])
+                given = (*(weights[f"{call.path}.{n}"] for n in names), *args)
+                env[node] = _unpacked(graph, call.result, graph.call_module(own, given, kwargs))
+            elif node.args and isinstance(node.args[0], fx.Node) and isinstance(env.get(node.args[0]), list):
+                env[node] = env[node.args[0]][node.args[1]]
+            else:
+                if node.op in {"get_attr", "call_module"}:
+                    setattr(root, str(node.target), getattr(source, str(node.target)))
+                env[node] = graph.node_copy(node, lambda n: env[n])
+        graph.output(fx.node.map_arg(nodes[-1].args[0], lambda n: env[n]))
+        return StageGraph(root, graph, "Region"), list(weights)
+
+
+def _unpacked(graph: fx.Graph, template: Any, made: fx.Node) -> list[fx.Node]:
+    """Nodes of a layer's tensors, in order."""
+    if isinstance(template, Reference):
+        return [made]
+    items = getattr(template, "items", ())
+    keys = getattr(template, "keys", None) or range(len(items))
+    found: list[fx.Node] = []
+    for key, item in zip(keys, items, strict=True):
+        if any(isinstance(v, Reference) for v in leaves(item)):
+            entry = graph.call_function(operators.getitem, (made, key))
+            entry.meta = dict(made.meta)
+            found += _unpacked(graph, item, entry)
+    return found
 
 
 def _plain(template: Any, given: Sequence[fx.Node]) -> Any:
@@ -245,12 +278,6 @@ def _plain(template: Any, given: Sequence[fx.Node]) -> Any:
     if template.keys is not None:
         return dict(zip(template.keys, filled, strict=True))
     return filled if template.kind is list else tuple(filled)
-
-
-def _getitem() -> Any:
-    import operator as operators
-
-    return operators.getitem
 
 
 def _writes(node: fx.Node) -> bool:

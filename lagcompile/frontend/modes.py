@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.func import functional_call
 
 from lagcompile.frontend.align import Pair, Step, align, argument_pairs, outputs_of, path_of
 from lagcompile.frontend.graphmodule import StageGraph
+from lagcompile.frontend.regions import Layer
 from lagcompile.frontend.structure import Reference, fill, transform
 from lagcompile.frontend.symbolic import Traced
 from lagcompile.ir.base import LiftError
@@ -47,21 +47,6 @@ class ByMode(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Run the operations of the mode in which the owner is."""
         return self.in_train(*inputs) if self.owner[0].training else self.in_eval(*inputs)
-
-
-class Layer(nn.Module):
-    """A layer of the user's whose parameters come in as inputs, so that they keep their names outside."""
-
-    def __init__(self, layer: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.layer = (layer,)
-        self.names = names
-
-    def forward(self, *operands: Any, **kwargs: Any) -> Any:
-        """Run the layer with its parameters, which come first."""
-        count = len(self.names)
-        weights = dict(zip(self.names, operands[:count], strict=True))
-        return functional_call(self.layer[0], weights, operands[count:], kwargs)
 
 
 class Pick(nn.Module):

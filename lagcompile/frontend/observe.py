@@ -6,12 +6,13 @@ whose size follows the batch size of the two runs; work is counted per example.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from lagcompile.frontend.effects import Watch
 from lagcompile.frontend.graph import Observation
@@ -47,9 +48,9 @@ class Recorder(fx.Interpreter):
         self.watch.before(n, self.env)
         counted = self.count and n.op.startswith("call") and self._multiplies(n)
         if counted:
-            with FlopCounterMode(display=False) as counter:
+            with _Flops() as counter:
                 value = super().run_node(n)
-            self.flops[n.name] = counter.get_total_flops()
+            self.flops[n.name] = counter.total
         else:
             value = super().run_node(n)
         self.watch.after(n, value)
@@ -69,6 +70,27 @@ class Recorder(fx.Interpreter):
             (".rnn", ".activation", ".transformer", ".sparse", ".adaptive", ".conv")
         )
         return not plain and kind not in _CONVOLUTIONS
+
+
+class _Flops(TorchDispatchMode):
+    """Adds up the work of matrix products, by torch's own formulas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type[Any]],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result
 
 
 def _work(module: nn.Module, value: Tensor) -> int:

@@ -15,6 +15,7 @@ from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.partition import Partition, ancestors
 
 Names = str | tuple[str, ...]
+NODE = "node:"
 _LINE = re.compile(r"^(?P<file>.+\.py):(?P<line>\d+)$")
 
 
@@ -25,7 +26,7 @@ def expand(graph: Graph, entry: Names, problems: list[str]) -> list[tuple[str, .
         return [tuple(n for group in expanded for names in group for n in names)]
     modules = dict.fromkeys(m for n in graph.staged for m in prefixes(n.module))
     nodes = {n.name: n for n in graph.staged}
-    if entry in modules or entry in nodes:
+    if entry in modules or entry in nodes or (entry.startswith(NODE) and entry.removeprefix(NODE) in nodes):
         return [(entry,)]
     if (line := _LINE.match(entry)) is not None:
         return _line(graph, entry, line["file"], int(line["line"]), problems)
@@ -85,7 +86,9 @@ def prefixes(path: str) -> list[str]:
 
 
 def members(graph: Graph, name: str) -> list[Node]:
-    """Staged nodes of a module path or the node of that name."""
+    """Staged nodes of a module path or the node of that name ("node:a" where a module has the name, too)."""
+    if name.startswith(NODE):
+        return [n for n in graph.staged if n.name == name.removeprefix(NODE)]
     inside = [n for n in graph.staged if name in prefixes(n.module)]
     return inside or [n for n in graph.staged if n.name == name]
 
@@ -114,5 +117,7 @@ def names_of(partition: Partition) -> tuple[Names, ...]:
         ends = tuple(n.name for n in graph.staged if n.name in down and n.name not in read)
         module = graph.by_name[ends[-1]].module
         path = next((p for p in prefixes(module) if down_set(graph, (p,), "after") == down), None)
-        result.append(path or (ends[0] if len(ends) == 1 else ends))
+        modules = {m for n in graph.staged for m in prefixes(n.module)}
+        named = tuple(f"{NODE}{n}" if n in modules else n for n in ends)
+        result.append(path or (named[0] if len(named) == 1 else named))
     return tuple(result)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.func import functional_call
 
 from lagcompile.ir.base import LiftError
 
@@ -34,6 +35,21 @@ class Region(nn.Module):
         device, dtype, enabled, cache = values
         with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cache):
             return self.body(*operands)
+
+
+class Layer(nn.Module):
+    """A layer of the user's whose parameters come in as inputs, so that they keep their names outside."""
+
+    def __init__(self, layer: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.layer = (layer,)
+        self.names = names
+
+    def forward(self, *operands: Any, **kwargs: Any) -> Any:
+        """Run the layer with its parameters, which come first."""
+        count = len(self.names)
+        weights = dict(zip(self.names, operands[:count], strict=True))
+        return functional_call(self.layer[0], weights, operands[count:], kwargs)
 
 
 def region_of(node: fx.Node) -> tuple[fx.Node, Settings, Sequence[Any]]:

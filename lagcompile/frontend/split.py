@@ -24,9 +24,10 @@ from lagcompile.ir.base import Frozen, SplitError
 class AtSplit(Frozen):
     """Breakpoints at named places.
 
-    A name is a module path ("features.3"), a glob ("layers.*"), a graph node ("relu_1") or a source line of the user's
-    ("model.py:42"). Each entry is one breakpoint; a list of names inside the list is one breakpoint that cuts all of
-    them at once. A glob gives one breakpoint for each module that it matches.
+    A name is a module path ("features.3"), a glob ("layers.*"), a graph node ("relu_1"; "node:relu_1" where a module
+    has that path, too) or a source line of the user's ("model.py:42"). Each entry is one breakpoint; a list of names
+    inside the list is one breakpoint that cuts all of them at once. A glob gives one breakpoint for each module that
+    it matches.
     """
 
     policy: Literal["at"] = "at"

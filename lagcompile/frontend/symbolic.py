@@ -65,13 +65,14 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
     tracer = _Tracer(signature, whole)
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
+    versions = {n: b._version for n, b in held.items()}
     try:
         with torch.random.fork_rng(devices=[]):
             state = torch.get_rng_state()
             graph = tracer.trace(model)
             if not tracer.faults and not torch.equal(state, torch.get_rng_state()):
                 tracer.faults[""] = _RANDOM
-        changed = [n for n, b in model.named_buffers() if n not in held or b is not held[n] or _moved(b, before[n])]
+        changed = [n for n, b in model.named_buffers() if b is not held.get(n) or b._version != versions[n]]
     finally:
         restore_buffers(model, held, before)
     faults = tracer.faults | {n.rpartition(".")[0]: f"its forward changes the buffer '{n}'" for n in changed}

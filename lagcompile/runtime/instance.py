@@ -286,11 +286,14 @@ def convert(network: Network, device: torch.device, dtype: torch.dtype | None) -
 def quiet(module: nn.Module) -> Iterator[None]:
     """Leave buffers and the random generators as they were."""
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    held = [(m, name, b) for m in module.modules() for name, b in m._buffers.items()]
     cuda = [b.device for b in module.parameters() if b.is_cuda][:1]
     with torch.random.fork_rng(devices=cuda):
         try:
             yield
         finally:
+            for owner, name, tensor in held:  # a forward may have assigned another tensor to the name
+                owner._buffers[name] = tensor
             with torch.no_grad():
                 for buffer, value in buffers:
                     if not torch.equal(buffer, value):  # writing would invalidate graphs that read it
