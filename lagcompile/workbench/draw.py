@@ -31,19 +31,20 @@ def draw_network(program: Program, path: Path) -> None:
     plt = pyplot()
     stages = list(program.stages)
     shown = stages if len(stages) <= MOST else [*stages[: MOST // 2], *stages[-MOST // 2 :]]
-    left = {s.name: i * (BOX + SPACE) + (SPACE if len(shown) < len(stages) and i >= MOST // 2 else 0)
-            for i, s in enumerate(shown)}  # fmt: skip
+    hidden = len(stages) - len(shown)
+    gap = 2 * SPACE if hidden else 0.0
+    left = {s.name: i * (BOX + SPACE) + (gap if i >= MOST // 2 else 0.0) for i, s in enumerate(shown)}
     width = max(left.values()) + BOX
     figure, axis = plt.subplots(figsize=(min(24, 1.2 + 0.85 * width), 3.4))
     for stage in shown:
         _stage(axis, program, stage, left[stage.name])
     for state in program.states:
         _state(axis, program, state, left)
-    if len(shown) < len(stages):
-        middle = left[shown[MOST // 2].name] - SPACE - 0.2
-        axis.text(middle, HEIGHT / 2, f"{len(stages) - len(shown)} more\nstages", ha="center", va="center", fontsize=9)
+    if hidden:
+        middle = left[shown[MOST // 2].name] - SPACE
+        axis.text(middle, HEIGHT / 2, f"{hidden} more\nstages", ha="center", va="center", fontsize=9)
     axis.set_xlim(-0.8, width + 0.8)
-    axis.set_ylim(-1.35, HEIGHT + 1.0)
+    axis.set_ylim(-1.35, HEIGHT + (2.2 if _skips(program) else 1.0))
     axis.set_axis_off()
     axis.set_title(f"{program.name}: {len(stages)} stages, {len(program.states)} states", fontsize=10, loc="left")
     figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -86,10 +87,19 @@ def _state(axis: Any, program: Program, state: StateVariable, left: dict[str, fl
     axis.text(cut, -0.62 - 0.3 * same.index(state), f"{state.name}: {size}, {kind}", ha="center", va="top", fontsize=7)
     for reader in (s for s in program.stages if state.name in s.reads and s.name in left):
         near = order.index(reader.name) == order.index(maker.name) + 1
-        bend = "arc3" if near else "arc3,rad=-0.35"
+        begin, end = (start, y), (left[reader.name], y)
+        if not near:  # over the stages between
+            begin, end = (start - 0.3, HEIGHT + 0.04), (left[reader.name] + 0.3, HEIGHT + 0.04)
+        bend, colour = ("arc3", STATE) if near else ("arc3,rad=-0.3", SKIP)
         axis.annotate(
-            "",
-            xy=(left[reader.name], y),
-            xytext=(start, y),
-            arrowprops={"arrowstyle": "-|>", "color": STATE if near else SKIP, "connectionstyle": bend},
+            "", xy=end, xytext=begin, arrowprops={"arrowstyle": "-|>", "color": colour, "connectionstyle": bend}
         )
+        if not near:
+            axis.text(begin[0], begin[1] + 0.25, state.name, ha="right", fontsize=8, color=SKIP)
+
+
+def _skips(program: Program) -> bool:
+    """Whether some stage reads a state that an earlier stage than the one before it makes."""
+    made = {name: i for i, stage in enumerate(program.stages) for name in stage.writes}
+    states = {s.name for s in program.states}
+    return any(i - made[r] > 1 for i, s in enumerate(program.stages) for r in s.reads if r in states)
