@@ -71,8 +71,7 @@ class Supervised(Executor):
         self.steps, self.gradient_evaluations = inner.steps, inner.gradient_evaluations
         self._schedules, self._total, self._stop = schedules.given(), total, stop
         self._save, self._every = save, save_every
-        self._groups = {n: [g for o in optimizers for g in o.param_groups] for n, optimizers in inner.groups().items()}
-        self._start = {n: [g["lr"] for g in groups] for n, groups in self._groups.items()}
+        self._start = {n: [g["lr"] for g in self._groups(n)] for n in inner.groups()}
 
     def step(self, rows: Tensor) -> None:
         """One step of the inner executor at scheduled step sizes.
@@ -84,12 +83,16 @@ class Supervised(Executor):
             raise KeyboardInterrupt
         for name, schedule in self._schedules.items():
             factor = schedule.at(self.steps, self._total)
-            for group, lr in zip(self._groups[name], self._start[name], strict=True):
+            for group, lr in zip(self._groups(name), self._start[name], strict=True):
                 group["lr"] = lr * factor
         self.inner.step(rows)
         self._follow()
         if self._save is not None and self._every is not None and self.steps % self._every == 0:
             self._save()
+
+    def _groups(self, name: str) -> list[dict[str, Any]]:
+        """Parameter groups as they are now: loading a checkpoint makes new ones."""
+        return [g for optimizer in self.inner.groups()[name] for g in optimizer.param_groups]
 
     def _follow(self) -> None:
         self.steps, self.gradient_evaluations = self.inner.steps, self.inner.gradient_evaluations
