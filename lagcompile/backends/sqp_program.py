@@ -53,7 +53,7 @@ class ExactProgram:
         self._aliases = {a: n for n, others in self.network.capture.ties.items() for a in others}
         self._slots = {
             s.name: [(p, self._aliases.get(p, p)) for p, _ in s.module.named_parameters(remove_duplicate=False)]
-            for s in self.network.stages
+            for s in (self.network.prologue, *self.network.stages)
         }
         self._frozen = {n: p.detach() for n, p in self.network.capture.original.named_parameters()}
         self._states = [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
@@ -79,7 +79,7 @@ class ExactProgram:
         env.update({name: v for (role, name), v in values.items() if role == "input"})
         prologue = self.network.prologue
         if prologue.writes:
-            env.update(zip(prologue.writes, prologue.module(*(env[n] for n in prologue.reads)), strict=True))
+            env.update(zip(prologue.writes, self._call(prologue, {}, env, observer), strict=True))
         weights = {name: v for (role, name), v in values.items() if role == "weight"}
         states = {s.node: values["state", s.name] for s in self._states}
         full = {s.node: state_value(s, states[s.node]) for s in self._states}
@@ -171,10 +171,17 @@ class ExactProgram:
         finally:
             torch.set_default_dtype(before)
 
-    def observe(self, z: Tensor) -> Observer:
-        """The operations of stages and loss at a point."""
+    def observe(self, z: Tensor, constant: frozenset[str] = frozenset()) -> Observer:
+        """The operations of stages and loss at a point.
+
+        Args:
+            z: the point.
+            constant: states that count as data.
+        """
         observer = Observer()
         values = {k: v.detach().clone().requires_grad_() for k, v in self.variables.unpack(z).items()}
+        for name in constant:
+            values["state", name] = values["state", name].detach()
         originals = dict(self.network.capture.original.named_parameters())
         moved = [originals[name] for role, name in values if role == "weight"]
         for p in moved:
