@@ -164,26 +164,30 @@ class _Recorder(fx.Interpreter):
     """Runs the un-split graph and keeps, connected, what later stages read of some nodes.
 
     A value is passed on to later stages as an identity copy, so that its adjoint is that of the breakpoint's state:
-    uses within its own stage lie ahead of the breakpoint and do not count.
+    uses within its own stage lie ahead of the breakpoint and do not count. The copy is taken when its stage is done
+    with it (operations in place), and each later stage has a copy of its own.
     """
 
     def __init__(self, network: Network, names: Sequence[str]) -> None:
         super().__init__(network.capture.module)
         self.names = set(names)
         self.stage_of = network.partition.stage_of
+        self.last = network.partition.stages
         self.found: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.names:
-            copied = value.clone()
-            self.found[n.name] = copied if copied.requires_grad else copied.requires_grad_()
-        return value
+        self.copies: dict[tuple[str, int], Tensor] = {}
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
+        stage = self.last if n.op == "output" else self.stage_of.get(n.name, 0)
+
         def read(source: fx.Node) -> Any:
-            crosses = n.op == "output" or self.stage_of.get(n.name, 0) > self.stage_of.get(source.name, 0)
-            return self.found[source.name] if crosses and source.name in self.found else self.env[source]
+            if source.name not in self.names or stage <= self.stage_of.get(source.name, 0):
+                return self.env[source]
+            if source.name not in self.found:
+                copied = self.env[source].clone()
+                self.found[source.name] = copied if copied.requires_grad else copied.requires_grad_()
+            if (source.name, stage) not in self.copies:
+                self.copies[source.name, stage] = self.found[source.name].clone()
+            return self.copies[source.name, stage]
 
         return fx.node.map_arg(n.args, read), fx.node.map_arg(n.kwargs, read)
 

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, fill
+from lagcompile.ir.base import LagcompileError
 
 FrontEnd = Literal["torch.fx", "torch.export"]
 
@@ -85,6 +86,8 @@ def user_line(depth: int = 2) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What went wrong and where, in one line: the innermost line of the user's own code."""
+    if isinstance(error, LagcompileError):
+        return str(error)
     text = str(error).strip().splitlines()
     first = text[0].split(". ")[0] if text else type(error).__name__
     for entry in reversed(traceback.extract_tb(error.__traceback__)):

@@ -69,6 +69,8 @@ class Node:
     """Draws random numbers."""
     after: tuple[str, ...] = ()
     """Nodes that must run before it although it does not read them."""
+    caller: str = ""
+    """Call of a module whose forward made it: its path, with a number behind it where that is not the first call."""
     operation: str = ""
     """What it computes of its inputs: target, constants, settings of its module."""
 
@@ -245,8 +247,16 @@ def _record(
         writes=seen.writes if seen is not None else (),
         aliases=seen.aliases if seen is not None else (),
         random=seen.random if seen is not None else False,
+        caller=_caller(node, list(stack)),
         operation=_operation(node, modules),
     )
+
+
+def _caller(node: fx.Node, stack: list[str]) -> str:
+    """Key of the innermost module call around a node; a layer's own call does not count."""
+    if node.op == "call_module":
+        stack = stack[:-1]
+    return stack[-1] if stack else ""
 
 
 def _operation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:

@@ -61,17 +61,11 @@ def _line(graph: Graph, entry: str, file: str, line: int, problems: list[str]) -
 
 
 def _runs(graph: Graph, names: Sequence[str]) -> list[list[str]]:
-    """Nodes of one line, grouped by uninterrupted runs of that line."""
-    place = {n.name: i for i, n in enumerate(graph.staged)}
-    module = {n.name: n.module for n in graph.staged}
-    runs: list[list[str]] = []
+    """Nodes of one line, grouped by the call of the module in whose forward it stands."""
+    runs: dict[str, list[str]] = {}
     for name in names:
-        last = runs[-1][-1] if runs else None
-        if last is not None and place[name] == place[last] + 1 and module[name] == module[last]:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    return runs
+        runs.setdefault(graph.by_name[name].caller, []).append(name)
+    return list(runs.values())
 
 
 def _known(modules: Iterable[str], nodes: Iterable[str]) -> str:

@@ -99,7 +99,7 @@ def _tokens(graph: Graph) -> NDArray[np.int64]:
 
 def _outside(graph: Graph, name: str) -> object:
     node = graph.by_name[name]
-    return name if node.role in {"input", "data"} else (node.role, node.operation, node.type)
+    return node.role, node.type, node.operation if node.role in {"attribute", "weights"} else ""
 
 
 def _periods(tokens: NDArray[np.int64]) -> list[int]:
