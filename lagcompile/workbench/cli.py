@@ -1,4 +1,4 @@
-"""The command line: show, plan, solve, verify, diff, schema, bench.
+"""The command line: show, plan, solve, verify, spy, coverage, diff, schema, bench.
 
 In: arguments. Out: text, files, an exit status (0 fine, 1 not verified or diverged, 2 wrong input, 130 interrupted).
 Invariant: wrong input prints its problems, one a line, to standard error, without a traceback and before any file.
@@ -149,9 +149,18 @@ def verify(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the certificate to this file.")] = None,
     examples: Annotated[int, typer.Option(min=1, help="Training examples to measure on.")] = 64,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Solve a small program by SQP, IPOPT and the spec's method, side by side.")
+    ] = False,
     seed: Seed = None,
 ) -> None:
     """Check the identities that hold at a zero-defect point, in float64, in train and in eval mode."""
+    if exact:
+        from lagcompile.workbench.exact import verify_exact
+
+        comparison = verify_exact(_prepared(spec, seed=seed), examples=examples)
+        typer.echo(str(comparison))
+        raise typer.Exit(0 if comparison.ok else 1)
     from lagcompile.check.certificate import Certificate
     from lagcompile.workbench.compare import differences
     from lagcompile.workbench.run import certify, load_weights
@@ -172,6 +181,36 @@ def verify(
     if saved is not None and not found:
         typer.echo(f"{against} holds: same program, inputs and weights, every residual within its tolerance")
     raise typer.Exit(1 if found or not measured.ok else 0)
+
+
+@app.command()
+def spy(
+    spec: Spec,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("spy.png"),
+    examples: Annotated[int, typer.Option(min=1, help="Training examples that the program is made of.")] = 4,
+) -> None:
+    """Draw the sparsity of the exact program's Jacobian and Hessian, with the names of stages and states."""
+    from lagcompile.workbench import spy as drawing
+
+    drawing.spy(_prepared(spec), out, examples=examples)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def coverage(
+    family: Annotated[str, typer.Argument(help="torchvision, timm or transformers, whichever is installed.")],
+    names: Annotated[list[str] | None, typer.Option("--name", help="Only these models; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many models.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that keeps results; what succeeded is not run again.")
+    ] = None,
+) -> None:
+    """Lift the models of a library, glue them, certify them at four stages, and print a table."""
+    from lagcompile.workbench import coverage as models
+
+    rows = models.run(family, names, limit, folder=out)
+    typer.echo(models.table(rows))
+    raise typer.Exit(0 if all(row.ok for row in rows) else 1)
 
 
 @app.command()
@@ -211,6 +250,8 @@ def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
 
     if not quiet:
         typer.echo(f"\n{outcome.certificate}\n")
+        if outcome.conditions is not None:
+            typer.echo(f"KKT conditions at the solution\n{outcome.conditions}\n")
     shown = [(outcome.prepared.loaded.spec.name, report.HEADER, report.rows(outcome))]
     if outcome.defects and not quiet:
         shown.append(("final defects over all training examples", report.DEFECT_HEADER, report.defect_rows(outcome)))

@@ -18,6 +18,7 @@ import torch
 from lagcompile.ir.base import DataError
 
 SPEC, PROGRAM, PROGRAM_JSON, LOG = "spec.yaml", "program.txt", "program.json", "log.jsonl"
+KKT = "kkt.json"
 CHECKPOINT, MODEL, CERTIFICATE, REPORT, REPORT_JSON = (
     "checkpoint.pt",
     "model.pt",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lagcompile.frontend.graph import dtype_of
 from lagcompile.ir.axes import Eliminated, Shared, Table
 from lagcompile.ir.base import Frozen
 from lagcompile.lift import Lifted
@@ -101,7 +102,8 @@ def state_defects(lifted: Lifted, states: Mapping[str, Tensor], x: Tensor) -> tu
         held = {}
         for s in kept:
             index = rows if isinstance(s.storage, Table) else torch.zeros(1, dtype=torch.int64)
-            held[s.node] = to_value(states[s.name][index].unsqueeze(0), s.type)[0]
+            value = to_value(states[s.name][index].unsqueeze(0), s.type)[0]
+            held[s.node] = value.to(dtype_of(s.type.dtype))  # an exact backend gives float64
         predictions: dict[str, Any] = {}
         for stage in network.stages:
             env = values | predictions | held

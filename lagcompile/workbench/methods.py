@@ -14,6 +14,7 @@ from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.baselines import Backprop, DifferenceTargetPropagation, FeedbackAlignment
 from lagcompile.backends.first_order import DescentAscent, Extragradient, ExtragradientFromPast, OptimisticGradient
 from lagcompile.backends.proximal import ProxProp
+from lagcompile.backends.sqp import SQP
 
 MethodSpec: TypeAlias = Annotated[
     Extragradient
@@ -25,6 +26,7 @@ MethodSpec: TypeAlias = Annotated[
     | ProxProp
     | Backprop
     | DifferenceTargetPropagation
-    | FeedbackAlignment,
+    | FeedbackAlignment
+    | SQP,
     Field(discriminator="kind"),
 ]

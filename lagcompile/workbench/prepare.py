@@ -14,11 +14,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lagcompile.backends.base import Executor
+from lagcompile.backends.base import Executor, Method
 from lagcompile.ir.base import BindError, DataError, LagcompileError, LiftError, ProgramError, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.dataset import as_tensors
+from lagcompile.runtime.instance import Instance
 from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.spec import Loaded, Reference
 
@@ -49,18 +50,31 @@ class Prepared:
         objective = program.objective.model_copy(update={"loss": self.loaded.spec.loss})
         return program.model_copy(update={"objective": objective})
 
+    def instance(self) -> Instance:
+        """The program bound to the training part, on the run's device.
+
+        Raises:
+            SpecError: data, loss and program do not fit each other.
+        """
+        loaded = self.loaded
+        with placing(loaded):
+            pair = (self.data.train_x, self.data.train_y)
+            return self.lifted.bind(pair, loss=loaded.loss, device=loaded.spec.run.device)
+
     def executor(self) -> Executor:
         """The method's executor, bound to the training part.
 
         Raises:
             SpecError: data, loss, program or method do not fit each other.
         """
-        loaded, run = self.loaded, self.loaded.spec.run
+        loaded, run, method = self.loaded, self.loaded.spec.run, self.loaded.spec.method
+        if not isinstance(method, Method):
+            problem = f"method '{method.kind}' solves the whole program at once: it has no steps to drive"
+            raise SpecError(loaded.problem("method", problem))
         with placing(loaded):
-            pair = (self.data.train_x, self.data.train_y)
-            instance = self.lifted.bind(pair, loss=loaded.loss, device=run.device)
+            instance = self.instance()
             try:
-                executor = loaded.spec.method.executor(instance, seed=run.seed)
+                executor = method.executor(instance, seed=run.seed)
             except ProgramError as error:
                 raise SpecError([loaded.problem("method", p) for p in error.problems]) from error
         groups = executor.groups()

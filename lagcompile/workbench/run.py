@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from lagcompile.backends.base import Executor, drive
+from lagcompile.backends.base import Executor, Method, Solver, drive
 from lagcompile.check.certificate import Certificate, digest
-from lagcompile.ir.base import DataError, SpecError
+from lagcompile.check.kkt import certify_kkt
+from lagcompile.ir.base import DataError, ProgramError, SpecError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.ir.text import to_json
 from lagcompile.ir.yamlfile import dumps, spec_hash
@@ -51,6 +52,7 @@ class Outcome:
         baseline: plain backprop, where it was asked for and reached.
         baseline_test: its loss and accuracy on the test part.
         folder: the run folder; None where nothing was written.
+        conditions: the KKT conditions at the solution, where the method solves for them.
     """
 
     prepared: Prepared
@@ -61,6 +63,7 @@ class Outcome:
     baseline: Trained | None
     baseline_test: Mapping[str, float]
     folder: Path | None
+    conditions: Certificate | None = None
 
     @property
     def exit_code(self) -> int:
@@ -68,7 +71,8 @@ class Outcome:
         statuses = {self.solution.status, self.baseline.status if self.baseline else Status.STEPS_DONE}
         if Status.INTERRUPTED in statuses:
             return 130
-        return 0 if self.certificate.ok and self.solution.status is not Status.DIVERGED else 1
+        held = self.certificate.ok and (self.conditions is None or self.conditions.ok)
+        return 0 if held and self.solution.status is not Status.DIVERGED else 1
 
     @property
     def defect(self) -> float | None:
@@ -105,6 +109,8 @@ def solve(
     spec = prepared.loaded.spec
     if folder is not None and not resume:
         files.check_free(folder, force=force)
+    if not isinstance(spec.method, Method):
+        return _at_once(prepared, spec.method, folder, force=force, resume=resume, look=look)
     with prepared.loaded.importing():
         executor = prepared.executor()
         before = _checkpoint(folder, spec) if resume else None
@@ -117,6 +123,35 @@ def solve(
             if wanted and solution.status is not Status.INTERRUPTED:
                 rival = _rival(prepared, solution.gradient_evaluations, look=look, stop=listening)
         return _concluded(prepared, solution, rival, place)
+
+
+def _at_once(
+    prepared: Prepared, method: Solver, folder: Path | None, *, force: bool, resume: bool, look: Look | None
+) -> Outcome:
+    """Run a method that solves the whole program at once: no schedule, no checkpoint, no backprop next to it."""
+    loaded, spec = prepared.loaded, prepared.loaded.spec
+    if resume:
+        raise DataError(f"method '{spec.method.kind}' has no checkpoint to resume: run it again with --force")
+    with loaded.importing():
+        instance = prepared.instance()
+        rows: list[Mapping[str, float]] = []
+
+        def watch(row: Mapping[str, float]) -> None:
+            rows.append(row)
+            if look is not None:
+                look("solve", spec.run.steps, row)
+
+        try:
+            solution = method.solve(instance, spec.run.options(), original=prepared.model, watch=watch)
+        except ProgramError as error:
+            raise SpecError([loaded.problem("method", p) for p in error.problems]) from error
+        place = _place(prepared, folder, force=force, resume=False)
+        if place is not None:
+            place.start_log(list(solution.history.rows))
+        conditions = certify_kkt(instance, solution)
+        if place is not None:
+            place.write(files.KKT, conditions.model_dump_json(indent=2) + "\n")
+        return replace(_concluded(prepared, solution, None, place), conditions=conditions)
 
 
 def _checkpoint(folder: Path | None, spec: RunSpec) -> Mapping[str, Any]:

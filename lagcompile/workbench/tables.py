@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lagcompile.backends.base import drive
+from lagcompile.backends.base import Method, drive
 from lagcompile.ir.base import Frozen
 from lagcompile.ir.solution import Solution, Status
 from lagcompile.lift import lift
@@ -137,6 +137,7 @@ def solve(spec: RunSpec, data: DataSplits) -> Solution:
     instance = lifted.bind((inputs, target), loss=LOSSES[spec.loss])
     options = spec.run.options().model_copy(update={"look_every": max(1, spec.run.steps // CURVE_POINTS)})
     torch.manual_seed(spec.run.seed)
+    assert isinstance(spec.method, Method)  # the table's systems are all step-wise
     executor = spec.method.executor(instance, seed=spec.run.seed)
     supervised = Supervised(executor, spec.schedule, total=spec.run.steps, stop=Stop())
     return drive(supervised, options, original=model)

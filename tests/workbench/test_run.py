@@ -177,3 +177,20 @@ def test_held_out_numbers() -> None:
     assert found["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()), abs=1e-6)
     assert model.training
     assert set(outcome(model, x, x, loss=torch.nn.functional.mse_loss)) == {"loss"}
+
+
+def test_a_method_that_solves_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "exact.yaml"
+    path.write_text(
+        "lagcompile: 1\nname: exact\nmodel: {name: mlp, args: {widths: [2, 3, 2], activation: tanh}}\n"
+        "data: {name: two_moons, args: {train: 8}}\nloss: cross_entropy\nsplit: 2\n"
+        "formulation: {regularisers: [{kind: l2, on: weights, weight: 0.1}]}\nmethod: {kind: sqp}\n"
+    )
+    found = run(path, tmp_path / "exact")
+    assert found.solution.status is Status.SOLVED
+    assert found.conditions is not None
+    assert found.conditions.ok
+    assert found.exit_code == 0
+    assert Certificate.load(tmp_path / "exact" / files.KKT) == found.conditions
+    with pytest.raises(DataError, match="method 'sqp' has no checkpoint to resume"):
+        run(path, tmp_path / "exact", resume=True)
