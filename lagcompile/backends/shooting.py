@@ -59,6 +59,7 @@ def fit(
     initial: Gaussian | Tensor | None = None,
     seed: int = 0,
     device: str = "cpu",
+    functions: CellFunctions | None = None,
     watch: Watch | None = None,
 ) -> FitResult:
     """Estimate parameters and states by multiple shooting.
@@ -78,6 +79,8 @@ def fit(
         initial: Gaussian knowledge of the initial states (trajectories, n), or a tensor of known initial states.
         seed: seed of drawn guesses.
         device: where to compute; float64 throughout.
+        functions: the rollout's functions, to use compiled ones (`CellFunctions(rollout, compile=True)`) in many fits;
+            None makes them.
         watch: called with the numbers of each iteration.
 
     Raises:
@@ -86,7 +89,9 @@ def fit(
     """
     clock = time.perf_counter()
     method = method or Shooting()
-    functions = CellFunctions(rollout, torch.float64, device)
+    functions = functions or CellFunctions(rollout, torch.float64, device)
+    if functions.rollout is not rollout:
+        raise BindError("functions belong to another rollout: make them by CellFunctions(rollout, compile=True)")
     data = data.to(dtype=functions.dtype, device=functions.device)
     theta = _guesses(functions, starts, spread, seed)
     with torch.no_grad():

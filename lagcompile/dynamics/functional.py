@@ -16,6 +16,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from lagcompile.dynamics.forward_mode import derivative
 from lagcompile.dynamics.integrators import Adaptive, OdeCell
+from lagcompile.dynamics.kernels import Kernel
 from lagcompile.dynamics.rollout import Rollout, Select
 from lagcompile.ir.base import BindError
 
@@ -69,12 +70,21 @@ class CellFunctions:
         rollout: the module; parameters with requires_grad are the variables, others stay as they are.
         dtype: floating type of the computation.
         device: device of the computation.
+        compile: fuse step and Jacobians by torch.compile: the first call of each shape takes seconds, later ones are
+            several times as fast. Worth it for many starts, or for many fits with one `CellFunctions`.
 
     Raises:
         BindError: the rollout has no trainable parameter.
     """
 
-    def __init__(self, rollout: Rollout, dtype: torch.dtype = torch.float64, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        rollout: Rollout,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+        *,
+        compile: bool = False,
+    ) -> None:
         self.rollout, self.dtype, self.device = rollout, dtype, torch.device(device)
         trained = {n: p for n, p in rollout.named_parameters() if p.requires_grad}
         if not trained:
@@ -87,6 +97,8 @@ class CellFunctions:
         }
         self._step_module, self._read_module, self._field_module = _Step(rollout), _Read(rollout), _Field(rollout)
         self.n, self.p = rollout.state_size, self.layout.size
+        self._kernels: dict[tuple[str, bool, float | None], Kernel] = {}
+        self._compile = compile and not isinstance(rollout.cell, Adaptive)
 
     @property
     def first_order_only(self) -> bool:
@@ -112,6 +124,11 @@ class CellFunctions:
 
     def step(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> Tensor:
         """Next states (starts, lanes, n); theta is (starts, p), inputs (lanes, m), h a number or (lanes, 1)."""
+        if self._compile:
+            return self._kernel("step", u, h)(theta, x, *self._as_data(u, h)[0])[0]
+        return self._step(theta, x, u, h)
+
+    def _step(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> Tensor:
         if theta.shape[0] == 1 or isinstance(self.rollout.cell, Adaptive):
             return torch.stack([self._step1(t, row, u, h) for t, row in zip(theta, x, strict=True)])
         return vmap(self._step1, in_dims=(0, 0, None, None))(theta, x, u, h)
@@ -128,6 +145,28 @@ class CellFunctions:
         """Jacobians (starts, lanes, n, n) and (starts, lanes, n, p) of `step`."""
         if isinstance(self.rollout.cell, Adaptive):
             return self._variational(self.rollout.cell, theta, x, u, h)
+        if self._compile:
+            by_state, by_theta = self._kernel("jacobian", u, h)(theta, x, *self._as_data(u, h)[0])
+            return by_state, by_theta
+        return self._step_jacobian(theta, x, u, h)
+
+    def _kernel(self, what: str, u: Tensor | None, h: Tensor | float) -> Kernel:
+        """Compiled step or Jacobian for calls of one form: with or without inputs, with a given step length or data."""
+        form = (what, u is not None, None if isinstance(h, Tensor) else h)
+        if form not in self._kernels:
+            has_inputs, number = form[1], form[2]
+
+            def run(theta: Tensor, x: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+                now = data[0] if has_inputs else None
+                length = data[-1] if number is None else number
+                if what == "step":
+                    return (self._step(theta, x, now, length),)
+                return self._step_jacobian(theta, x, now, length)
+
+            self._kernels[form] = Kernel(run)
+        return self._kernels[form]
+
+    def _step_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> tuple[Tensor, Tensor]:
         data, rows = self._as_data(u, h)
         return self._jacobian(rows, lambda t, s, i: self._lane(t, s, u, h, i), theta, x, data)
 

@@ -8,7 +8,9 @@ its graph is counted apart: it pays once per data set and stage length.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,10 +26,9 @@ LENGTH = 5
 """CasADi's stage length: where it is fastest and most reliable on this problem."""
 
 
-def _ours(example: Example, guesses: Tensor) -> tuple[FitResult, float]:
-    rollout, data = example.rollout(), example.data()
+def _ours(functions: CellFunctions, example: Example, guesses: Tensor) -> tuple[FitResult, float]:
     begin = time.process_time()
-    result = fit(rollout, data, starts=guesses, noise=example.noise)
+    result = fit(functions.rollout, example.data(), starts=guesses, noise=example.noise, functions=functions)
     return result, time.process_time() - begin
 
 
@@ -35,63 +36,83 @@ def _agree(first: Tensor, second: Tensor) -> bool:
     return bool(((first - second) / second).abs().max() < 1e-4)
 
 
-def _one_start(example: Example, guesses: Tensor) -> tuple[float, float, Ipopt]:
-    """Median seconds of ours and of CasADi over guesses from which both reach the same parameters."""
+@dataclass(frozen=True)
+class Times:
+    """Median CPU seconds from one guess, and what each side spends once for a data set.
+
+    Attributes:
+        plain: ours.
+        fused: ours with compiled functions.
+        compiling: seconds of the first fit with compiled functions.
+        theirs: CasADi's.
+        building: seconds in which CasADi builds its problem.
+        agreed: guesses from which all reach the same parameters; only these count.
+    """
+
+    plain: float
+    fused: float
+    compiling: float
+    theirs: float
+    building: float
+    agreed: int
+
+
+def _one_start(example: Example, guesses: Tensor) -> Times:
     solver = Ipopt(example, 0, LENGTH)
-    ours, theirs = [], []
-    _ours(example, guesses[:1])
+    rollout = example.rollout()
+    plain, fused = CellFunctions(rollout), CellFunctions(rollout, compile=True)
+    _ours(plain, example, guesses[:1])
+    _, compiling = _ours(fused, example, guesses[:1])
+    rows = []
     for guess in guesses:
-        result, seconds = _ours(example, guess[None])
+        first, ours = _ours(plain, example, guess[None])
+        second, compiled = _ours(fused, example, guess[None])
         theta, _, rival = solver.solve(guess)
-        if _agree(result.theta[0], theta):
-            ours.append(seconds)
-            theirs.append(rival)
-    return statistics.median(ours), statistics.median(theirs), solver
+        if _agree(first.theta[0], theta) and _agree(second.theta[0], theta):
+            rows.append((ours, compiled, rival))
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return Times(medians[0], medians[1], compiling, medians[2], solver.build_seconds, len(rows))
 
 
-def run() -> list[Row]:
-    """Rows of the benchmark table."""
+def run(long: bool = True) -> list[Row]:
+    """Rows of the benchmark table; `long` with the one of 10,000 steps, whose CasADi problem takes gigabytes."""
     example = examples()["lorenz"]
     truth = CellFunctions(example.rollout()).start()
     guesses = random_starts(truth, 100, seed=1)
-    ours, theirs, solver = _one_start(example, guesses[:12])
-    detail = f"{ours:.3f} s, CasADi {theirs:.3f} s"
-    built = theirs + solver.build_seconds
-    rows = [
-        at_most("shooting, Lorenz, one start: time over CasADi's, without its building", ours / theirs, 1.5, detail),
+    name = "shooting, Lorenz"
+    t = _one_start(example, guesses[:15])
+    rows = _rows(f"{name}, one start", t, 1.5)
+    for words, compiled in (("", False), (", compiled", True)):
+        functions = CellFunctions(example.rollout(), compile=compiled)
+        if compiled:
+            _ours(functions, example, guesses)
+        result, together = _ours(functions, example, guesses)
+        solved = sum(s.name == "SOLVED" for s in result.statuses)
+        detail = f"{together:.2f} s, {solved} solved, CasADi {100 * t.theirs:.2f} s"
+        figure = together / (100 * t.theirs)
+        rows.append(at_most(f"{name}, 100 starts{words}: CPU seconds over 100 times CasADi's", figure, 0.1, detail))
+    if long:
+        more = example.model_copy(update={"samples": 10001})
+        rows += _rows(f"{name} of 10,000 steps, one start", _one_start(more, guesses[:3]), 1.0)
+    return rows
+
+
+def _rows(name: str, t: Times, bound: float) -> list[Row]:
+    once = f"{t.agreed} guesses; once: CasADi {t.building:.1f} s, compiling {t.compiling:.1f} s"
+    theirs = f"CasADi {t.theirs:.3f} s, {once}"
+    whole = t.theirs + t.building
+    return [
+        at_most(f"{name}: CPU seconds over CasADi's", t.plain / t.theirs, bound, f"{t.plain:.3f} s, {theirs}"),
         at_most(
-            "shooting, Lorenz, one start: time over CasADi's, with its building",
-            ours / built,
-            1.5,
-            f"{ours:.3f} s, CasADi {built:.3f} s",
+            f"{name}, compiled: CPU seconds over CasADi's", t.fused / t.theirs, bound, f"{t.fused:.3f} s, {theirs}"
+        ),
+        at_most(
+            f"{name}: CPU seconds over CasADi's with its building", t.plain / whole, bound, f"{t.plain:.3f} s, {theirs}"
         ),
     ]
-    result, together = _ours(example, guesses)
-    solved = sum(s.name == "SOLVED" for s in result.statuses)
-    rows.append(
-        at_most(
-            "shooting, Lorenz, 100 starts: time over 100 of CasADi's",
-            together / (100 * theirs),
-            0.1,
-            f"{together:.2f} s, {solved} solved, CasADi {100 * theirs:.2f} s",
-        )
-    )
-    long = example.model_copy(update={"samples": 10001})
-    ours, theirs, solver = _one_start(long, guesses[:3])
-    built = theirs + solver.build_seconds
-    for what, rival in (("without", theirs), ("with", built)):
-        rows.append(
-            at_most(
-                f"shooting, Lorenz of 10,000 steps, one start: time over CasADi's, {what} its building",
-                ours / rival,
-                1.0,
-                f"{ours:.2f} s, CasADi {rival:.2f} s",
-            )
-        )
-    return rows
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for row in run():
-        print(row)
+    for row in run(long=len(sys.argv) > 1):
+        print(row, flush=True)

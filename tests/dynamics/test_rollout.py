@@ -142,3 +142,17 @@ def test_jacobians_are_those_of_autograd(width: int) -> None:
             assert torch.allclose(by_state[start, lane], js, atol=1e-12)
             assert torch.allclose(read_theta[start, lane], rt, atol=1e-12)
             assert torch.allclose(read_state[start, lane], rs, atol=1e-12)
+
+
+def test_compiled_functions_are_the_functions() -> None:
+    """For a number of starts that chunks do not divide; the second call reuses the first one's kernel."""
+    rollout = Rollout(Euler(Pendulum()), 5, state_size=2, readout=[0])
+    plain, fused = CellFunctions(rollout), CellFunctions(rollout, compile=True)
+    u = torch.randn(6, 1, dtype=torch.float64)
+    theta = plain.start() * torch.linspace(0.5, 2.0, 19).double()[:, None]
+    x = torch.randn(19, 6, 2, dtype=torch.float64)
+    with torch.no_grad():
+        expected = plain.step_jacobian(theta, x, u, 0.02)
+        for _ in range(2):
+            for ours, theirs in zip(fused.step_jacobian(theta, x, u, 0.02), expected, strict=True):
+                assert torch.allclose(ours, theirs, rtol=1e-13, atol=1e-13)

@@ -1,0 +1,65 @@
+"""Compiled kernels of batched functions: traced once per shape, fused by torch.compile, called in chunks of one size.
+
+In: a function of parameters (starts, p), states (starts, lanes, n) and data (lanes, ...). Out: the same function,
+several times as fast after its first call, which takes seconds (a C++ compiler must be there). Invariant: results are
+those of the function; starts are padded to full chunks, so that starts that drop out of a run never cause another
+compilation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+CHUNK = 16
+"""Starts of one call: small enough for caches, large enough that calls cost nothing."""
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Kernel:
+    """A compiled function.
+
+    Args:
+        function: takes theta (starts, p), x (starts, lanes, n) and further tensors without a starts axis, and returns
+            tensors whose first axis is starts.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._compiled: dict[Hashable, Function] = {}
+
+    def __call__(self, theta: Tensor, x: Tensor, *data: Tensor, key: Hashable = None) -> tuple[Tensor, ...]:
+        """Call in chunks; `key` tells apart calls that differ in something else than shapes."""
+        starts = theta.shape[0]
+        if starts == 1:
+            return self._at(key, theta, x, data)
+        missing = -starts % CHUNK
+        if missing:
+            theta = torch.cat([theta, theta[-1:].expand(missing, -1)])
+            x = torch.cat([x, x[-1:].expand(missing, -1, -1)])
+        pieces = [self._at(key, t, s, data) for t, s in zip(theta.split(CHUNK), x.split(CHUNK), strict=True)]
+        return tuple(torch.cat(parts)[:starts] for parts in zip(*pieces, strict=True))
+
+    def _at(self, key: Hashable, theta: Tensor, x: Tensor, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        theta, x = theta.contiguous(), x.contiguous()
+        full = (key, theta.shape, x.shape, tuple(d.shape for d in data), theta.device)
+        if full not in self._compiled:
+            self._compiled[full] = self._compile(theta, x, data)
+        return self._compiled[full](theta, x, *data)
+
+    def _compile(self, theta: Tensor, x: Tensor, data: tuple[Tensor, ...]) -> Function:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Tracing removes the layers of forward mode and vmap, which torch.compile would otherwise meet one by one.
+            graph = make_fx(self._function)(theta, x, *data)
+            graph.graph.eliminate_dead_code()
+            graph.recompile()
+            compiled: Function = torch.compile(graph, dynamic=False)
+            compiled(theta, x, *data)
+        return compiled
