@@ -23,9 +23,10 @@ from lagcompile.frontend.symbolic import is_leaf
 
 @dataclass
 class Call:
-    """One call of a layer: its path, the module, templates of (args, kwargs) and of its result."""
+    """One call of a layer: its path, the module, its forward, templates of (args, kwargs) and of its result."""
 
     path: str
+    layer: nn.Module
     forward: Callable[..., Any]
     arguments: Any
     result: Any = None
@@ -52,7 +53,7 @@ def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Call
     try:
         for path, module in model.named_modules():
             if (path in whole or (is_leaf(module) and path)) and "forward" not in vars(module):
-                vars(module)["forward"] = functools.partial(_call, calls, path, module.forward)
+                vars(module)["forward"] = functools.partial(_call, calls, path, module, module.forward)
                 patched.append(module)
         yield calls
     finally:
@@ -61,14 +62,14 @@ def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Call
         _ACTIVE.reset(token)
 
 
-def _call(calls: Calls, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call(calls: Calls, path: str, layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     given = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)]
     plain = all(isinstance(v, Tensor | int | float | bool | str | torch.dtype | None) for v in leaves((args, kwargs)))
     if calls.inside or not given or not plain:
         return forward(*args, **kwargs)
     numbers = iter(range(len(given)))
     template = transform((args, kwargs), lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v)
-    calls.made.append(Call(path, forward, template))
+    calls.made.append(Call(path, layer, forward, template))
     found = operator()(given, len(calls.made) - 1)
     return fill(calls.made[-1].result, lambda v: found[int(v.name)] if isinstance(v, Reference) else v)
 
@@ -94,10 +95,31 @@ class _Held:
         return result
 
 
+_SAME = (nn.Dropout, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus)
+
+
+def _known(call: Call, tensors: Sequence[Tensor]) -> Tensor | None:
+    """Result of a layer whose shape follows at once; None where it must be run."""
+    if len(tensors) != 1 or call.arguments.items[1].items or len(call.arguments.items[0].items) != 1:
+        return None
+    (x,), layer = tensors, call.layer
+    if type(layer) is nn.Linear and x.dtype == layer.weight.dtype and x.shape[-1] == layer.in_features:
+        return x.new_empty((*x.shape[:-1], layer.out_features))
+    if type(layer) is nn.Embedding and not x.is_floating_point():
+        return layer.weight.new_empty((*x.shape, layer.embedding_dim))
+    if type(layer) is nn.LayerNorm and x.shape[-len(layer.normalized_shape) :] == layer.normalized_shape:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x) if type(layer) in _SAME and x.is_floating_point() else None
+
+
 def _shapes(tensors: Sequence[Tensor], call: int) -> list[Tensor]:
     """Run the layer on tensors without values; what it gives tells shapes and the result's structure."""
     calls = _ACTIVE.get()
     record = calls.made[call]
+    known = _known(record, tensors)
+    if known is not None:
+        record.result = Reference("0")
+        return [known]
     args, kwargs = fill(record.arguments, lambda v: tensors[int(v.name)] if isinstance(v, Reference) else v)
     calls.inside = True
     try:
