@@ -117,12 +117,14 @@ def solve(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the table of results only.")] = False,
 ) -> None:
     """Solve for weights, states and multipliers; write a run folder with log, report, figures and certificate."""
-    from lagcompile.workbench import run
+    from lagcompile.workbench import run, shooting
     from lagcompile.workbench.prepare import prepare
     from lagcompile.workbench.progress import Display
     from lagcompile.workbench.report import write
     from lagcompile.workbench.spec import load
 
+    if shooting.is_shooting(spec):
+        raise typer.Exit(shooting.solve(spec, out, force=force, say=typer.echo))
     if force and resume:
         raise SpecError("--force and --resume exclude each other: replace the run, or go on with it")
     loaded = load(spec, steps=steps, seed=seed, device=device)
