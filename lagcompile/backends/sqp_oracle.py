@@ -149,15 +149,23 @@ def _callbacks(casadi: Any, functions: ProgramFunctions, sizes: tuple[int, int, 
                 casadi.DM(r) if s.is_dense() else casadi.DM(r)[s] for r, s in zip(results, self._outputs, strict=True)
             ]
 
+    held: dict[str, tuple[Any, Any]] = {}  # IPOPT asks for parts of one point in separate calls
+
+    def once(what: str, x: Any, compute: Any) -> Any:
+        known = held.get(what)
+        if known is None or not np.array_equal(known[0], x):
+            held[what] = (x.copy(), compute(torch.from_numpy(x)))
+        return held[what][1]
+
     def values(x: Any) -> Any:
         with torch.no_grad():
-            return functions.value(torch.from_numpy(x)).numpy()
+            return once("values", x, functions.value).numpy()
 
     def gradient(x: Any, p: Any) -> Any:
-        return values(x)[0], functions.first_order(torch.from_numpy(x)).gradient
+        return values(x)[0], once("first", x, functions.first_order).gradient
 
     def jacobian(x: Any, p: Any) -> Any:
-        first = functions.first_order(torch.from_numpy(x))
+        first = once("first", x, functions.first_order)
         return values(x)[1:], np.vstack([_dense(first.jacobian_eq), _dense(first.jacobian_ineq)])
 
     def hessian(x: Any, p: Any, weight: Any, multipliers: Any) -> Any:

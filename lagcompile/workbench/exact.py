@@ -157,8 +157,8 @@ def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparis
         examples: use only the first training examples.
 
     Raises:
-        SpecError: data, loss and program do not fit each other.
-        ProgramError: more than `LARGEST` variables: the message says how many examples would fit.
+        SpecError: data, loss and program do not fit each other, or the program has more than `LARGEST` variables: the
+            message says how many examples would fit.
     """
     loaded, data = prepared.loaded, prepared.data
     x, y = data.train_x[:examples], data.train_y[:examples]

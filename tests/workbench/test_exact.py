@@ -1,0 +1,83 @@
+"""`verify --exact` and `spy`: the functions behind the commands, on a spec of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lagcompile as lc
+from lagcompile.workbench.exact import verify_exact
+from lagcompile.workbench.prepare import prepare
+from lagcompile.workbench.spec import load
+from lagcompile.workbench.spy import spy
+from tests.problems import normal
+
+SPEC = f"""
+lagcompile: 1
+name: small
+model: {{name: "{__name__}:net"}}
+data: {{name: "{__name__}:data"}}
+loss: mse
+split: 2
+formulation:
+  weight: {{kind: constant, value: 1.0}}
+  regularisers: [{{kind: l2, on: weights, weight: 0.2}}]
+method:
+  kind: extragradient
+  weights: {{kind: sgd, lr: 0.4}}
+  states: {{kind: sgd, lr: 0.2}}
+  multipliers: {{kind: sgd, lr: 0.3}}
+run: {{steps: 20, batch_size: 8}}
+"""
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)).double()
+
+
+def data() -> dict[str, tuple[Tensor, Tensor]]:
+    pair = normal(1, 8, 3), normal(2, 8, 2)
+    return {"train": pair, "test": pair}
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 1000), nn.Tanh(), nn.Linear(1000, 2)).double()
+
+
+def _spec(folder: Path, text: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_backends_stand_side_by_side(tmp_path: Path) -> None:
+    comparison = verify_exact(prepare(load(_spec(tmp_path, SPEC))))
+    assert comparison.ok
+    assert [line.backend for line in comparison.lines] == ["sqp", "ipopt", "extragradient"]
+    sqp, ipopt, rough = comparison.lines
+    assert max(sqp.primal, sqp.dual) <= 1e-8
+    if ipopt.distance is not None:
+        assert ipopt.distance.primal <= 1e-6
+    assert rough.distance is not None
+    assert rough.distance.primal > 1e-3  # twenty steps are not enough, and the table says so
+    assert "strict local minimum" in str(comparison)
+
+
+def test_what_is_too_large_is_refused_with_what_would_fit(tmp_path: Path) -> None:
+    path = _spec(tmp_path, SPEC.replace(":net", ":wide"))
+    with pytest.raises(lc.SpecError, match=r"14,002 variables .*, more than 5,000: it fits with no example at all"):
+        verify_exact(prepare(load(path)))
+
+
+def test_spy_draws_the_bands(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need Matplotlib: pip install 'lagcompile[plots]'")
+    found = spy(prepare(load(_spec(tmp_path, SPEC))), tmp_path / "spy.png", examples=3)
+    assert (tmp_path / "spy.png").stat().st_size > 5_000
+    assert found.jacobian.shape == (6, 20)
+    assert [b.label for b in found.columns] == ["f0 0.weight", "f0 0.bias", "h1", "f1 2.weight", "f1 2.bias"]
+    assert [b.label for b in found.rows] == ["f0: h1"]
+    assert not found.jacobian[:, 14:].any()  # the last stage's weights are in no defect
