@@ -27,7 +27,8 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
 def main(names: list[str]) -> None:
-    """Measure, print, keep."""
+    """Measure on one thread in seconds of the processor, print, keep."""
+    torch.set_num_threads(1)
     kept: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rooms = names or [r for r in ROOMS if (Path(__file__).parent / f"{r}.py").exists()]
     for room in rooms:
@@ -57,7 +58,7 @@ def _write_table(readme: Path, kept: dict[str, dict[str, Any]]) -> None:
         mark = "" if row["reached"] or not row["target"] else " (not reached)"
         lines.append(f"| {name} | {row['value']:.3g}{mark} | {row['target'] or '-'} | {row['detail']} |")
     machines = sorted({f"{r['machine']} ({r['date']})" for r in kept.values()})
-    table = "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}."])
+    table = "\n".join([*lines, "", f"One thread, seconds of the processor. Measured on: {'; '.join(machines)}."])
     head, rest = text.split(BEGIN, 1)
     readme.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}")
 

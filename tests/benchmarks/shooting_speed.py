@@ -80,7 +80,7 @@ def run(long: bool = True) -> list[Row]:
     truth = CellFunctions(example.rollout()).start()
     guesses = random_starts(truth, 100, seed=1)
     name = "shooting, Lorenz"
-    t = _one_start(example, guesses[:15])
+    t = _one_start(example, guesses[:9])
     rows = _rows(f"{name}, one start", t, 1.5)
     for words, compiled in (("", False), (", compiled", True)):
         functions = CellFunctions(example.rollout(), compile=compiled)
