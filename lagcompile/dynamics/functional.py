@@ -71,7 +71,8 @@ class CellFunctions:
         dtype: floating type of the computation.
         device: device of the computation.
         compile: fuse step and Jacobians by torch.compile: the first call of each shape takes seconds, later ones are
-            several times as fast. Worth it for many starts, or for many fits with one `CellFunctions`.
+            several times as fast. Worth it for many starts, or for many fits with one `CellFunctions`. A string
+            names another backend of torch.compile.
 
     Raises:
         BindError: the rollout has no trainable parameter.
@@ -83,7 +84,7 @@ class CellFunctions:
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
         *,
-        compile: bool = False,
+        compile: bool | str = False,
     ) -> None:
         self.rollout, self.dtype, self.device = rollout, dtype, torch.device(device)
         trained = {n: p for n, p in rollout.named_parameters() if p.requires_grad}
@@ -98,7 +99,8 @@ class CellFunctions:
         self._step_module, self._read_module, self._field_module = _Step(rollout), _Read(rollout), _Field(rollout)
         self.n, self.p = rollout.state_size, self.layout.size
         self._kernels: dict[tuple[str, bool, float | None], Kernel] = {}
-        self._compile = compile and not isinstance(rollout.cell, Adaptive)
+        self._compile = bool(compile) and not isinstance(rollout.cell, Adaptive)
+        self._backend = compile if isinstance(compile, str) else "inductor"
 
     @property
     def first_order_only(self) -> bool:
@@ -163,7 +165,7 @@ class CellFunctions:
                     return (self._step(theta, x, now, length),)
                 return self._step_jacobian(theta, x, now, length)
 
-            self._kernels[form] = Kernel(run)
+            self._kernels[form] = Kernel(run, self._backend)
         return self._kernels[form]
 
     def _step_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,11 @@ class Kernel:
     Args:
         function: takes theta (starts, p), x (starts, lanes, n) and further tensors without a starts axis, and returns
             tensors whose first axis is starts.
+        backend: of torch.compile; "eager" only traces.
     """
 
-    def __init__(self, function: Function) -> None:
-        self._function = function
+    def __init__(self, function: Function, backend: str = "inductor") -> None:
+        self._function, self._backend = function, backend
         self._compiled: dict[Hashable, Function] = {}
 
     def __call__(self, theta: Tensor, x: Tensor, *data: Tensor, key: Hashable = None) -> tuple[Tensor, ...]:
@@ -60,6 +61,6 @@ class Kernel:
             graph = make_fx(self._function)(theta, x, *data)
             graph.graph.eliminate_dead_code()
             graph.recompile()
-            compiled: Function = torch.compile(graph, dynamic=False)
+            compiled: Function = torch.compile(graph, dynamic=False, backend=self._backend)
             compiled(theta, x, *data)
         return compiled

@@ -147,7 +147,7 @@ def test_jacobians_are_those_of_autograd(width: int) -> None:
 def test_compiled_functions_are_the_functions() -> None:
     """For a number of starts that chunks do not divide; the second call reuses the first one's kernel."""
     rollout = Rollout(Euler(Pendulum()), 5, state_size=2, readout=[0])
-    plain, fused = CellFunctions(rollout), CellFunctions(rollout, compile=True)
+    plain, fused = CellFunctions(rollout), CellFunctions(rollout, compile="eager")
     u = torch.randn(6, 1, dtype=torch.float64)
     theta = plain.start() * torch.linspace(0.5, 2.0, 19).double()[:, None]
     x = torch.randn(19, 6, 2, dtype=torch.float64)
