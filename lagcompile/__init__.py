@@ -6,6 +6,9 @@ print(lifted.program)
 solution = lifted.solve((x, y), loss=torch.nn.functional.cross_entropy, method=lc.Extragradient())
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lagcompile.backends.alternating import AltMin
 from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.base import Executor, Method, RunOptions, drive
@@ -58,8 +61,24 @@ from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.rules import SGD, Adagrad, Adam
 from lagcompile.runtime.steps import Extra
 
+if TYPE_CHECKING:
+    from lagcompile.backends.convex import Convex
+    from lagcompile.backends.mip import MixedInteger
+    from lagcompile.backends.sqp import SQP
+
+_LATE = {"SQP": "backends.sqp", "Convex": "backends.convex", "MixedInteger": "backends.mip"}
+
+
+def __getattr__(name: str) -> Any:
+    """The exact backends, which bring SciPy and CVXPY, are imported on first use."""
+    if name in _LATE:
+        return getattr(import_module(f"lagcompile.{_LATE[name]}"), name)
+    raise AttributeError(f"module 'lagcompile' has no attribute '{name}'")
+
+
 __all__ = [
     "SGD",
+    "SQP",
     "Abs",
     "AbsTube",
     "Adagrad",
@@ -76,6 +95,7 @@ __all__ = [
     "ConditioningSplit",
     "ConjugateGradients",
     "ConstantWeight",
+    "Convex",
     "DataError",
     "DescentAscent",
     "DifferenceTargetPropagation",
@@ -103,6 +123,7 @@ __all__ = [
     "MemorySplit",
     "Method",
     "MissingExtraError",
+    "MixedInteger",
     "MultiplierOptions",
     "NoSplit",
     "NonNegative",

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import networkx as nx
 import torch
 from torch import fx, nn
 
@@ -19,6 +18,9 @@ from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.effects import ordered
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import TensorType
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Role = Literal["input", "attribute", "weights", "data", "value", "structure", "output"]
 """input; attribute (parameter or buffer read); weights (from parameters alone, recomputed where it is used);
@@ -103,6 +105,8 @@ class Graph:
     @cached_property
     def networkx(self) -> nx.DiGraph[str]:
         """The graph for networkx: node names, edges along the flow of values, node attribute `node`."""
+        import networkx as nx
+
         graph: nx.DiGraph[str] = nx.DiGraph()
         for node in self.nodes:
             graph.add_node(node.name, node=node)

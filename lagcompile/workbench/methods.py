@@ -12,7 +12,9 @@ from pydantic import Field
 from lagcompile.backends.alternating import AltMin
 from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.baselines import Backprop, DifferenceTargetPropagation, FeedbackAlignment
+from lagcompile.backends.convex import Convex
 from lagcompile.backends.first_order import DescentAscent, Extragradient, ExtragradientFromPast, OptimisticGradient
+from lagcompile.backends.mip import MixedInteger
 from lagcompile.backends.proximal import ProxProp
 from lagcompile.backends.sqp import SQP
 
@@ -27,6 +29,8 @@ MethodSpec: TypeAlias = Annotated[
     | Backprop
     | DifferenceTargetPropagation
     | FeedbackAlignment
-    | SQP,
+    | SQP
+    | Convex
+    | MixedInteger,
     Field(discriminator="kind"),
 ]
