@@ -23,6 +23,7 @@ def test_the_method_takes_two_steps(name: str) -> None:
     model = loaded.model(**dict(spec.model.args))
     x, y = torch.randn(40, *SHAPES[spec.data.name]), torch.arange(40) % 10
     lifted = lc.lift(model, (x[:8],), split=loaded.split, formulation=spec.formulation, name=spec.name)
+    assert isinstance(spec.method, lc.Method)
     runs = spec.method.executor(lifted.bind((x, y), loss=loaded.loss), seed=0)
     for _ in range(2):
         runs.step(torch.arange(20))
