@@ -5,6 +5,10 @@ CONSTRAINTS := -c constraints.txt
 
 .PHONY: demo test bench lint types unit format clean
 
+# Waiting threads that spin would starve a neighbour, or themselves, on a busy machine.
+demo: export OMP_WAIT_POLICY := PASSIVE
+unit: export OMP_NUM_THREADS := 1
+
 demo: .venv/demo.stamp
 	$(BIN)/lagcompile solve specs/digits_extraprop.yaml --baseline --force
 
