@@ -24,6 +24,7 @@ from lagcompile.frontend.split import AtSplit, AutoSplit, BalancedSplit, EverySp
 from lagcompile.ir.axes import (
     Abs,
     AbsTube,
+    AugmentedWeight,
     ClassGaussian,
     ConstantWeight,
     Eliminated,
@@ -57,7 +58,7 @@ from lagcompile.ir.base import (
 )
 from lagcompile.ir.program import Program, Regulariser, ValueConstraint
 from lagcompile.ir.solution import History, Solution, Status
-from lagcompile.lift import Lifted, lift
+from lagcompile.lift import Lifted, lift, load, load_solution
 from lagcompile.runtime.rules import SGD, Adagrad, Adam
 from lagcompile.runtime.steps import Extra
 
@@ -86,6 +87,7 @@ __all__ = [
     "AltMin",
     "AtSplit",
     "AugmentedLagrangian",
+    "AugmentedWeight",
     "AutoSplit",
     "Backprop",
     "BalancedSplit",
@@ -150,4 +152,6 @@ __all__ = [
     "Zeros",
     "drive",
     "lift",
+    "load",
+    "load_solution",
 ]

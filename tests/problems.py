@@ -26,7 +26,6 @@ LIGHT = (lc.Regulariser(kind="l2", on="weights", weight=0.1),)
 HEAVY = (lc.Regulariser(kind="l2", on="weights", weight=0.4),)
 SOFT = lc.ConstantWeight(value=0.5)
 STIFF = lc.ConstantWeight(value=2.0)
-RHO = lc.ConstantWeight(value=4.0)
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class Problem:
     known: dict[str, Tensor] | None = None
 
     def lifted(self, rho: float | None = None) -> lc.Lifted:
-        """The module, compiled; with a quadratic weight where one is given and the program has none."""
+        """The module, compiled; with an augmented Lagrangian's weight where one is given and the program has none."""
         options = dict(self.options)
         if rho is not None:
-            options.setdefault("weight", lc.ConstantWeight(value=rho))
+            options.setdefault("weight", lc.AugmentedWeight(value=rho))
         return lc.lift(self.build(), self.inputs, self.split, lc.Formulation(**options), name=self.name)
 
     @property
@@ -275,15 +274,15 @@ def _problems() -> list[Problem]:
         ),
         Problem(
             "tube", tanh2, (X,), Y, split=2, exact=False,
-            options=l2 | {"transform": lc.Softshrink(epsilon=0.05), "weight": RHO},
+            options=l2 | {"transform": lc.Softshrink(epsilon=0.05)},
         ),
         Problem(
             "abs_tube", tanh2, (X,), Y, split=2, exact=False,
-            options=l2 | {"transform": lc.AbsTube(epsilon=0.05), "weight": RHO},
+            options=l2 | {"transform": lc.AbsTube(epsilon=0.05)},
         ),
         Problem(
             "norm_tube", tanh2, (X,), Y, split=2, exact=False,
-            options=l2 | {"transform": lc.NormTube(epsilon=0.1, order=2), "multiplier": example, "weight": RHO},
+            options=l2 | {"transform": lc.NormTube(epsilon=0.2, order=2), "multiplier": example},
         ),
         Problem(
             "penalty", tanh2, (X,), Y, split=2, exact=False, options=l2 | {"multiplier": None, "weight": STIFF},
@@ -299,7 +298,7 @@ def _problems() -> list[Problem]:
         Problem(
             "state_estimation", _double(Filter), (normal(6, 2, 2),), normal(7, 2, 5, scale=0.5), SUM,
             _after("cells", 4), {"reduction": "sum", "frozen": ("*",), "transform": lc.Softshrink(epsilon=0.1),
-            "weight": RHO}, exact=False,
+            "regularisers": (lc.Regulariser(kind="l2", on="states", weight=0.1),)}, exact=False,
         ),
         Problem(
             "input_estimation", tanh2, (X,), Y, split=2, exact=False,
@@ -329,10 +328,15 @@ RATES: dict[str, Rates] = {
     "penalty": Rates(0.39, 0.13, 0.1, steps=3000),
     "bounded_states": Rates(0.52, 0.23, 1.2, rho=0.5, steps=200),
     "nonnegative_states": Rates(0.31, 0.25, 0.1, steps=600),
+    "tube": Rates(0.53, 0.18, 1.0, rho=0.5, steps=400),
+    "abs_tube": Rates(0.53, 0.18, 1.0, rho=0.5, steps=400),
+    "norm_tube": Rates(0.34, 0.1, 4.5, rho=1.0, steps=800),
+    "state_estimation": Rates(0.1, 0.13, 3.2, rho=4.0, steps=150),
+    "input_estimation": Rates(0.1, 4.0, 0.28, rho=0.25, steps=500),
 }
-"""Step sizes by problem.
+"""Step sizes by problem: every program of the zoo has one.
 
-Left out: inputs as variables, which first-order methods do not take, and tubes. At the edge of a tube G'(r) jumps from
-0 to 1: every multiplier beyond the exact one gives a saddle point as well (an exact penalty), and constant steps
-chatter across the edge; there SQP is compared with IPOPT alone.
+In tubes rho is an `AugmentedWeight`. With the papers' form lambda G(r) + (rho/2) |r|^2 no method could agree in
+multipliers: at the edge of a tube G'(r) jumps from 0 to 1, so that every multiplier beyond the exact one gives a saddle
+point as well (an exact penalty), and constant steps chatter across the edge.
 """

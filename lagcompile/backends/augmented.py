@@ -61,6 +61,11 @@ class AugmentedExecutor(FirstOrderExecutor):
             for b in instance.layout.banks
             if b.constraint.weight is None and (b.multiplier is None or options.dual_step is None)
         ]
+        problems += [
+            f"augmented_lagrangian moves weights and states, but the input '{d.name}' is a variable: use extragradient "
+            "or the exact backend (method sqp)"
+            for d in self.inputs.variables
+        ]
         if not instance.layout.banks:
             problems.append("augmented_lagrangian needs at least one state: split the model, or use method backprop")
         if problems:

@@ -66,6 +66,10 @@ class Executor(ABC):
     def values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """States and multipliers by name, on the CPU."""
 
+    def free_inputs(self) -> dict[str, Tensor]:
+        """Values of the inputs that are variables, by name, on the CPU."""
+        return {}
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit."""
@@ -250,7 +254,13 @@ def conclude(
         steps=executor.steps,
         gradient_evaluations=executor.gradient_evaluations,
         seconds=seconds,
-        details={"final": finals, "best_step": best.step, "best_weights": best.weights, "bytes": executor.bytes()},
+        details={
+            "final": finals,
+            "best_step": best.step,
+            "best_weights": best.weights,
+            "inputs": executor.free_inputs(),
+            "bytes": executor.bytes(),
+        },
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lagcompile.backends.base import Executor, Method
+from lagcompile.backends.inputs import FreeInputs
 from lagcompile.backends.store import Store
 from lagcompile.ir.axes import Transient
 from lagcompile.runtime import kkt
@@ -111,6 +112,7 @@ class FirstOrderExecutor(Executor):
         self.store = Store(
             self.lagrangian, method.states, None if method.dual_sweep else method.multipliers, method.scheme, seed
         )
+        self.inputs = FreeInputs(instance, method.states, method.scheme)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "weights": Extra(instance.weights.trainable or [torch.empty(0)], method.weights, method.scheme),
             **self.store.optimizers,
@@ -126,6 +128,7 @@ class FirstOrderExecutor(Executor):
         """One step on a batch of rows."""
         batch = self.instance.batch(rows)
         self.store.begin(batch, self.steps)
+        self.inputs.begin(batch)
         for _ in range(self.method.inner_steps):
             self._move(batch, weights=False)
         self._move(batch, weights=True)
@@ -144,12 +147,14 @@ class FirstOrderExecutor(Executor):
                 self._set_gradients(first)
                 optimizer.extrapolate()
             store.extrapolate(first)
+            self.inputs.extrapolate(None if first is None else first.inputs)
             self._restore_random(batch, random)
         last = self._gradients(batch, weights=True) if weights else self._look(batch, weights=False)
         if weights:
             self._set_gradients(last)
             optimizer.step()
         store.update(last)
+        self.inputs.update(last.inputs)
         self._last, self._batch = last, batch
 
     def _look(self, batch: Batch, *, weights: bool) -> Gradients:
@@ -165,11 +170,18 @@ class FirstOrderExecutor(Executor):
         if self.method.dual_sweep:
             self.instance.weights.publish()
             with quiet(self.instance.module):
-                store.set_multipliers(dual_sweep(self.instance, batch, store.values()))
+                reading = self.lagrangian.reading(batch, self.inputs.rows)
+                store.set_multipliers(dual_sweep(self.instance, reading, store.values()))
         self._duals = store.multipliers
         self.gradient_evaluations += 1
         return self.lagrangian.gradients(
-            batch, store.stored, store.multipliers, rho=store.rho, noise=store.noise, weights=weights
+            batch,
+            store.stored,
+            store.multipliers,
+            rho=store.rho,
+            noise=store.noise,
+            weights=weights,
+            inputs=self.inputs.rows,
         )
 
     def _set_gradients(self, gradients: Gradients | None) -> None:
@@ -187,8 +199,11 @@ class FirstOrderExecutor(Executor):
             torch.cuda.set_rng_state(state[1], batch.rows.device)
 
     def groups(self) -> Mapping[str, Sequence[torch.optim.Optimizer]]:
-        """One optimiser for each group."""
-        return {name: (optimizer,) for name, optimizer in self.optimizers.items()}
+        """One optimiser for each group; free inputs move with the states."""
+        found = {name: [optimizer] for name, optimizer in self.optimizers.items()}
+        if self.inputs.optimizer is not None:
+            found.setdefault("states", []).append(self.inputs.optimizer)
+        return found
 
     # ---------------------------------------------------------------- looking
     def measures(self) -> dict[str, float]:
@@ -222,8 +237,13 @@ class FirstOrderExecutor(Executor):
             for rows in torch.arange(self.instance.examples).split(512):
                 batch = self.instance.batch(rows)
                 self.store.begin(batch, self.steps)
+                self.inputs.begin(batch)
                 terms = self.lagrangian.terms(
-                    batch, self.store.stored, self.store.multipliers, rho=self.store.rho, noise=self.store.noise
+                    self.lagrangian.reading(batch, self.inputs.rows),
+                    self.store.stored,
+                    self.store.multipliers,
+                    rho=self.store.rho,
+                    noise=self.store.noise,
                 )
                 for r in terms.defects:
                     total = total + r.abs().sum()
@@ -239,9 +259,13 @@ class FirstOrderExecutor(Executor):
         """States (as stages read them) and multipliers by name, on the CPU."""
         return self.store.named()
 
+    def free_inputs(self) -> dict[str, Tensor]:
+        """Values of the inputs that are variables, by name, on the CPU."""
+        return self.inputs.named()
+
     def bytes(self) -> int:
-        """Bytes of states, multipliers and their optimiser rows."""
-        return self.store.bytes()
+        """Bytes of states, multipliers, free inputs and their optimiser rows."""
+        return self.store.bytes() + self.inputs.bytes()
 
     # ---------------------------------------------------------------- checkpoints
     def state_dict(self) -> dict[str, Any]:
@@ -250,6 +274,7 @@ class FirstOrderExecutor(Executor):
         return {
             "module": self.instance.module.state_dict(),
             "store": self.store.state_dict(),
+            "inputs": self.inputs.state_dict(),
             "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
@@ -261,6 +286,7 @@ class FirstOrderExecutor(Executor):
         self.instance.module.load_state_dict(state["module"])
         self.instance.weights.adopt()
         self.store.load_state_dict(state["store"])
+        self.inputs.load_state_dict(state["inputs"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.steps = int(state["steps"])

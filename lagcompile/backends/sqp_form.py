@@ -15,7 +15,7 @@ from torch import Tensor
 from lagcompile.backends.sqp_constraints import Aggregate, Ball, Diamond, Equal, OneSided, Piece, Point, Tube
 from lagcompile.backends.sqp_values import Absolute, Bounded, Custom, named_function
 from lagcompile.backends.sqp_variables import Variables, is_hard
-from lagcompile.ir.axes import Eliminated, NormTube
+from lagcompile.ir.axes import AugmentedWeight, Eliminated, NormTube
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, ValueConstraint
 from lagcompile.runtime import kkt
@@ -94,7 +94,9 @@ class Form:
         share = 1.0 / shape[0] if program.objective.reduction == "mean" else 1.0
         if c.features == "mean":
             share /= max(1, torch.Size(shape[1:]).numel())
-        multiplier, rho = program.multiplier_of(c.name), 0.0 if c.weight is None else c.weight.at(self.step)
+        multiplier = program.multiplier_of(c.name)
+        # an augmented weight is the method's: the program's objective does not hold it
+        rho = 0.0 if c.weight is None or isinstance(c.weight, AugmentedWeight) else c.weight.at(self.step)
         if rho and c.weight is not None and c.weight.kind != "constant":
             self.facts.append(f"{c.name}: the quadratic weight follows a schedule; solved with its value {rho:g}")
         penalty = [Penalty(c.state, rho * share)] if rho else []

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.float64 import in_float64
-from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, NormTube, Range
+from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, NormTube, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
@@ -38,7 +38,7 @@ class CheckPoint:
     Attributes:
         leaves: variables by role and name, requiring gradients; states as (rows, ...features).
         loss: the user's loss.
-        smooth: loss, l2 terms, and the quadratic terms of pure penalties and tubes.
+        smooth: loss, l2 terms, and the quadratic terms of pure penalties and tubes (none for augmented weights).
         defects: constraint name -> r, (rows, ...features), connected.
         forces: constraint name -> d L / d r / c, of the same shape.
         shares: constraint name -> c (over the number of features where the coupling takes their mean).
@@ -240,7 +240,7 @@ def _evaluated(
         share = 1.0 / r.shape[0] if mean else 1.0
         if c.features == "mean":
             share /= max(1, r[0].numel())
-        if c.weight is not None:
+        if c.weight is not None and not isinstance(c.weight, AugmentedWeight):
             smooth = smooth + 0.5 * c.weight.at(at) * share * (r * r).sum()
         if program.multiplier_of(c.name) is not None:
             defects[c.name], shares[c.name] = r, share

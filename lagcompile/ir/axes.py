@@ -212,7 +212,23 @@ class LinearWeight(Frozen):
         return min(self.start + self.increment * (step // self.every), self.maximum)
 
 
-Weight = Annotated[ConstantWeight | GeometricWeight | LinearWeight, Field(discriminator="kind")]
+class AugmentedWeight(Frozen):
+    """rho of the augmented Lagrangian of |r| <= epsilon, its slack eliminated (Rockafellar 1973).
+
+    With the other kinds (rho/2) |r|^2 is part of the objective and acts inside a tube too. Here the tube is a true
+    inequality: nothing acts inside it, the coupling is smooth across its edge, and the multiplier is the one that an
+    exact solver finds. For G the identity it is the same as a constant weight.
+    """
+
+    kind: Literal["augmented"] = "augmented"
+    value: float = Field(gt=0)
+
+    def at(self, step: int) -> float:
+        """Weight at a step (counted from 0)."""
+        return self.value
+
+
+Weight = Annotated[ConstantWeight | GeometricWeight | LinearWeight | AugmentedWeight, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- multipliers

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from lagcompile.ir.axes import (
+    AugmentedWeight,
     ClassGaussian,
     Domain,
     Eliminated,
@@ -306,11 +307,14 @@ def _constraint_problems(
                 yield f"constraint '{c.name}': a defect is a z-score exactly where its state is class_gaussian"
             if isinstance(c.transform, NormTube) and layouts.get(c.name) in {"full", "class"}:
                 yield f"constraint '{c.name}': norm_tube gives one number per example, its multiplier must be 'example'"
+            yield from _augmented_problems(c, layouts.get(c.name))
             constrained.add(c.state)
         else:
             for name in c.reads:
                 if name not in values:
                     yield f"constraint '{c.name}' reads '{name}', which nothing writes"
+            if isinstance(c.weight, AugmentedWeight):
+                yield f"constraint '{c.name}': a weight of kind augmented is for defects; here give kind constant"
     for name, state in states.items():
         if not isinstance(state.storage, Eliminated) and name not in constrained:
             yield f"the state '{name}' has no defect constraint"
@@ -321,3 +325,18 @@ def _constraint_problems(
             f"{', '.join(per_class)}: kept per class, but the number of classes is not given: write 'classes: 10', or "
             "'storage: {kind: table}' for data without classes"
         )
+
+
+def _augmented_problems(c: DefectConstraint, layout: str | None) -> Iterator[str]:
+    """Why a tube has no augmented Lagrangian with one multiplier for each inequality."""
+    if not isinstance(c.weight, AugmentedWeight):
+        return
+    here = f"constraint '{c.name}': a weight of kind augmented"
+    needed = "example" if isinstance(c.transform, NormTube) else "full"
+    if layout is None:
+        yield f"{here} needs a multiplier; for a pure penalty give kind constant"
+    elif layout != needed:
+        yield f"{here} needs one multiplier for each inequality: lay it out '{needed}' instead of '{layout}'"
+    if c.transform.kind in {"abs", "squared"} or c.relation == "<=":
+        what = c.transform.kind if c.relation == "==" else "a one-sided inequality"
+        yield f"{here} is for identity and tubes (softshrink, hardshrink, abs_tube, norm_tube), not for {what}"

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 
 from lagcompile.ir.axes import (
+    AugmentedWeight,
     ClassGaussian,
     ConstantWeight,
     Eliminated,
@@ -190,6 +191,8 @@ def weight_text(weight: Weight) -> str:
     """Schedule of a quadratic weight in a few words."""
     if isinstance(weight, ConstantWeight):
         return f"{weight.value:g}"
+    if isinstance(weight, AugmentedWeight):
+        return f"{weight.value:g} on the excess"
     if isinstance(weight, GeometricWeight):
         return f"{weight.start:g} x{weight.factor:g} every {weight.every}, at most {weight.maximum:g}"
     assert isinstance(weight, LinearWeight)

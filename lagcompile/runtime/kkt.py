@@ -2,6 +2,7 @@
 
     r_k = f_{k-1}(.) - h_k            (prediction minus state)
     L   = loss + c [ <lambda, G(r)> + (rho/2) |r|^2 ],     c = 1/batch for a mean loss, 1 for a sum
+    or, with an augmented weight, c [ <lambda, g> + (rho/2) |g|^2 ],  g the `excess` of r over its tube
 
 Stationarity of L in h_k then reads  lambda_k = d loss_i / d h_k,i : multipliers are backprop's adjoints.
 Invariant: no function here changes its arguments, knows a network, or draws a random number.
@@ -14,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (PyTorch's own custom)
 
 from lagcompile.ir.axes import Domain, Hardshrink, NonNegative, NormTube, Range, Softshrink, Transform
+
+SIGNED = frozenset({"identity", "softshrink", "hardshrink"})
+"""Transforms whose multiplier has either sign."""
 
 
 def defect(prediction: Tensor, state: Tensor) -> Tensor:
@@ -51,13 +55,38 @@ def epsilon_of(transform: Transform) -> float:
     return float(getattr(transform, "epsilon", 0.0)) if transform.kind not in {"identity", "abs", "squared"} else 0.0
 
 
+def excess(r: Tensor, multiplier: Tensor, rho: float, transform: Transform) -> Tensor:
+    """What takes G's place in the augmented Lagrangian of a tube: c(r) - s, at the slack s that minimises over it.
+
+    The signed |r| <= epsilon (softshrink, hardshrink; identity with epsilon = 0) has c(r) = r and -epsilon <= s <=
+    epsilon, so that s = clip(r + lambda / rho); one signed multiplier lambda = mu+ - mu- serves both sides. Sizes
+    (abs_tube, norm_tube) have c(r) = |r| - epsilon, s <= 0 and lambda >= 0. The term is <lambda, g> + (rho/2) |g|^2
+    with g the excess, once continuously differentiable in r across the edge, and g its gradient in lambda
+    (Rockafellar 1973, The multiplier method of Hestenes and Powell applied to convex programming; Bertsekas 1982,
+    Constrained Optimization and Lagrange Multiplier Methods, section 3.1).
+
+    Args:
+        r: defects of shape (states, rows, ...).
+        multiplier: of r's shape, one number per row for `norm_tube`.
+        rho: weight of the quadratic term, > 0.
+        transform: which tube.
+    """
+    epsilon = epsilon_of(transform)
+    if transform.kind in SIGNED:
+        return r - (r + multiplier / rho).clamp(-epsilon, epsilon)
+    size = r.abs()
+    if isinstance(transform, NormTube) and r.dim() > 2:
+        size = torch.linalg.vector_norm(r, transform.order, dim=tuple(range(2, r.dim())), keepdim=True)
+    return torch.maximum(size - epsilon, -multiplier / rho)
+
+
 def coupling(g: Tensor, multiplier: Tensor | None, r: Tensor, rho: float, *, mean_features: bool = False) -> Tensor:
     """Sum of <lambda, G(r)> + (rho/2) |r|^2 over everything, a scalar.
 
     Args:
-        g: G(r).
+        g: G(r), or the `excess`.
         multiplier: of g's shape, or with size 1 where one number serves several features; None for a pure penalty.
-        r: defects.
+        r: defects; the excess once more in an augmented Lagrangian.
         rho: weight of the quadratic term.
         mean_features: divide by the number of features of a row.
     """
@@ -95,6 +124,22 @@ def force(g: Tensor, multiplier: Tensor | None, r: Tensor, rho: float, transform
     else:  # abs, abs_tube
         pull = multiplier * (g > 0) * r.sign()
     return torch.add(pull, r, alpha=rho) if rho else pull
+
+
+def augmented_force(g: Tensor, multiplier: Tensor, r: Tensor, rho: float, transform: Transform) -> Tensor:
+    """Gradient of the augmented Lagrangian's term in r: lambda + rho g, along the direction in which a size grows.
+
+    Args:
+        g: the `excess`.
+        multiplier: as for `excess`.
+        r: defects.
+        rho: weight of the quadratic term.
+        transform: which tube.
+    """
+    pull = torch.add(multiplier, g, alpha=rho)
+    if transform.kind in SIGNED:
+        return pull
+    return pull * (_norm_gradient(r, transform) if isinstance(transform, NormTube) else r.sign())
 
 
 def _norm_gradient(r: Tensor, transform: NormTube) -> Tensor:

@@ -8,14 +8,14 @@ in weights are of L.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lagcompile.ir.axes import ClassGaussian, Table
+from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Table
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
 from lagcompile.runtime import kkt
@@ -30,7 +30,7 @@ class Terms:
         loss: the user's loss, with the regularisers of the objective.
         output: the model's output at the states.
         defects: r for each bank, of shape (states, rows, ...).
-        transformed: G(r) for each bank, not connected.
+        transformed: G(r) for each bank, not connected; with an augmented weight what exceeds the tube (`kkt.excess`).
         multipliers: multiplier of each row and bank; None for pure penalties.
     """
 
@@ -43,12 +43,13 @@ class Terms:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients in weights (of L), and in stored states and multipliers (per example)."""
+    """Gradients in weights (of L), and in stored states, multipliers and free inputs (per example)."""
 
     weights: list[Tensor | None]
     states: list[Tensor]
     multipliers: list[Tensor | None]
     terms: Terms
+    inputs: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,17 +136,13 @@ class Lagrangian:
             for c in instance.program.constraints
             if isinstance(c, ValueConstraint)
         ]
-        problems += [
-            f"the input '{d.name}' is a variable, which needs the exact backend (method sqp)"
-            for d in instance.program.data
-            if d.free
-        ]
         if problems:
             raise ProgramError(problems)
         self.instance = instance
         self.populations = populations(instance)
         self._leaves = instance.weights.trainable
         self._signed = [b.constraint.relation == "<=" for b in instance.layout.banks]
+        self._augmented = [isinstance(b.constraint.weight, AugmentedWeight) for b in instance.layout.banks]
 
     def values(self, stored: Sequence[Tensor], noise: Sequence[Tensor | None]) -> list[Tensor]:
         """Values of the states as the stages read them."""
@@ -201,19 +198,26 @@ class Lagrangian:
                 multiplier = multiplier.index_select(1, labels)
             defects.append(r)
             rows.append(multiplier)
-            transformed.append(kkt.transformed(r.detach(), bank.constraint.transform))
+            transformed.append(self._transformed(i, r.detach(), multiplier, rho[i]))
         return Terms(self._regularised(loss, values), output, defects, transformed, rows)
 
     def value(self, terms: Terms, rho: Sequence[float]) -> Tensor:
         """L itself, a scalar connected to everything. Steps do without it: they need its gradient only."""
         total = terms.loss
-        for r, multiplier, bank, weight in zip(
-            terms.defects, terms.multipliers, self.instance.layout.banks, rho, strict=True
-        ):
-            g = kkt.transformed(r, bank.constraint.transform)
-            mean = bank.constraint.features == "mean"
-            total = total + self._scale(r) * kkt.coupling(g, multiplier, r, weight, mean_features=mean)
+        for i, (r, multiplier, weight) in enumerate(zip(terms.defects, terms.multipliers, rho, strict=True)):
+            g = self._transformed(i, r, multiplier, weight)
+            squared = g if self._augmented[i] else r
+            mean = self.instance.layout.banks[i].constraint.features == "mean"
+            total = total + self._scale(r) * kkt.coupling(g, multiplier, squared, weight, mean_features=mean)
         return total
+
+    def _transformed(self, i: int, r: Tensor, multiplier: Tensor | None, rho: float) -> Tensor:
+        """G(r) of one bank, or what exceeds its tube; connected to r where r is."""
+        transform = self.instance.layout.banks[i].constraint.transform
+        if self._augmented[i]:
+            assert multiplier is not None
+            return kkt.excess(r, multiplier, rho, transform)
+        return kkt.transformed(r, transform)
 
     def _scale(self, r: Tensor) -> float:
         """c: weight of one row of a bank's defects."""
@@ -222,7 +226,12 @@ class Lagrangian:
     def _force(self, i: int, terms: Terms, rho: float) -> Tensor:
         """D L / d r of one bank."""
         bank, r = self.instance.layout.banks[i], terms.defects[i].detach()
-        pull = kkt.force(terms.transformed[i], terms.multipliers[i], r, rho, bank.constraint.transform)
+        g, multiplier = terms.transformed[i], terms.multipliers[i]
+        if self._augmented[i]:
+            assert multiplier is not None
+            pull = kkt.augmented_force(g, multiplier, r, rho, bank.constraint.transform)
+        else:
+            pull = kkt.force(g, multiplier, r, rho, bank.constraint.transform)
         scale = self._scale(r)
         if bank.constraint.features == "mean":
             scale /= max(1, r[0, 0].numel())
@@ -250,15 +259,19 @@ class Lagrangian:
         rho: Sequence[float],
         noise: Sequence[Tensor | None],
         weights: bool = True,
+        inputs: Mapping[str, Tensor] | None = None,
     ) -> Gradients:
         """Gradients of L at a point; see `terms` for the arguments.
 
         Args:
             weights: also differentiate in the weights.
+            inputs: values of the free inputs' rows, in the order of the gradients.
         """
         leaves = [s.detach().requires_grad_() for s in stored]
+        free = {n: v.detach().requires_grad_() for n, v in (inputs or {}).items()}
+        batch = self.reading(batch, free)
         terms = self.terms(batch, leaves, multipliers, rho=rho, noise=noise)
-        variables = [*leaves, *(self._leaves if weights else [])]
+        variables = [*leaves, *free.values(), *(self._leaves if weights else [])]
         pairs = [(terms.loss, torch.ones_like(terms.loss))]
         pairs += [(r, self._force(i, terms, rho[i])) for i, r in enumerate(terms.defects)]
         connected = [(value, pull) for value, pull in pairs if value.requires_grad]
@@ -274,7 +287,19 @@ class Lagrangian:
             if per_example and self.instance.program.objective.reduction == "mean":
                 gradient = gradient * terms.defects[i].shape[1]
             states.append(gradient)
-        return Gradients(list(found[len(leaves) :]), states, self._dual_gradients(batch, terms), terms)
+        rest = found[len(leaves) + len(free) :]
+        moved = [
+            torch.zeros_like(v) if g is None else g * (1.0 / self.instance.scale(batch))
+            for v, g in zip(free.values(), found[len(leaves) :], strict=False)
+        ]
+        return Gradients(list(rest), states, self._dual_gradients(batch, terms), terms, moved)
+
+    def reading(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
+        """The batch with other values of some inputs, and what follows from inputs alone computed anew."""
+        if not inputs:
+            return batch
+        network, values = self.instance.network, {**batch.values, **inputs}
+        return replace(batch, values=network.run(network.prologue, values) if network.prologue.writes else values)
 
     def _dual_gradients(self, batch: Batch, terms: Terms) -> list[Tensor | None]:
         result: list[Tensor | None] = []

@@ -108,7 +108,7 @@ class Extra(_Keeping):
         return loss
 
     def _combined(self, params: Sequence[Tensor], gradients: Tensors) -> Tensors:
-        if self.scheme not in {"past", "optimistic"}:
+        if self.scheme not in {"past", "optimistic"} or not params:  # all weights may be frozen
             return gradients
         past = [self.state[p]["past"] for p in params]
         ahead = _optimistic(gradients, past) if self.scheme == "optimistic" else gradients

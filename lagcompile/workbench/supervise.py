@@ -109,6 +109,10 @@ class Supervised(Executor):
         """States and multipliers by name, on the CPU."""
         return self.inner.values()
 
+    def free_inputs(self) -> dict[str, Tensor]:
+        """Values of the inputs that are variables."""
+        return self.inner.free_inputs()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the inner executor needs to go on."""
         return self.inner.state_dict()

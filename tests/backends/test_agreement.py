@@ -66,6 +66,10 @@ def test_against_ipopt(name: str) -> None:
     assert not solution.multipliers or far.multipliers <= 1e-6, far
 
 
+def test_every_program_is_compared_with_extragradient() -> None:
+    assert RATES.keys() == ZOO.keys()
+
+
 @pytest.mark.parametrize("name", RATES)
 def test_against_extragradient(name: str) -> None:
     """From weights nearby, multipliers zero, constant steps and rho > 0: the same point, certified by autograd."""

@@ -109,6 +109,33 @@ def test_one_number_per_example_needs_one_multiplier_per_example() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("transform", "layout", "relation", "said"),
+    [
+        (lc.Softshrink(epsilon=0.1), "example", "==", "lay it out 'full' instead of 'example'"),
+        (lc.NormTube(epsilon=0.1), "scalar", "==", "lay it out 'example' instead of 'scalar'"),
+        (
+            lc.Abs(),
+            "full",
+            "==",
+            "is for identity and tubes (softshrink, hardshrink, abs_tube, norm_tube), not for abs",
+        ),
+        (lc.Softshrink(epsilon=0.1), "full", "<=", "not for a one-sided inequality"),
+        (lc.Softshrink(epsilon=0.1), None, "==", "needs a multiplier; for a pure penalty give kind constant"),
+    ],
+)
+def test_where_there_is_no_augmented_lagrangian(
+    transform: lc.Abs, layout: str | None, relation: str, said: str
+) -> None:
+    weight = lc.AugmentedWeight(value=1.0)
+    update = {"transform": transform, "relation": relation, "weight": weight}
+    constraint = parts()["constraints"][0].model_copy(update=update)
+    multipliers = [m.model_copy(update={"layout": layout}) for m in parts()["multipliers"] if layout is not None]
+    (problem,) = problems(constraints=(constraint,), multipliers=tuple(multipliers))
+    assert problem.startswith("constraint 'c_h1': a weight of kind augmented")
+    assert problem.endswith(said)
+
+
 def test_names_are_unique() -> None:
     multiplier = parts()["multipliers"][0]
     assert problems(multipliers=(multiplier, multiplier)) == ("the multiplier name 'lambda1' is used twice",)

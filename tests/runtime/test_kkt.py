@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lagcompile.ir.axes import (
     Abs,
@@ -44,6 +45,68 @@ def test_force_is_the_gradient_of_the_coupling(transform: Transform, seed: int, 
     (expected,) = torch.autograd.grad(kkt.coupling(g, multiplier, r, rho), r)
     got = kkt.force(g.detach(), multiplier, r.detach(), rho, transform)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+AUGMENTED: list[Transform] = [
+    Identity(),
+    Softshrink(epsilon=0.3),
+    Hardshrink(epsilon=0.3),
+    AbsTube(epsilon=0.3),
+    NormTube(epsilon=1.5, order=1),
+    NormTube(epsilon=1.0, order=2),
+]
+
+
+def eliminated(r: Tensor, multiplier: Tensor, rho: float, transform: Transform) -> Tensor:
+    """The smallest <lambda, c(r) - s> + (rho/2) |c(r) - s|^2 over the slack: a parabola over an interval, by cases."""
+    epsilon = kkt.epsilon_of(transform)
+    if isinstance(transform, NormTube):
+        value = torch.linalg.vector_norm(r, transform.order, dim=2, keepdim=True) - epsilon
+    else:
+        value = r.abs() - epsilon if transform.kind == "abs_tube" else r
+    signed = value is r
+    low, high = (-epsilon, epsilon) if signed else (-torch.inf, 0.0)
+    free = value + multiplier / rho
+    ends = [torch.full_like(value, s) for s in (low, high) if s > -torch.inf]
+    points = torch.stack([torch.where((free >= low) & (free <= high), free, ends[0]), *ends])
+    terms = multiplier * (value - points) + 0.5 * rho * (value - points) ** 2
+    return terms.amin(dim=0).sum()
+
+
+@pytest.mark.parametrize("transform", AUGMENTED, ids=lambda t: f"{t.kind}{getattr(t, 'order', '')}")
+@given(seed=st.integers(0, 10_000), rho=st.sampled_from([0.4, 1.0, 5.0]))
+def test_augmented_force_is_the_gradient_over_the_best_slack(transform: Transform, seed: int, rho: float) -> None:
+    torch.manual_seed(seed)
+    r = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    multiplier = torch.randn(2, 3, 1 if isinstance(transform, NormTube) else 4, dtype=torch.float64)
+    multiplier = (multiplier if transform.kind in kkt.SIGNED else multiplier.abs()).requires_grad_()
+    least = eliminated(r, multiplier, rho, transform)
+    g = kkt.excess(r, multiplier, rho, transform)
+    torch.testing.assert_close(kkt.coupling(g, multiplier, g, rho), least, rtol=1e-12, atol=1e-12)
+    in_r, in_multiplier = torch.autograd.grad(least, [r, multiplier])
+    force = kkt.augmented_force(g.detach(), multiplier.detach(), r.detach(), rho, transform)
+    torch.testing.assert_close(force, in_r, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(g.detach(), in_multiplier, rtol=1e-12, atol=1e-12)
+
+
+def test_the_augmented_form_is_smooth_at_the_edge_where_the_papers_form_jumps() -> None:
+    tube, multiplier = Softshrink(epsilon=0.3), torch.full((1, 1, 1), 2.0, dtype=torch.float64)
+    inside, outside = (multiplier.new_full((1, 1, 1), r) for r in (0.3 - 1e-9, 0.3 + 1e-9))
+    paper = [kkt.force(kkt.transformed(r, tube), multiplier, r, 0.0, tube).item() for r in (inside, outside)]
+    assert paper == [0.0, 2.0]  # any multiplier above the exact one balances the loss by chattering between the two
+    smooth = [
+        kkt.augmented_force(kkt.excess(r, multiplier, 1.0, tube), multiplier, r, 1.0, tube).item()
+        for r in (inside, outside)
+    ]
+    assert smooth == pytest.approx([2.0, 2.0], abs=1e-8)
+
+
+def test_inside_a_tube_the_multiplier_dies_away_and_nothing_pulls() -> None:
+    tube, r = Softshrink(epsilon=0.3), torch.full((1, 1, 1), 0.1, dtype=torch.float64)
+    multiplier = torch.full((1, 1, 1), 0.05, dtype=torch.float64)
+    g = kkt.excess(r, multiplier, 1.0, tube)
+    assert kkt.augmented_force(g, multiplier, r, 1.0, tube).item() == pytest.approx(0.0, abs=1e-15)
+    assert g.item() == pytest.approx(-0.05)  # ascent with step rho sets it to zero
 
 
 def test_lin_eps_is_softshrink_and_abs_eps_is_its_size() -> None:

@@ -32,10 +32,25 @@ def _point(instance: Instance, seed: int = 0) -> tuple[list[Tensor], list[Tensor
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("features", ["mean", "sum"])
-@pytest.mark.parametrize("transform", [lc.Identity(), lc.Softshrink(epsilon=0.05), lc.Abs()])
-def test_gradients_are_those_of_the_value(reduction: str, features: str, transform: lc.Identity) -> None:
+@pytest.mark.parametrize(
+    ("transform", "augmented"),
+    [
+        (lc.Identity(), False),
+        (lc.Softshrink(epsilon=0.05), False),
+        (lc.Abs(), False),
+        (lc.Identity(), True),
+        (lc.Softshrink(epsilon=0.05), True),
+        (lc.AbsTube(epsilon=0.05), True),
+    ],
+)
+def test_gradients_are_those_of_the_value(
+    reduction: str, features: str, transform: lc.Identity, augmented: bool
+) -> None:
     formulation = lc.Formulation(
-        transform=transform, reduction=reduction, features=features, weight=lc.ConstantWeight(value=0.3)
+        transform=transform,
+        reduction=reduction,
+        features=features,
+        weight=lc.AugmentedWeight(value=0.3) if augmented else lc.ConstantWeight(value=0.3),
     )
     instance = _bound(Residual(), 3, formulation)
     lagrangian = Lagrangian(instance)
