@@ -121,13 +121,29 @@ def _stationarity(
     lagrangian = loss
     for name, prediction in swept.predictions.items():
         lagrangian = lagrangian + (swept.multipliers[name] * (prediction - states[name])).sum()
-    found = _gradients(lagrangian, {**{f"h:{n}": s for n, s in states.items()}, **parameters})
+    found = _gradients(lagrangian, states)
     for name in states:
         state = by_node[name]
         label = _label(state.name, state.module or name)
-        yield "state stationarity", label, ratio(found[f"h:{name}"], swept.multipliers[name])
-    for name in parameters:
-        yield "weight gradient", name, ratio(found[name] - gradients[name], gradients[name])
+        yield "state stationarity", label, ratio(found[name], swept.multipliers[name])
+    for names in _groups(parameters):
+        found = _gradients(lagrangian, {n: parameters[n] for n in names})
+        for name in names:
+            yield "weight gradient", name, ratio(found[name] - gradients[name], gradients[name])
+
+
+def _groups(parameters: Mapping[str, Tensor], size: int = 2**26) -> Iterator[list[str]]:
+    """Parameter names in groups of about `size` numbers, so that few gradients are held at a time."""
+    group: list[str] = []
+    held = 0
+    for name, parameter in parameters.items():
+        group.append(name)
+        held += parameter.numel()
+        if held >= size:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def _label(state: str, module: str) -> str:
@@ -147,9 +163,8 @@ def _gradients(value: Tensor, variables: Mapping[str, Tensor]) -> dict[str, Tens
     found: Sequence[Tensor | None] = [None for _ in names]
     if names and value.requires_grad:
         found = torch.autograd.grad(value, [variables[n] for n in names], retain_graph=True, allow_unused=True)
-    result = {n: torch.zeros_like(v) for n, v in variables.items()}
-    result.update({n: g for n, g in zip(names, found, strict=True) if g is not None})
-    return result
+    known = {n: g for n, g in zip(names, found, strict=True) if g is not None}
+    return {n: known[n] if n in known else torch.zeros_like(v) for n, v in variables.items()}
 
 
 @contextmanager

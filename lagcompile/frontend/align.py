@@ -2,7 +2,7 @@
 
 In: two graphs of one model. Out: `Alignment`: steps, each a pair of equal nodes or a run of nodes of each mode, and for
 each run the pairs of values that are used behind it. Invariant: a value that one mode alone makes is used within its
-own run, or chosen between at the run's end.
+own run, or chosen between at the run's end, or an output of that mode alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.structure import Reference, leaves, transform
 from lagcompile.frontend.symbolic import Traced
 
 Pair = tuple[fx.Node, fx.Node]
@@ -31,19 +31,40 @@ class Step:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Steps in order, and by number of a run the pairs (train, eval) of values that are used behind it."""
+    """Steps in order, and by number of a run the pairs (train, eval) of values that are used behind it.
+
+    `shared` are the numbers of runs of one mode that make outputs which the other mode does not return: they run in
+    both modes, and the other mode's output leaves them out.
+    """
 
     steps: tuple[Step, ...]
     needed: Mapping[int, tuple[Pair, ...]]
+    shared: frozenset[int] = frozenset()
 
 
 def align(train: Traced, evaluation: Traced) -> Alignment:
     """Pair the nodes of two graphs in order, by operation and module path."""
     bodies = [_body(t.graph) for t in (train, evaluation)]
-    outputs = list(zip(outputs_of(train.graph), outputs_of(evaluation.graph), strict=True))
+    outputs: list[Pair] = []
+    single: list[fx.Node] = []
+    if same_structure(train.output, evaluation.output):
+        outputs = list(zip(outputs_of(train.graph), outputs_of(evaluation.graph), strict=True))
+    else:
+        single = [*outputs_of(train.graph), *outputs_of(evaluation.graph)]
     keys = _keys(bodies[0], train.attributes), _keys(bodies[1], evaluation.attributes)
     steps = _separate(_join(_steps(bodies[0], bodies[1], *keys)), outputs)
-    return Alignment(tuple(steps), {i: tuple(p) for i, p in _needed(steps, outputs).items()})
+    place = _places(steps)
+    shared = frozenset(place[n] for n in single if n in place and not steps[place[n]].equal)
+    return Alignment(tuple(steps), {i: tuple(p) for i, p in _needed(steps, outputs).items()}, shared)
+
+
+def same_structure(a: Any, b: Any) -> bool:
+    """Whether two templates have the same containers, constants, and places for values."""
+
+    def bare(template: Any) -> Any:
+        return transform(template, lambda v: Reference("") if isinstance(v, Reference) else v)
+
+    return bool(bare(a) == bare(b))
 
 
 def path_of(node: fx.Node) -> str:

@@ -23,6 +23,14 @@ FrontEnd = Literal["torch.fx", "torch.export"]
 
 
 @dataclass(frozen=True)
+class ModeOutput:
+    """Templates of an output that train and eval mode build differently (auxiliary heads in train mode, for one)."""
+
+    train: Any
+    evaluation: Any
+
+
+@dataclass(frozen=True)
 class Capture:
     """A captured model.
 
@@ -31,7 +39,8 @@ class Capture:
             private copy's parameters.
         original: the private copy itself, an instance of the user's class that shares those parameters.
         signature: how the model is called.
-        output: template of the model's output, with a `Reference` to a node in the place of each value.
+        output: template of the model's output, with a `Reference` to a node in the place of each value; a `ModeOutput`
+            where the modes return different structures.
         front_end: what made the graph.
         whole: modules kept as one node, with the reason.
         ties: canonical name of a tied parameter -> its other names.
@@ -49,7 +58,10 @@ class Capture:
 
     def assemble(self, values: Mapping[str, Any]) -> Any:
         """The model's output, as the user's forward returns it, from values by node name."""
-        return fill(self.output, lambda v: values[v.name] if isinstance(v, Reference) else v)
+        template = self.output
+        if isinstance(template, ModeOutput):
+            template = template.train if self.original.training else template.evaluation
+        return fill(template, lambda v: values[v.name] if isinstance(v, Reference) else v)
 
     def assemble_flat(self, flat: Sequence[Any]) -> Any:
         """The model's output from what `module` returns."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lagcompile.frontend.align import Pair, Step, align, argument_pairs, outputs_of, path_of
+from lagcompile.frontend.align import Pair, Step, align, argument_pairs, outputs_of, path_of, same_structure
+from lagcompile.frontend.capture import ModeOutput
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.regions import Layer
 from lagcompile.frontend.structure import Reference, fill, transform
@@ -70,14 +71,8 @@ def merge(model: nn.Module, train: Traced, evaluation: Traced) -> Traced:
         evaluation: its graph in eval mode.
 
     Raises:
-        LiftError: the modes return outputs of different structures.
+        LiftError: an output of one mode alone is made of operations that the other mode replaces by its own.
     """
-    outputs = [len(outputs_of(t.graph)) for t in (train, evaluation)]
-    if outputs[0] != outputs[1]:
-        raise LiftError(
-            f"the model returns {outputs[0]} tensors in train mode and {outputs[1]} in eval mode: no program holds for "
-            "both. Return the same structure in both modes"
-        )
     return _Merger(model, train, evaluation).merged()
 
 
@@ -100,15 +95,24 @@ class _Merger:
         for i, step in enumerate(alignment.steps):
             if step.equal:
                 self._equal(step.train[0], step.evaluation[0])
+            elif i in alignment.shared:
+                self._in_both(step)
             else:
                 self._different(step, alignment.needed.get(i, ()))
-        pairs = zip(outputs_of(train.graph), outputs_of(evaluation.graph), strict=True)
-        flat = tuple(self._value(pair, "") for pair in pairs)
-        names = iter(flat)
-        output = transform(train.output, lambda v: Reference(next(names).name) if isinstance(v, Reference) else v)
+        output, flat = self._outputs()
         self.graph.output(flat)
         whole = {**evaluation.whole, **train.whole}
         return Traced(self.graph, output, whole, {**evaluation.faults, **train.faults}, self.attributes)
+
+    def _outputs(self) -> tuple[Any, tuple[fx.Node, ...]]:
+        """Template of the output, and the values that it is made of; one template for each mode where they differ."""
+        train, evaluation = self.sides
+        if same_structure(train.output, evaluation.output):
+            flat = [self._value(p, "") for p in zip(outputs_of(train.graph), outputs_of(evaluation.graph), strict=True)]
+            return _filled(train.output, flat), tuple(flat)
+        both = [[self.env[side][n] for n in outputs_of(t.graph)] for side, t in enumerate(self.sides)]
+        templates = [_filled(t.output, flat) for t, flat in zip(self.sides, both, strict=True)]
+        return ModeOutput(*templates), tuple(dict.fromkeys([*both[0], *both[1]]))
 
     # ------------------------------------------------------------ what both modes read
     def _inputs(self) -> None:
@@ -184,6 +188,28 @@ class _Merger:
             self.flags[key] = self.graph.call_module(name)
         return self.flags[key]
 
+    def _in_both(self, step: Step) -> None:
+        """Operations of one mode that make an output of that mode: they run in both, the other mode drops the result.
+
+        So each value is a tensor in either mode. The receipt tells whether the other mode is disturbed by it.
+        """
+        if step.train and step.evaluation:
+            count = [len(outputs_of(t.graph)) for t in self.sides]
+            node = step.train[-1]
+            raise LiftError(
+                f"the model returns {count[0]} tensors in train mode and {count[1]} in eval mode, and computes them "
+                f"by different operations ({node.meta.get('source') or path_of(node) or node.name}): return the same "
+                "structure in both modes, or compute the additional outputs in operations of their own"
+            )
+        side = 0 if step.train else 1
+        for node in step.train or step.evaluation:
+            copied = self.graph.node_copy(node, lambda n: self.env[side][n])
+            path = str(node.target)
+            if path in self.sides[side].attributes:
+                copied.target = self._named("region", self.sides[side].attributes[path])
+            copied.meta = dict(node.meta)
+            self.env[side][node] = copied
+
     def _different(self, step: Step, pairs: Sequence[Pair]) -> None:
         """One node that runs the operations of the mode; its items are the values used behind it."""
         runs = (step.train, step.evaluation)
@@ -237,6 +263,12 @@ class _Merger:
 
     def _owner(self, path: str) -> nn.Module:
         return self.model.get_submodule(path) if path else self.model
+
+
+def _filled(template: Any, values: Sequence[fx.Node]) -> Any:
+    """A template with the names of its values in the merged graph."""
+    names = iter(values)
+    return transform(template, lambda v: Reference(next(names).name) if isinstance(v, Reference) else v)
 
 
 def _common(paths: Sequence[str]) -> str:

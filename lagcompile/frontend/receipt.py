@@ -7,6 +7,7 @@ global random state as they were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.observe import Recorder, observations
 from lagcompile.frontend.signature import Signature
-from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.structure import leaves, transform
 from lagcompile.frontend.symbolic import restore_buffers
 from lagcompile.ir.base import Frozen
 
@@ -87,6 +88,7 @@ class Expected:
         mode: train or eval.
         tensors: the inputs.
         output: leaves of its output.
+        structure: the containers around them.
         buffers: its buffers afterwards.
         changed: names of those that changed.
         start: state of the random generator ahead of the run.
@@ -96,6 +98,7 @@ class Expected:
     mode: str
     tensors: tuple[torch.Tensor, ...]
     output: tuple[Any, ...]
+    structure: Any
     buffers: Mapping[str, torch.Tensor]
     changed: tuple[str, ...]
     start: torch.Tensor
@@ -155,7 +158,8 @@ def _expected(model: nn.Module, signature: Signature, mode: str, tensors: Sequen
         buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         end = torch.get_rng_state()
         changed = tuple(n for n, b in buffers.items() if n not in before or not _same(b, before[n]))
-        return Expected(mode, tuple(tensors), tuple(leaves(output)), buffers, changed, start, end)
+        found = tuple(leaves(output))
+        return Expected(mode, tuple(tensors), found, _containers(output), buffers, changed, start, end)
 
 
 def examine(captured: Capture, expected: Expectations) -> tuple[Receipt, dict[str, Observation]]:
@@ -225,13 +229,17 @@ def _compare(captured: Capture, expected: Expected, *, count: bool) -> tuple[Mod
         end = torch.get_rng_state()
     receipt = ModeReceipt(
         mode=expected.mode,
-        difference=_difference(expected.output, leaves(got)),
+        difference=_difference(expected.output, leaves(got)) if _containers(got) == expected.structure else math.inf,
         buffers_equal=equal,
         buffers_changed=expected.changed,
         random_equal=torch.equal(end, expected.end),
         random_used=expected.random,
     )
     return receipt, recorder
+
+
+def _containers(output: Any) -> Any:
+    return transform(output, lambda v: None)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

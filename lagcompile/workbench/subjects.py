@@ -7,8 +7,9 @@ is downloaded; the libraries are imported only here, and only when asked for.
 from __future__ import annotations
 
 import functools
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,9 +74,6 @@ def _library() -> torch.library.Library:
 
 
 # ------------------------------------------------------------------ torchvision
-_SIZES = {"inception_v3": 75, "maxvit_t": 224}
-
-
 def _torchvision() -> Mapping[str, Subject]:
     operator_names()
     import torchvision
@@ -87,10 +85,44 @@ def _torchvision() -> Mapping[str, Subject]:
 def _vision(name: str) -> Built:
     import torchvision
 
-    size = _SIZES.get(name, 224 if name.startswith("vit") else 64)
     extra = {"init_weights": True} if name in {"inception_v3", "googlenet"} else {}
-    model = torchvision.models.get_model(name, weights=None, **extra)
-    return model, (torch.randn(2, 3, size, size),), {}
+    build = functools.partial(torchvision.models.get_model, name, weights=None, **extra)
+    return _smallest(build, "image_size" if name.startswith("vit") else "", (3, 224))
+
+
+def _smallest(build: Callable[..., nn.Module], option: str, default: tuple[int, int]) -> Built:
+    """A model with the smallest square image that it takes, tried on tensors without values.
+
+    Args:
+        build: makes the model.
+        option: argument of `build` that fixes the size of the image, where there is one.
+        default: channels of the image and the size that the model was made for.
+    """
+    channels, largest = default
+    for size in (32, 64, 96, 128, largest, 299):
+        for extra in ({option: size}, {}) if option else ({},):
+            if _takes(functools.partial(build, **extra), (channels, size, size)):
+                # batch normalisation over two single pixels has no gradient to certify
+                return build(**extra), (torch.randn(4 if size <= 64 else 2, channels, size, size),), {}
+    return build(), (torch.randn(2, channels, largest, largest),), {}
+
+
+def _takes(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> bool:
+    """Whether a model runs in both modes; tensors of values only where it cannot be built without them."""
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                model = build()
+        except Exception:  # it computes its sizes with tensors, or does not know the option
+            continue
+        try:
+            with torch.device(device), torch.no_grad():
+                model.eval()(torch.zeros(2, *shape))
+                model.train()(torch.zeros(3, *shape))
+            return True
+        except Exception:  # whatever the model says: it is tried with another size
+            return False
+    return False
 
 
 # ------------------------------------------------------------------ timm
@@ -98,41 +130,34 @@ def _timm() -> Mapping[str, Subject]:
     operator_names()
     import timm
 
-    return {f"{module} ({name})": functools.partial(_image, name) for module, name in _smallest(timm).items()}
+    members = {module: timm.list_models(module=module) for module in timm.list_modules()}
+    chosen = {module: _small(names) for module, names in members.items() if names}
+    return {f"{module} ({name})": functools.partial(_image, name) for module, name in chosen.items()}
 
 
-def _smallest(timm: Any) -> Mapping[str, str]:
-    """For each family (module) of timm its member with the fewest parameters."""
-    chosen = {}
-    for module in timm.list_modules():
-        sizes = {}
-        for name in timm.list_models(module=module):
-            with torch.device("meta"):
-                try:
-                    sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
-                except Exception:
-                    sizes[name] = 10**12
-        if sizes:
-            chosen[module] = min(sizes, key=lambda n: sizes[n])
-    return chosen
+# Words in names of small members, smallest first.
+_SMALL = ("test_", "atto", "femto", "pico", "nano", "xxs", "xxtiny", "xtiny", "tiny", "_ti_", "_xs", "small")
+_LARGE = re.compile(r"_(l|xl|h|x|b|m)(_|$)|base|large|huge|giant")
+
+
+def _small(names: Sequence[str]) -> str:
+    """The member of a timm family whose name says that it is small: by word, else by the numbers in it.
+
+    Building all members to count their parameters takes many minutes.
+    """
+
+    def key(name: str) -> tuple[int, list[int], str]:
+        rank = next((i for i, word in enumerate(_SMALL) if word in name), len(_SMALL) + bool(_LARGE.search(name)))
+        return rank, [int(n) for n in re.findall(r"\d+", name)], name
+
+    return min(names, key=key)
 
 
 def _image(name: str) -> Built:
     import timm
 
-    model = timm.create_model(name, num_classes=10)
-    channels, default, _ = timm.get_pretrained_cfg(name, allow_unregistered=True).input_size
-    for size in (64, 96, 128, default):
-        x = torch.randn(2, channels, size, size)
-        try:
-            with torch.no_grad():
-                model.eval()(x)
-        except Exception:
-            if size == default:
-                raise
-            continue
-        break
-    return timm.create_model(name, num_classes=10), (x,), {}
+    channels, size, _ = timm.get_pretrained_cfg(name, allow_unregistered=True).input_size
+    return _smallest(functools.partial(timm.create_model, name, num_classes=10), "img_size", (channels, size))
 
 
 # ------------------------------------------------------------------ transformers

@@ -328,6 +328,21 @@ class Noisy(nn.Module):
         return self.c(h * (1 + 0.1 * torch.rand_like(h)))
 
 
+class Auxiliary(nn.Module):
+    """An auxiliary head with weights and dropout in train mode: another output structure than in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.auxiliary = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor | Pair:
+        h = torch.tanh(self.a(x))
+        side = self.auxiliary(h) if self.training else None
+        y = self.c(F.dropout(torch.tanh(self.b(h)), 0.2, self.training))
+        return y if side is None else Pair(y, side)
+
+
 class LayerDrop(nn.Module):
     """Layers that are left out at random: control flow on a random number."""
 
@@ -418,4 +433,5 @@ ZOO: Mapping[str, Case] = {
     "noisy": Case(Noisy),
     "layer drop": Case(LayerDrop, whole=("rest",)),
     "shared": Case(Shared),
+    "auxiliary head": Case(Auxiliary),
 }
