@@ -58,7 +58,7 @@ from lagcompile.ir.base import (
 )
 from lagcompile.ir.program import Program, Regulariser, ValueConstraint
 from lagcompile.ir.solution import History, Solution, Status
-from lagcompile.lift import Lifted, lift, load, load_solution
+from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.rules import SGD, Adagrad, Adam
 from lagcompile.runtime.steps import Extra
 
@@ -66,12 +66,19 @@ if TYPE_CHECKING:
     from lagcompile.backends.convex import Convex
     from lagcompile.backends.mip import MixedInteger
     from lagcompile.backends.sqp import SQP
+    from lagcompile.saved import load, load_solution
 
-_LATE = {"SQP": "backends.sqp", "Convex": "backends.convex", "MixedInteger": "backends.mip"}
+_LATE = {
+    "SQP": "backends.sqp",
+    "Convex": "backends.convex",
+    "MixedInteger": "backends.mip",
+    "load": "saved",
+    "load_solution": "saved",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The exact backends, which bring SciPy and CVXPY, are imported on first use."""
+    """The exact backends, which bring SciPy and CVXPY, and the reading of folders are imported on first use."""
     if name in _LATE:
         return getattr(import_module(f"lagcompile.{_LATE[name]}"), name)
     raise AttributeError(f"module 'lagcompile' has no attribute '{name}'")

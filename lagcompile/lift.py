@@ -169,6 +169,34 @@ class Lifted:
     def __repr__(self) -> str:
         return f"Lifted({self.name}: {len(self.stages)} stages, {len(self.partition.states)} states)"
 
+    # ---------------------------------------------------------------- out of this process
+    def save(
+        self,
+        folder: str | Path,
+        example_inputs: Any = None,
+        *,
+        example_kwargs: Mapping[str, Any] | None = None,
+        solution: Solution | None = None,
+        replace: bool = False,
+    ) -> Path:
+        """Write a self-contained folder that `lagcompile.load` reads without the model's source.
+
+        Args:
+            folder: the folder to make.
+            example_inputs: a tensor or a tuple of the forward's arguments; None makes them up from the known types.
+            example_kwargs: keyword arguments of the forward.
+            solution: a solution of this program: its weights, states and multipliers are written.
+            replace: replace an exported folder that is there.
+
+        Raises:
+            LiftError: the model cannot be written; each problem says what to change.
+            DataError: something is there already.
+        """
+        from lagcompile.saved import save
+
+        args = () if example_inputs is None else as_args(example_inputs)
+        return save(self, folder, args, example_kwargs or {}, solution=solution, replace=replace)
+
     # ---------------------------------------------------------------- what to do with it
     def resolve(self, *args: Any, **kwargs: Any) -> Lifted:
         """The same lifting with shapes known from inputs; itself where they are known.

@@ -13,10 +13,11 @@ BELOW = {
     "frontend": {"frontend", "ir"},
     "runtime": {"runtime", "frontend", "ir"},
     "exact": {"exact", "ir"},
+    "export": {"export", "runtime", "frontend", "ir"},
     "dynamics": {"dynamics", "runtime", "frontend", "ir"},
     "backends": {"backends", "dynamics", "runtime", "frontend", "ir", "exact"},
     "check": {"check", "runtime", "frontend", "ir", "exact"},
-    "workbench": {"workbench", "backends", "check", "dynamics", "runtime", "frontend", "ir", "exact"},
+    "workbench": {"workbench", "backends", "check", "dynamics", "export", "runtime", "frontend", "ir", "exact"},
 }
 
 

@@ -1,0 +1,41 @@
+"""Example inputs from the types of a network's inputs, where the user gives none.
+
+In: a `Network` whose shapes are known. Out: tensors in the order of the call. Invariant: the batch has three examples
+(a size that no other axis is likely to have); values are valid for embeddings, masks and layers alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lagcompile.frontend.graph import dtype_of
+from lagcompile.frontend.stages import Network
+from lagcompile.ir.base import LiftError
+
+BATCH = 3
+
+
+def examples_of(network: Network, batch: int = BATCH) -> list[Tensor]:
+    """Random numbers for floating inputs, ones for integers and masks.
+
+    Args:
+        network: a lifted network.
+        batch: number of examples, where the batch size is free.
+
+    Raises:
+        LiftError: the shapes are not known.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for name in network.capture.signature.names:
+        node = network.partition.graph.by_name[name]
+        if node.type is None or node.type.shape is None:
+            raise LiftError(f"the shape of the input '{name}' is not known: give example_inputs")
+        shape = [d if isinstance(d, int) else batch * int(d.removesuffix("B") or 1) for d in node.type.shape]
+        dtype = dtype_of(node.type.dtype)
+        if dtype.is_floating_point:
+            found.append(torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype))
+        else:
+            found.append(torch.ones(shape, dtype=dtype))
+    return found

@@ -1,0 +1,280 @@
+"""Writing: a lifted model as a self-contained folder.
+
+In: a network with its program, split, formulation and receipt. Out: a folder (manifest, program, split, graph, one
+torch.export program or two for each stage, tensors in safetensors). Invariant: the folder appears complete and
+checked, in one move, or not at all: what was written has been loaded and run against the original in both modes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from lagcompile.export.check import check
+from lagcompile.export.examples import examples_of
+from lagcompile.export.programs import Exported, Source, export_program, known_tensors
+from lagcompile.export.record import (
+    FORMULATION,
+    GRAPH,
+    MANIFEST,
+    PROGRAM,
+    RECEIPT,
+    SPLIT,
+    TENSORS,
+    CallRecord,
+    Manifest,
+    ProgramRecord,
+    TensorRecord,
+    digest_of,
+    file_record,
+    versions,
+)
+from lagcompile.export.solutions import solution_files
+from lagcompile.export.templates import encode, plain_containers
+from lagcompile.frontend.graph import Node
+from lagcompile.frontend.lower import Formulation
+from lagcompile.frontend.partition import Partition
+from lagcompile.frontend.receipt import Receipt
+from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.stages import Network, StageModule
+from lagcompile.ir.base import DataError, Frozen, LiftError
+from lagcompile.ir.program import Program
+from lagcompile.ir.solution import Solution
+from lagcompile.ir.text import to_json
+from lagcompile.ir.yamlfile import dumps
+from lagcompile.runtime.instance import quiet
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is written.
+
+    Attributes:
+        network: stages of the lifted model; not changed.
+        program: the program that they were lowered to.
+        split: the split by names, as a split file.
+        formulation: the lifting options.
+        receipt: of the capture.
+        name: name of the program.
+    """
+
+    network: Network
+    program: Program
+    split: Frozen
+    formulation: Formulation
+    receipt: Receipt
+    name: str
+
+
+def write_folder(
+    contents: Contents,
+    path: str | Path,
+    *,
+    tensors: Sequence[Tensor] | None = None,
+    solution: Solution | None = None,
+    replace: bool = False,
+) -> Path:
+    """Write a folder that `load_folder` reads without the model's source.
+
+    Args:
+        contents: what is written.
+        path: the folder to make.
+        tensors: example inputs in the order of the call; None makes them up from the types.
+        solution: a solution of the program: its weights are written instead of the network's, and its states and
+            multipliers next to them.
+        replace: replace an exported folder that is there.
+
+    Raises:
+        DataError: something is there already.
+        LiftError: the model cannot be written: torch.export refuses a stage, the call or the output holds objects that
+            are no data, or what was written does something else than the model.
+    """
+    target = Path(path)
+    _free(target, replace=replace)
+    files = folder_files(contents, tensors, solution)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".{target.name}.part-{os.getpid()}"
+    part.mkdir()
+    try:
+        for name, data in files.items():
+            (part / name).write_bytes(data)
+        check(contents.network, part, tensors, weights=None if solution is None else solution.model)
+        old = target.parent / f".{target.name}.old-{os.getpid()}"
+        if target.exists():
+            os.replace(target, old)
+        os.replace(part, target)
+        if old.exists():
+            shutil.rmtree(old)
+    finally:
+        if part.exists():
+            shutil.rmtree(part)
+    return target
+
+
+def _free(path: Path, *, replace: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not replace:
+        raise DataError(f"{path} exists: name another folder, or ask to replace it (replace=True, --force)")
+    if not (path / MANIFEST).is_file():
+        raise DataError(f"{path} is no exported folder (it has no {MANIFEST}) and is not replaced")
+
+
+def folder_files(
+    contents: Contents, tensors: Sequence[Tensor] | None = None, solution: Solution | None = None
+) -> dict[str, bytes]:
+    """The files of a folder by name.
+
+    Raises:
+        LiftError: the model cannot be written.
+    """
+    network, captured = contents.network, contents.network.capture
+    inputs = list(tensors) if tensors is not None else examples_of(network)
+    with torch.no_grad(), quiet(captured.original):
+        values = network.glue([t.clone() for t in inputs])
+    known = known_tensors(captured)
+    graph = network.partition.graph
+    whole = _whole(network)
+    exported = [
+        export_program(s, captured, graph, values, known)
+        for s in (_source(network.prologue), *map(_source, network.stages), whole)
+    ]
+    records = _tensor_records(network, exported)
+    files = {name: data for e in exported for name, data in e.files.items()}
+    stored = {n: t for n, t in known.items() if n in records}
+    stored |= {n: t for e in exported for n, t in e.constants.items()}
+    if solution is not None:
+        stored |= {n: t for n, t in solution.model.state_dict().items() if n in records}
+        files |= solution_files(solution)
+    files[TENSORS] = _safetensors(stored)
+    files[PROGRAM] = (to_json(contents.program) + "\n").encode()
+    files[SPLIT] = dumps(contents.split).encode()
+    files[FORMULATION] = dumps(contents.formulation).encode()
+    files[GRAPH] = (json.dumps(_graph(network.partition)) + "\n").encode()
+    files[RECEIPT] = (contents.receipt.model_dump_json(indent=2) + "\n").encode()
+    stages = (network.prologue, *network.stages)
+    described = [_with_stage(e.record, s) for e, s in zip(exported[:-1], stages, strict=True)]
+    manifest = Manifest(
+        **versions(),
+        name=contents.name,
+        model=_class_name(captured.original),
+        front_end=captured.front_end,
+        batch=contents.receipt.batch,
+        call=_call(captured.signature),
+        output=encode(captured.output, "the model's output"),
+        tensors=records,
+        ties=_aliases(network),
+        whole=dict(captured.whole),
+        notes=captured.notes,
+        prologue=described[0],
+        stages=tuple(described[1:]),
+        network=exported[-1].record,
+        files={name: file_record(data) for name, data in sorted(files.items())},
+    )
+    files[MANIFEST] = (sealed(manifest).model_dump_json(indent=2) + "\n").encode()
+    return files
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """A manifest with its digest."""
+    return manifest.model_copy(update={"digest": digest_of(manifest)})
+
+
+def _class_name(model: nn.Module) -> str:
+    from lagcompile.export.model import ExportedModel
+
+    return model.exported.model if isinstance(model, ExportedModel) else type(model).__name__
+
+
+def _source(stage: StageModule) -> Source:
+    name = f"stage_{stage.name.removeprefix('f')}" if stage.name != "data" else "data"
+    return Source(name, stage.module, stage.reads, stage.writes)
+
+
+def _whole(network: Network) -> Source:
+    """The network that was never cut."""
+    module = network.capture.module
+    output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+    returns = tuple(n.name for n in output.args[0])
+    return Source("network", module, network.capture.signature.names, returns)
+
+
+def _with_stage(record: ProgramRecord, stage: StageModule) -> ProgramRecord:
+    kept = {"name": stage.name, "weights": stage.weights, "slots": stage.slots, "signature": stage.signature}
+    return record.model_copy(update=kept)
+
+
+def _tensor_records(network: Network, exported: Sequence[Exported]) -> dict[str, TensorRecord]:
+    """The model's own tensors, each once, and the constants that the programs use."""
+    captured = network.capture
+    records: dict[str, TensorRecord] = {}
+    for name, parameter in captured.original.named_parameters():
+        records[name] = TensorRecord(kind="parameter", trainable=parameter.requires_grad)
+    hidden = {
+        f"{path}.{name}" if path else name
+        for path, module in captured.original.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    for name, _ in captured.original.named_buffers():
+        records[name] = TensorRecord(kind="buffer", persistent=name not in hidden)
+    alias = {a for others in _aliases(network).values() for a in others}
+    for e in exported:
+        for name in (*e.record.tensors, *e.constants):
+            if name not in records and name not in alias:
+                records[name] = TensorRecord(kind="constant", persistent=False)
+    return records
+
+
+def _aliases(network: Network) -> dict[str, tuple[str, ...]]:
+    """Other names of parameters and buffers that a model holds more than once."""
+    names: dict[Tensor, list[str]] = {}
+    model = network.capture.original
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(tensor, []).append(name)
+    return {n[0]: tuple(n[1:]) for n in names.values() if len(n) > 1}
+
+
+def _call(signature: Signature) -> CallRecord:
+    plain_containers(signature.structure, "the model's call")
+    return CallRecord(
+        names=signature.names,
+        parameters=signature.parameters,
+        structure=encode(signature.structure, "the model's call"),
+        constants={i: encode(v, "the model's call") for i, v in signature.constants.items()},
+        starred=signature.starred,
+    )
+
+
+def _graph(partition: Partition) -> dict[str, Any]:
+    """Nodes, stage numbers and reasons as JSON data."""
+    graph = partition.graph
+    return {
+        "nodes": TypeAdapter(tuple[Node, ...]).dump_python(graph.nodes, mode="json"),
+        "outputs": graph.outputs,
+        "shapes_known": graph.shapes_known,
+        "stage_of": dict(partition.stage_of),
+        "reasons": partition.reasons,
+    }
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or tensor.layout is not torch.strided:
+            raise LiftError(f"the tensor '{name}' ({tensor.dtype}, {tensor.layout}) cannot be written as safetensors")
+        kept[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return bytes(save(kept))

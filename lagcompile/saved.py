@@ -1,0 +1,81 @@
+"""Lifted models in folders: written with everything they need, and read again without the model's source.
+
+In: a `Lifted`, a folder. Out: the folder; a `Lifted`. Invariant: what is read does what was written: the folder is
+loaded and run next to the original before it appears, and its program is compared with the stages when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lagcompile.export.folder import Contents, write_folder
+from lagcompile.export.load import load_folder, read_files
+from lagcompile.export.record import SPLIT
+from lagcompile.export.solutions import solution_from
+from lagcompile.ir.base import LiftError
+from lagcompile.ir.solution import Solution
+from lagcompile.ir.yamlfile import check, read_text
+from lagcompile.lift import Lifted, SplitFile
+
+
+def save(
+    lifted: Lifted,
+    folder: str | Path,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    solution: Solution | None = None,
+    replace: bool = False,
+) -> Path:
+    """Write a lifted model as a self-contained folder.
+
+    It holds the program, the split, each stage as torch.export programs and the tensors as safetensors; before it
+    appears, it is loaded and run next to the lifted model in train and in eval mode.
+
+    Args:
+        lifted: what is written; its shapes must be known, or arguments given.
+        folder: the folder to make.
+        args: arguments of the forward; none makes them up from the known types.
+        kwargs: keyword arguments of the forward.
+        solution: a solution of the program: its weights, states and multipliers are written.
+        replace: replace an exported folder that is there.
+
+    Raises:
+        LiftError: the model cannot be written; each problem says what to change.
+        DataError: something is there already.
+    """
+    tensors = None
+    if args or kwargs:
+        lifted = lifted.resolve(*args, **(kwargs or {}))
+        tensors = lifted.network.capture.signature.flatten(args, kwargs or {})
+    if lifted.receipt is None:
+        raise LiftError("the shapes of this lifting are not known yet: give example_inputs")
+    split = SplitFile(split=lifted.split)  # type: ignore[arg-type]
+    contents = Contents(lifted.network, lifted.program, split, lifted.formulation, lifted.receipt, lifted.name)
+    return write_folder(contents, folder, tensors=tensors, solution=solution, replace=replace)
+
+
+def load(folder: str | Path) -> Lifted:
+    """The lifted model of a folder that `Lifted.save` wrote; the model's source is not needed.
+
+    It is called, bound, solved and verified as the model that was lifted; `solution.model` is then a
+    `lagcompile.export.model.ExportedModel` with the state_dict keys of the original.
+
+    Raises:
+        DataError: a file is missing, was changed or is of another version; each is named.
+    """
+    parts = load_folder(folder)
+    policy = check(read_text(parts.split, str(Path(folder) / SPLIT)), SplitFile).split
+    return Lifted(parts.network, parts.receipt, policy, parts.formulation, parts.manifest.name)
+
+
+def load_solution(folder: str | Path) -> Solution:
+    """The solution that a folder was exported with (`Lifted.save(folder, solution=...)`).
+
+    Raises:
+        DataError: the folder holds no solution, or a file is missing or damaged.
+    """
+    parts = load_folder(folder)
+    return solution_from(read_files(folder, parts.manifest), parts.network.capture.original, parts.program)
