@@ -34,6 +34,11 @@ from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime.instance import Instance
 
+GAP = 1e-11
+"""Duality gap and infeasibility at which Clarabel stops."""
+SLACK = 1e-8
+"""How far above the proven bound the objective may lie in float64."""
+
 
 class Convex(Solver):
     """One convex problem through cvxpy, for programs that are convex; others are refused with the reason."""
@@ -68,7 +73,8 @@ class Convex(Solver):
             loss = _checked(exact, z, operations)
             functions = ProgramFunctions(exact.fused, z, exact.sizes, trace=False)
             seconds = self.time_limit or options.time_limit or DEFAULT_SECONDS
-            found = _Model(exact, z, constant).solve(loss, seconds)
+            model = _Model(exact, z, constant)
+            found = model.solve(loss, seconds)
             kinked = any(o.kinked for o in operations)
             result = found if kinked or not found.status.solved else self._polished(exact, functions, found)
             elapsed = time.perf_counter() - begin
@@ -76,8 +82,9 @@ class Convex(Solver):
             solution = solution_of(exact, result, original=original, history=history, seconds=elapsed)
         if not result.status.solved:
             return solution
+        bound = {} if model.bound is None else {"bound": {"value": model.bound, "slack": SLACK}}
         proof = f"global optimum: all stages are affine in the variables and {loss.name} is convex"
-        details = {**solution.details, "facts": (proof, *solution.details["facts"])}
+        details = {**solution.details, "facts": (proof, *solution.details["facts"]), **bound}
         return Solution(**{**vars(solution), "details": details})
 
     def _polished(self, exact: ExactProgram, functions: ProgramFunctions, found: Result) -> Result:
@@ -156,6 +163,7 @@ class _Model:
 
         self.cp, self.exact, self.z, self.constant = cp, exact, z, constant
         self.x = cp.Variable(len(z))
+        self.bound: float | None = None
         self.held: Values = {("state", name): exact.variables.unpack(z)["state", name].detach() for name in constant}
         self.lower, self.upper = (side.numpy().copy() for side in exact.variables.bounds())
         for block, start, stop in exact.variables.spans():
@@ -215,6 +223,8 @@ class _Model:
         box += [self.x[high] <= self.upper[high]] if high.size else []
         problem = cp.Problem(cp.Minimize(self.objective(loss)), [c for e, i in pieces for c in (*e, *i)] + box)
         status, message = _run(cp, problem, seconds)
+        if status is Status.OPTIMAL:  # Clarabel's duality gap is below `GAP` then
+            self.bound = float(problem.value) - GAP * max(1.0, abs(float(problem.value)))
         solved = self.x.value is not None
         point = torch.from_numpy(np.array(self.x.value, dtype=float)) if solved else self.z
         eq, ineq, bounds = [], [], np.zeros(len(self.z))
@@ -307,7 +317,7 @@ def _dual(constraints: list[Any], count: int) -> Tensor:
 
 
 def _run(cp: Any, problem: Any, seconds: float) -> tuple[Status, str]:
-    settings = {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11, "time_limit": seconds}
+    settings = {"tol_gap_abs": GAP, "tol_gap_rel": GAP, "tol_feas": GAP, "time_limit": seconds}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an inaccurate solution is polished, and its status says so

@@ -80,8 +80,10 @@ class MixedInteger(Solver):
             elapsed = time.perf_counter() - begin
             history = history_of(result, elapsed)
             solution = solution_of(exact, result, original=original, history=history, seconds=elapsed)
+        proven = {} if search.bound is None else {"bound": {"value": search.bound, "slack": max(self.gap, REPRODUCED)}}
         details = {
             **solution.details,
+            **(proven if result.status is Status.OPTIMAL else {}),
             "facts": (*facts, *solution.details["facts"]),
             "binaries": len(search.binaries),
             "relus": len(search.forms.switches) + search.forms.stable,
@@ -138,6 +140,7 @@ class _Search:
         self.outputs = self.forms.run(_trace(self, torch.cat(first)))
         self.objective = self._row(self.outputs[0], 0)
         self.binaries = self._unsafe()
+        self.bound: float | None = None
 
     # ---------------------------------------------------------------- the function of the inputs
     def values(self, v: Tensor) -> Values:
@@ -215,6 +218,7 @@ class _Search:
         status = _run(cp, problem, options)
         if u.value is None:
             return self._result(None, (), status, begin), ()
+        self.bound = _proven(problem, whole=z is None)
         exact_u = self._piece(cp, np.round(np.asarray(z.value)) if z is not None else np.zeros(0))
         value, rows = exact_u if exact_u is not None else (np.asarray(u.value), ())
         return self._checked(value[: self.inputs], rows, status, float(problem.value), begin)
@@ -268,8 +272,9 @@ class _Search:
         if status is not Status.OPTIMAL:
             return result, (f"not proven: objective off by {off:.1e}, constraints by {worst:.1e}",) if not fits else ()
         relus = len(self.forms.switches) + self.forms.stable
+        proven = bound if self.bound is None else min(self.bound, bound)
         return result, (
-            f"global optimum: no input within the bounds gives less than {bound:.8g}, proven by branch and bound over "
+            f"global optimum: no input within the bounds gives less than {proven:.8g}, proven by branch and bound over "
             f"{len(self.binaries)} binaries ({relus} ReLUs, of which {self.forms.stable} cannot switch)",
             "the multipliers are those of the linear piece that holds the solution; at a kink there are others",
         )
@@ -356,6 +361,13 @@ def cp_multiply(weights: Vector, expression: Any) -> Any:
     import cvxpy as cp
 
     return cp.multiply(weights, expression)
+
+
+def _proven(problem: Any, *, whole: bool) -> float:
+    """The lower bound at which HiGHS stopped; of a linear program (no binaries) its optimum."""
+    info = problem.solver_stats.extra_stats
+    offset = float(problem.value) - float(info.objective_function_value)
+    return float(problem.value) if whole else float(info.mip_dual_bound) + offset
 
 
 def _run(cp: Any, problem: Any, options: dict[str, Any]) -> Status:

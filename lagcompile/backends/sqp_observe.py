@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Margin = Callable[[Sequence[Any]], Tensor | None]
+from lagcompile.runtime.kinks import KINKS, is_norm_of_sizes
 
 
 @dataclass(frozen=True)
@@ -56,67 +56,6 @@ class Operation:
         return self.name in FIXED and not any(i in FIXED[self.name] for i in reached)
 
 
-def _first(args: Sequence[Any]) -> Tensor | None:
-    return args[0].abs()
-
-
-def _between(args: Sequence[Any]) -> Tensor | None:
-    """Distance from the ends of clamp(x, low, high) and its like."""
-    ends = [a for a in args[1:3] if isinstance(a, int | float)]
-    ends = ends or ([-1.0, 1.0] if len(args) == 1 else [])
-    if not ends:
-        return None
-    return torch.stack([(args[0] - e).abs() for e in ends]).amin(0)
-
-
-def _apart(args: Sequence[Any]) -> Tensor | None:
-    return (args[0] - args[1]).abs()
-
-
-def _leaders(args: Sequence[Any]) -> Tensor | None:
-    """Gap between the two largest along the reduced axes (for amin: smallest)."""
-    x = args[0]
-    axes = args[1] if len(args) > 1 else None
-    if axes is None or (isinstance(axes, list | tuple) and not axes):
-        flat = x.reshape(1, -1)
-    elif isinstance(axes, int) or len(axes) == 1:
-        flat = x.movedim(axes if isinstance(axes, int) else axes[0], -1)
-    else:
-        return None
-    if flat.shape[-1] < 2:
-        return None
-    pair = flat.topk(2, dim=-1).values
-    return pair[..., 0] - pair[..., 1]
-
-
-def _shrunk(args: Sequence[Any]) -> Tensor | None:
-    return (args[0].abs() - (args[1] if len(args) > 1 else 0.5)).abs()
-
-
-def _three(args: Sequence[Any]) -> Tensor | None:
-    return (args[0].abs() - 3.0).abs()
-
-
-def _unknown(args: Sequence[Any]) -> Tensor | None:
-    return None
-
-
-KINKS: dict[str, Margin] = {
-    **dict.fromkeys(("relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "abs", "sign", "heaviside"), _first),
-    **dict.fromkeys(("hardtanh", "clamp", "clamp_min", "clamp_max", "threshold"), _between),
-    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin", "gt", "ge", "lt", "le"), _apart),
-    **dict.fromkeys(("max", "amax"), _leaders),
-    **dict.fromkeys(("softshrink", "hardshrink"), _shrunk),
-    **dict.fromkeys(("hardsigmoid", "hardswish"), _three),
-    **dict.fromkeys(
-        ("min", "amin", "sort", "topk", "median", "kthvalue", "cummax", "max_pool2d_with_indices", "floor", "ceil"),
-        _unknown,
-    ),
-    **dict.fromkeys(("max_pool3d_with_indices", "adaptive_max_pool2d", "round", "trunc", "remainder"), _unknown),
-}
-"""Operations with kinks or jumps, and the distance of their arguments from them."""
-_EXACT_NORMS = (1, float("inf"), float("-inf"))
-
 RANDOM = frozenset({"bernoulli", "bernoulli_", "native_dropout", "rand", "rand_like", "randn", "randn_like", "normal"})
 _LINEAR_NAMES = """add sub neg sum mean view _unsafe_view reshape t transpose permute unsqueeze squeeze expand slice
     select clone index_select index gather cat stack unbind split split_with_sizes unfold flip roll constant_pad_nd
@@ -146,7 +85,7 @@ class _Recorder(TorchDispatchMode):
         name = str(func.overloadpacket).removeprefix("aten.")
         if any(reached) or name in RANDOM:
             self.found.append(Operation(name, self.place, reached, self._margin(name, args)))
-            if name == "linalg_vector_norm" and len(args) > 1 and args[1] in _EXACT_NORMS:
+            if is_norm_of_sizes(name, args):
                 self.found.append(Operation("abs", self.place, reached, self._margin("abs", args)))
         return func(*args, **(kwargs or {}))
 

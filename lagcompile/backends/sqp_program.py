@@ -183,15 +183,18 @@ class ExactProgram:
         for name in constant:
             values["state", name] = values["state", name].detach()
         originals = dict(self.network.capture.original.named_parameters())
-        moved = [originals[name] for role, name in values if role == "weight"]
-        for p in moved:
+        moved = {name: originals[name] for role, name in values if role == "weight"}
+        before = {name: p.detach().clone() for name, p in moved.items()}
+        for name, p in moved.items():  # the stages are run with their own parameters
+            p.data.copy_(values["weight", name])
             p.requires_grad_()
         try:
             at = self.at(values, observer)
             observer.run_loss(lambda: self.loss(at))
         finally:
-            for p in moved:
+            for name, p in moved.items():
                 p.requires_grad_(False)
+                p.data.copy_(before[name])
         return observer
 
     # ---------------------------------------------------------------- values

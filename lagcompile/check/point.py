@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.float64 import in_float64
+from lagcompile.check.kinks import Kink, KinkRecorder
 from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, NormTube, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
@@ -44,6 +46,7 @@ class CheckPoint:
         shares: constraint name -> c (over the number of features where the coupling takes their mean).
         values: value constraints -> rows and multipliers: ("==" or "<=", rows, multipliers).
         facts: what was completed.
+        kinks: numbers at which stages or loss have no derivative.
     """
 
     program: Program
@@ -56,6 +59,7 @@ class CheckPoint:
     multipliers: Mapping[str, Tensor]
     values: dict[str, tuple[str, Tensor, Tensor]]
     facts: list[str] = field(default_factory=list)
+    kinks: tuple[Kink, ...] = ()
 
     def lagrangian(self) -> Tensor:
         """Smooth part + c <force, r> + multipliers of value constraints, connected to the leaves."""
@@ -123,13 +127,17 @@ class _Evaluator:
         self.kept = [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
 
     def run(
-        self, leaves: Mapping[Leaf, Tensor], missing: tuple[StateVariable, ...] = ()
+        self,
+        leaves: Mapping[Leaf, Tensor],
+        missing: tuple[StateVariable, ...] = (),
+        recorder: KinkRecorder | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         """Values by node name, predictions by state name, and the states that were missing, as predicted."""
         env: dict[str, Any] = dict(self.data)
         env.update({n: v for (role, n), v in leaves.items() if role == "input"})
         prologue = self.network.prologue
-        env.update(zip(prologue.writes, prologue.module(*(env[n] for n in prologue.reads)), strict=True))
+        with nullcontext() if recorder is None else recorder.at("the part ahead of the first stage"):
+            env.update(zip(prologue.writes, prologue.module(*(env[n] for n in prologue.reads)), strict=True))
         by_node = {s.node: s for s in self.kept}
         predictions: dict[str, Tensor] = {}
         completed: dict[str, Tensor] = {}
@@ -139,7 +147,8 @@ class _Evaluator:
                 value = leaves.get(("weight", self.aliases.get(slot, slot)))
                 if value is not None:
                     given[slot] = value
-            written = functional_call(stage.module, given, tuple(env[n] for n in stage.reads))
+            with nullcontext() if recorder is None else recorder.at(f"stage {stage.name}"):
+                written = functional_call(stage.module, given, tuple(env[n] for n in stage.reads))
             for node, value in zip(stage.writes, written, strict=True):
                 state = by_node.get(node)
                 if state is None:
@@ -181,8 +190,12 @@ def check_point(instance: Instance, solution: Solution, *, step: int | None = No
             leaves.update({("state", n): v.clone().requires_grad_() for n, v in completed.items()})
             names = ", ".join(s.name for s in missing)
             facts.append(f"{names}: not in the solution; values of a forward pass, multipliers of the dual sweep")
-        env, predictions, _ = evaluator.run(leaves)
-        point = _evaluated(evaluator, leaves, env, predictions, solution, step)
+        recorder = KinkRecorder()
+        env, predictions, _ = evaluator.run(leaves, recorder=recorder)
+        with recorder.at("the loss"):
+            loss = evaluator.instance.loss(evaluator.network.assemble(env), evaluator.target).reshape(())
+        point = _evaluated(evaluator, leaves, env, predictions, solution, step, loss=loss)
+        point.kinks = recorder.kinks(leaves)
         point.facts += facts
         unknown = _forces(evaluator, point, solution, {s.name for s in missing})
         _sweep(point, unknown)
@@ -223,9 +236,10 @@ def _evaluated(
     predictions: Mapping[str, Tensor],
     solution: Solution,
     step: int | None,
+    *,
+    loss: Tensor,
 ) -> CheckPoint:
-    program, instance = evaluator.program, evaluator.instance
-    loss = instance.loss(evaluator.network.assemble(env), evaluator.target).reshape(())
+    program = evaluator.program
     smooth, at = loss, solution.steps if step is None else step
     mean = program.objective.reduction == "mean"
     for term in program.objective.regularisers:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lagcompile.check.kinks import sentence
 from lagcompile.check.point import SIZES, CheckPoint
 from lagcompile.exact.facts import describe
 from lagcompile.exact.problem import Bounds, Evaluation, Values
@@ -60,6 +61,8 @@ def second_order(point: CheckPoint, *, worst: float, tolerance: float, largest: 
 
 
 def _not_smooth(point: CheckPoint) -> str | None:
+    if point.kinks:
+        return f"the point lies at a kink ({sentence(point.kinks)})"
     if any(point.l1(leaf) for leaf in point.leaves):
         return "l1 terms have no Hessian"
     for c in point.program.defects:

@@ -167,3 +167,20 @@ def test_the_iteration_table_is_the_history() -> None:
 def test_nothing_to_solve_for_is_said() -> None:
     with pytest.raises(lc.ProgramError, match="no variables: all weights are frozen"):
         tanh(split=1, frozen=("*",), regularisers=()).solve(SQP())
+
+
+def test_the_distance_from_kinks_is_measured_at_the_solution() -> None:
+    """Not at the weights of the start: here three units die on the way, and the check finds the same."""
+    net = chain(3, 3, 2, act=nn.ReLU)
+    problem = Problem("relu", net, (normal(3, 6, 3),), normal(4, 6, 2), split=2, options={"regularisers": L2})
+    solution = problem.solve(SQP(kinks="accept", max_iterations=60))
+    (said,) = [f for f in solution.details["facts"] if f.startswith("the nearest kink")]
+    with torch.no_grad():
+        weights = solution.details["weights"]
+        inner = normal(3, 6, 3) @ weights["0.weight"].T + weights["0.bias"]
+    nearest = float(inner.abs().min())
+    assert f"is {nearest:.1e} away" in said
+    assert nearest <= 1e-7
+    certificate = certify_kkt(problem.bind(), solution)
+    assert not certificate.ok
+    assert any("relu in stage f0, example 0, feature" in u for u in certificate.unassessed)

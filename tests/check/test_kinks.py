@@ -1,0 +1,125 @@
+"""Certificates at kinks: named by stage and unit, proven by autograd's slope, by a global bound, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import lagcompile as lc
+from lagcompile.check.kkt import certify_kkt
+from tests.problems import L2, Problem, chain, normal
+
+X, Y = normal(3, 6, 3), normal(4, 6, 2)
+
+
+def absolute() -> Problem:
+    """Least absolute errors: residuals that are exactly zero at the solution."""
+    return Problem("absolute", chain(3, 2, act=None), (X,), Y, F.l1_loss, options={"regularisers": L2})
+
+
+def test_a_global_bound_stands_in_for_what_a_kink_leaves_open() -> None:
+    problem = absolute()
+    solution = problem.solve(lc.Convex())
+    certificate = certify_kkt(problem.bind(), solution)
+    assert certificate.ok
+    assert [r.kind for r in certificate.residuals] == ["global bound"]
+    assert [u.split(",")[0] for u in certificate.unassessed] == [
+        "weight stationarity of 0.weight",
+        "weight stationarity of 0.bias",
+    ]
+    assert "abs in the loss, example 0, feature 0" in certificate.unassessed[0]
+    assert "NOT assessed: weight stationarity of 0.weight" in str(certificate)
+    assert any(
+        f.startswith("second-order facts were not computed: the point lies at a kink") for f in certificate.facts
+    )
+    assert any("was not proven again" in f for f in certificate.facts)
+
+
+def test_without_the_bound_nothing_is_certified() -> None:
+    problem = absolute()
+    solution = problem.solve(lc.Convex())
+    bare = replace(solution, details={k: v for k, v in solution.details.items() if k != "bound"})
+    certificate = certify_kkt(problem.bind(), bare)
+    assert certificate.unassessed
+    assert all(r.ok for r in certificate.residuals)
+    assert not certificate.ok
+
+
+def test_a_point_above_the_bound_fails() -> None:
+    problem = absolute()
+    solution = problem.solve(lc.Convex())
+    weights = {n: v + 1e-3 for n, v in solution.details["weights"].items()}
+    certificate = certify_kkt(problem.bind(), replace(solution, details={**solution.details, "weights": weights}))
+    assert not certificate.ok
+    assert "global bound" in {r.kind for r in certificate.residuals if not r.ok}
+
+
+def test_a_leaf_that_no_kink_touches_is_assessed() -> None:
+    """A relu at its kink in the first stage leaves the last stage's weights alone."""
+    torch.manual_seed(0)
+    first = nn.Linear(3, 3).double()
+    net = nn.Sequential(first, nn.ReLU(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        first.bias[1] -= first(X)[4, 1]  # example 4, feature 1 lies at the kink
+    problem = Problem("relu", lambda: net, (X,), Y, split=2)
+    start = problem.solve(lc.Extragradient(), options=lc.RunOptions(steps=0))
+    certificate = certify_kkt(problem.bind(), replace(start, states={}, multipliers={}))  # adjoints of a forward pass
+    open_ = [u.split(",")[0] for u in certificate.unassessed]
+    assert open_ == ["weight stationarity of 0.weight", "weight stationarity of 0.bias"]
+    assert all("relu in stage f0, example 4, feature 1" in u for u in certificate.unassessed)
+    failing = {r.name for r in certificate.residuals if not r.ok}
+    assert failing == {"2.weight", "2.bias"}
+
+
+def test_autograds_slope_is_proof_enough_where_it_is_stationary() -> None:
+    """At the median of three the slope of |.| at 0 that is needed is 0, the one that autograd takes."""
+    x, y = torch.zeros(3, 1, dtype=torch.float64), torch.tensor([[1.0], [2.0], [40.0]], dtype=torch.float64)
+    problem = Problem("median", chain(1, 1, act=None), (x,), y, F.l1_loss, options={"frozen": ("0.weight",)})
+    solution = problem.solve(lc.Convex())
+    exact = {"0.bias": torch.tensor([2.0], dtype=torch.float64)}
+    bare = replace(solution, details={"weights": exact})
+    certificate = certify_kkt(problem.bind(), bare)
+    assert certificate.ok
+    assert not certificate.unassessed
+    assert any(f == "stationary with the slope that autograd takes at abs in the loss, example 1, feature 0"
+               for f in certificate.facts)  # fmt: skip
+
+
+class Change(nn.Module):
+    """Passes the input on, so that the loss can see how far it has moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = chain(2, 8, 8, 2, act=nn.ReLU, seed=6)().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.net(x)
+
+
+def largest_change(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    return (output[0] - target).abs().amax()
+
+
+def lead(scores: Tensor) -> Tensor:
+    return scores[:, 1] - scores[:, 0]
+
+
+@pytest.mark.parametrize("split", [1, 3])
+def test_the_smallest_adversarial_change_is_certified_by_its_bound(split: int) -> None:
+    x0 = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
+    flipped = lc.ValueConstraint(name="flipped", reads=("net_4",), function=f"{__name__}:lead", relation="<=")
+    box = {"x": lc.InputFormulation(lower=-2.0, upper=2.0)}
+    formulation = lc.Formulation(frozen=("*",), inputs=box, constraints=(flipped,))
+    lifted = lc.lift(Change(), (x0,), split, formulation)
+    solution = lifted.solve((x0, x0), loss=largest_change, method=lc.MixedInteger())
+    certificate = certify_kkt(lifted.bind((x0, x0), loss=largest_change), solution)
+    assert certificate.ok, str(certificate)
+    assert any(u.startswith("state stationarity of x, at a kink (amax in the loss") for u in certificate.unassessed)
+    assert {r.name for r in certificate.residuals} >= {"flipped", "objective above the proven bound"}
+    closer = {"x": x0 + 0.99 * (solution.details["inputs"]["x"] - x0)}
+    moved = replace(solution, states={}, details={**solution.details, "inputs": closer})
+    assert not certify_kkt(lifted.bind((x0, x0), loss=largest_change), moved).ok
