@@ -52,7 +52,7 @@ def save(
         tensors = lifted.network.capture.signature.flatten(args, kwargs or {})
     if lifted.receipt is None:
         raise LiftError("the shapes of this lifting are not known yet: give example_inputs")
-    split = SplitFile(split=lifted.split)  # type: ignore[arg-type]
+    split = SplitFile(split=lifted.split)
     contents = Contents(lifted.network, lifted.program, split, lifted.formulation, lifted.receipt, lifted.name)
     return write_folder(contents, folder, tensors=tensors, solution=solution, replace=replace)
 

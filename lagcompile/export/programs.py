@@ -79,7 +79,7 @@ def export_program(
     before = [(m, m.training) for root in roots for m in root.modules()]
     programs = []
     try:
-        for training in (True, False):
+        for training in (True, False) if _has_modes(source.module) else (True,):
             for root in roots:
                 root.train(training)
             programs.append(_export(function, graph))
@@ -87,6 +87,25 @@ def export_program(
         for module, mode in before:
             module.training = mode
     return _collected(function, programs)
+
+
+_WITHOUT_MODES = (
+    *(nn.Linear, nn.Bilinear, nn.Embedding, nn.Flatten, nn.Identity, nn.LayerNorm, nn.GroupNorm),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Softmax, nn.LogSoftmax, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
+)
+
+
+def _has_modes(module: nn.Module) -> bool:
+    """Whether train and eval mode may differ: the stage calls a module that is not known to do the same in both."""
+    called = (
+        {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
+        if isinstance(module, fx.GraphModule)
+        else {""}
+    )
+    return any(type(module.get_submodule(path)) not in _WITHOUT_MODES for path in called)
 
 
 class _Function(nn.Module):

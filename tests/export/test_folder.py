@@ -1,0 +1,379 @@
+"""Exported folders: used in a process without the model's source; modes, ties, errors that name a file."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import lagcompile as lc
+from lagcompile.export.folder import sealed
+from lagcompile.export.load import read_manifest
+from lagcompile.export.model import ExportedModel
+from lagcompile.export.record import Manifest, file_record
+from tests.frontend.test_zoo import loss as zoo_loss
+from tests.frontend.test_zoo import same
+from tests.frontend.zoo import ZOO
+from tests.nets import Normalised, Residual, deep
+
+SOURCE = '''
+import torch
+from torch import nn
+
+
+class Picture(nn.Module):
+    """Batch normalisation, dropout, a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.drop, self.head = nn.Dropout(0.3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.norm(self.conv(x)))
+        return self.head(self.drop((h + torch.tanh(h)).flatten(1)))
+
+
+class Words(nn.Module):
+    """Token numbers, tied embeddings, sizes that cross a cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.norm = nn.Embedding(11, 8), nn.LayerNorm(8)
+        self.inner, self.drop, self.head = nn.Linear(8, 8), nn.Dropout(0.2), nn.Linear(8, 11, bias=False)
+        self.head.weight = self.token.weight
+
+    def forward(self, x):
+        h = self.token(x)
+        z = self.drop(torch.tanh(self.inner(self.norm(h)))) + h
+        return self.head(z.view(x.size(0), -1, 8).mean(1))
+
+
+class Equal(nn.Module):
+    """Equal stages, which run as one batched call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+'''
+
+FRESH = """
+import copy, json, sys, torch
+from safetensors.torch import load_file, save_file
+import lagcompile as lc
+
+folder = sys.argv[1]
+report = {}
+for name in ("Picture", "Words", "Equal"):
+    lifted = lc.load(f"{folder}/{name}")
+    data = load_file(f"{folder}/{name}.data")
+    torch.manual_seed(5)
+    train = copy.deepcopy(lifted).train()(data["x"])
+    predicted = lifted.eval()(data["x"])
+    torch.manual_seed(6)
+    loss = torch.nn.functional.cross_entropy
+    method = lc.Extragradient(weights=lc.SGD(lr=0.1))
+    options = lc.RunOptions(steps=3, batch_size=4, seed=1)
+    solution = lifted.solve((data["x"], data["y"]), loss=loss, method=method, options=options)
+    again = lc.load(f"{folder}/{name}")
+    certificate = again.verify(data["x"], data["y"], loss=loss)
+    assert certificate.dtype == "float64"
+    report[name] = {"ok": certificate.ok, "text": str(certificate), "stages": len(lifted.stages)}
+    found = {"train": train, "eval": predicted}
+    found |= {f"state/{n}": t for n, t in solution.states.items()}
+    found |= {f"multiplier/{n}": t for n, t in solution.multipliers.items()}
+    found |= {f"weight/{n}": t.clone() for n, t in solution.model.state_dict().items()}
+    save_file({n: t.detach().contiguous() for n, t in found.items()}, f"{folder}/{name}.found")
+    assert "source_of_models" not in sys.modules
+print(json.dumps(report))
+"""
+
+
+def inputs_of(name: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    if name == "Picture":
+        return torch.randn(9, 1, 4, 4), torch.arange(9) % 3
+    if name == "Words":
+        return torch.randint(0, 11, (9, 6)), torch.arange(9) % 11
+    return torch.randn(9, 5), torch.arange(9) % 5
+
+
+def test_used_in_a_process_without_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "models" / "source_of_models.py"
+    source.parent.mkdir()
+    source.write_text(SOURCE)
+    monkeypatch.syspath_prepend(source.parent)
+    module = importlib.import_module("source_of_models")
+    expected: dict[str, dict[str, Tensor]] = {}
+    for name in ("Picture", "Words", "Equal"):
+        x, y = inputs_of(name)
+        torch.manual_seed(1)
+        lifted = lc.lift(getattr(module, name)(), (x,), split=4 if name == "Equal" else 3)
+        before = {n: t.clone() for n, t in lifted.module.state_dict().items()}
+        lifted.save(tmp_path / name)
+        assert all(torch.equal(before[n], t) for n, t in lifted.module.state_dict().items())
+        save_file({"x": x, "y": y}, tmp_path / f"{name}.data")
+        torch.manual_seed(5)
+        found = {"train": copy.deepcopy(lifted).train()(x), "eval": lifted.eval()(x)}
+        torch.manual_seed(6)
+        options = lc.RunOptions(steps=3, batch_size=4, seed=1)
+        method = lc.Extragradient(weights=lc.SGD(lr=0.1))
+        solution = copy.deepcopy(lifted).solve((x, y), loss=nn.functional.cross_entropy, method=method, options=options)
+        found |= {f"state/{n}": t for n, t in solution.states.items()}
+        found |= {f"multiplier/{n}": t for n, t in solution.multipliers.items()}
+        found |= {f"weight/{n}": t for n, t in solution.model.state_dict().items()}
+        expected[name] = found
+    source.unlink()
+    for cached in source.parent.rglob("*.pyc"):
+        cached.unlink()
+    monkeypatch.delitem(sys.modules, "source_of_models")
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout.splitlines()[-1])
+    for name, values in expected.items():
+        assert report[name]["ok"], report[name]["text"]
+        got = load_file(tmp_path / f"{name}.found")
+        for key in ("token.weight", "head.weight") if name == "Words" else ():
+            assert f"weight/{key}" in got
+        assert got.keys() == values.keys()
+        for key, value in values.items():
+            torch.testing.assert_close(got[key], value.detach(), rtol=1e-6, atol=1e-6, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["functional dropout", "buffers of the model", "stochastic depth", "several", "no grad", "dataclass out"],
+)
+def test_both_modes_any_batch_and_buffers(name: str, tmp_path: Path) -> None:
+    case = ZOO[name]
+    torch.manual_seed(0)
+    model = case.build()
+    lifted = lc.lift(model, case.inputs(4), split=3, example_kwargs=case.kwargs(4))
+    lifted.save(tmp_path / "out")
+    loaded = lc.load(tmp_path / "out")
+    assert loaded.program == lifted.program
+    assert loaded.split == lifted.split
+    for batch in (1, 2, 5):
+        args, kwargs = case.inputs(batch), case.kwargs(batch)
+        for training in (True, False):
+            if batch == 1 and training:
+                continue  # batch normalisation refuses it
+            results, buffers = [], []
+            for one in (lifted, loaded):
+                twin = copy.deepcopy(one).train(training)
+                torch.manual_seed(batch)
+                results.append(twin(*args, **kwargs))
+                torch.manual_seed(batch)
+                results.append(copy.deepcopy(one).train(training).module(*args, **kwargs))
+                buffers.append(twin.module.state_dict())
+            plain = [list(_tensors(r)) for r in results]
+            for other in plain[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(plain[0], other, strict=True))
+            assert buffers[0].keys() == buffers[1].keys()
+            assert all(torch.equal(buffers[0][n], buffers[1][n]) for n in buffers[0])
+    certificate = loaded.verify(case.inputs(5), None, loss=zoo_loss, kwargs=case.kwargs(5))
+    assert certificate.ok, str(certificate)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in _tensors(v)]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in _tensors(v)]
+    return [t for v in getattr(value, "__dict__", {}).values() for t in _tensors(v)]
+
+
+def residual(tmp_path: Path) -> tuple[lc.Lifted, Path]:
+    torch.manual_seed(0)
+    lifted = lc.lift(Residual(), (torch.randn(4, 6),), split=3)
+    return lifted, lifted.save(tmp_path / "out")
+
+
+def test_ties_names_and_the_state_dict(tmp_path: Path) -> None:
+    lifted, folder = residual(tmp_path)
+    loaded = lc.load(folder)
+    assert isinstance(loaded.module, ExportedModel)
+    assert loaded.module.get_parameter("third.weight") is loaded.module.get_parameter("second.weight")
+    assert loaded.module.state_dict().keys() == lifted.module.state_dict().keys()
+    twin = Residual()
+    twin.load_state_dict(loaded.module.state_dict())
+    x = torch.randn(3, 6)
+    assert torch.equal(twin.eval()(x), loaded.eval()(x))
+    assert "second.weight" in load_file(folder / "tensors.safetensors")
+    assert "third.weight" not in load_file(folder / "tensors.safetensors")
+
+
+def test_it_is_copied_pickled_and_exported_again(tmp_path: Path) -> None:
+    lifted, folder = residual(tmp_path)
+    loaded = lc.load(folder)
+    x = torch.randn(3, 6)
+    for twin in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        assert same(twin.eval()(x), lifted.eval()(x))
+        assert twin.verify(x, None, loss=zoo_loss).ok
+    again = lc.load(loaded.save(tmp_path / "again"))
+    assert again.program == lifted.program
+    assert same(again.eval()(x), lifted.eval()(x))
+
+
+def test_named_tuples_pickle(tmp_path: Path) -> None:
+    case = ZOO["named tuple out"]
+    lifted = lc.lift(case.build(), case.inputs(4), split=2)
+    loaded = lc.load(lifted.save(tmp_path / "out"))
+    args = case.inputs(3)
+    output, mine = lifted.eval()(*args), pickle.loads(pickle.dumps(loaded)).eval()(*args)
+    assert mine._fields == output._fields
+    assert all(torch.equal(a, b) for a, b in zip(_tensors(output), _tensors(mine), strict=True))
+
+
+def test_no_tensor_is_pickled_and_stages_run_alone(tmp_path: Path) -> None:
+    lifted, folder = residual(tmp_path)
+    for file in folder.glob("*.pt2"):
+        with zipfile.ZipFile(file) as archive:
+            names = [i.filename for i in archive.infolist() if i.file_size and i.filename.endswith((".pt", ".pkl"))]
+            assert not names
+            weights = [n for n in archive.namelist() if "data/weights/" in n or "data/constants/" in n]
+            assert all(n.endswith(".json") for n in weights)
+    record = read_manifest(folder).stages[0]
+    program = torch.export.load(folder / record.train).module()
+    tensors = load_file(folder / "tensors.safetensors")
+    x = torch.randn(7, 6)
+    expected = lifted.stages["f0"](x)
+    got = program(x, *(tensors[n] for n in record.tensors))
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_a_solution_comes_back(tmp_path: Path) -> None:
+    x, y = torch.randn(12, 5), torch.randn(12, 5)
+    lifted = lc.lift(deep(4), (x,), split=4)
+    mse = nn.functional.mse_loss
+    solution = lifted.solve((x, y), loss=mse, options=lc.RunOptions(steps=3, seed=0))
+    folder = lifted.save(tmp_path / "out", solution=solution)
+    back = lc.load_solution(folder)
+    assert back.status is solution.status
+    assert back.history.rows == solution.history.rows
+    for mine, theirs in ((back.states, solution.states), (back.multipliers, solution.multipliers)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[n], theirs[n]) for n in theirs)
+    assert torch.equal(back.model(x), solution.model(x))
+    assert torch.equal(lc.load(folder)(x), solution.model(x))
+    further = lc.load(folder).solve((x, y), loss=mse, start=back, options=lc.RunOptions(steps=1, seed=0))
+    assert further.steps == 1
+    plain = lifted.save(tmp_path / "plain")
+    with pytest.raises(lc.DataError, match="holds no solution"):
+        lc.load_solution(plain)
+
+
+def test_every_damaged_file_is_named(tmp_path: Path) -> None:
+    _, folder = residual(tmp_path)
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(lc.DataError) as caught:
+            lc.load(folder)
+        assert all(str(file) in p for p in caught.value.problems)
+        file.unlink()
+        with pytest.raises(lc.DataError) as caught:
+            lc.load(folder)
+        assert file.name in str(caught.value)
+        file.write_bytes(data)
+    lc.load(folder)
+
+
+def rewritten(folder: Path, name: str, data: bytes) -> None:
+    """Change a file and its hash, as somebody would who knows the format."""
+    (folder / name).write_bytes(data)
+    manifest = read_manifest(folder)
+    files = {**manifest.files, name: file_record(data)}
+    (folder / "manifest.json").write_text(sealed(manifest.model_copy(update={"files": files})).model_dump_json())
+
+
+def test_versions_and_inner_damage(tmp_path: Path) -> None:
+    _, folder = residual(tmp_path)
+    text = (folder / "manifest.json").read_text()
+    data = json.loads(text)
+    (folder / "manifest.json").write_text(json.dumps({**data, "format": 2, "lagcompile": "9.0"}))
+    with pytest.raises(
+        lc.DataError, match=r"manifest\.json is of format 2 \(written by lagcompile 9\.0\), .* format 1"
+    ):
+        lc.load(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(lc.DataError, match=r"manifest\.json is damaged"):
+        lc.load(folder)
+    old = Manifest.model_validate({**data, "torch": "1.0", "digest": ""})
+    (folder / "manifest.json").write_text(sealed(old).model_dump_json())
+    stage = (folder / "stage_0.pt2").read_bytes()
+    rewritten(folder, "stage_0.pt2", b"PK nothing")
+    with pytest.raises(lc.DataError, match=r"stage_0\.pt2 is damaged.*written with torch 1\.0"):
+        lc.load(folder)
+    with zipfile.ZipFile(folder / "bad.zip", "w") as archive:
+        archive.writestr("archive/data/sample_inputs/model.pt", pickle.dumps({"run": 1}))
+    rewritten(folder, "stage_0.pt2", (folder / "bad.zip").read_bytes())
+    with pytest.raises(lc.DataError, match=r"stage_0\.pt2 holds pickled data .* not opened"):
+        lc.load(folder)
+    rewritten(folder, "stage_0.pt2", (folder / "network.pt2").read_bytes())
+    with pytest.raises(lc.DataError, match=r"stage_0\.pt2 does not fit its entry in manifest\.json"):
+        lc.load(folder)
+    rewritten(folder, "stage_0.pt2", stage)
+    program = json.loads((folder / "program.json").read_text())
+    program["states"][0]["start"] = {"kind": "zeros"}
+    rewritten(folder, "program.json", json.dumps(program).encode())
+    with pytest.raises(lc.DataError, match=r"program\.json is not the program that the folder's stages give"):
+        lc.load(folder)
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    case = ZOO["layer drop"]
+    lifted = lc.lift(case.build(), case.inputs(4), split=3)
+    with pytest.raises(lc.LiftError, match=r"stage_\d cannot be written as a torch.export program: .*zoo\.py:\d+"):
+        lifted.save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    _, folder = residual(tmp_path)
+    with pytest.raises(lc.DataError, match="exists"):
+        residual(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    unknown = lc.lift(Residual())
+    with pytest.raises(lc.DataError, match="is no exported folder"):
+        lc.lift(Residual(), (torch.randn(4, 6),)).save(tmp_path / "notes", replace=True)
+    with pytest.raises(lc.LiftError, match="give example_inputs"):
+        unknown.save(tmp_path / "new")
+    unknown.save(folder, torch.randn(4, 6), replace=True)
+    assert lc.load(folder).stages.keys() == unknown.resolve(torch.randn(4, 6)).stages.keys()
+    with pytest.raises(lc.DataError, match=r"it has no manifest\.json"):
+        lc.load(tmp_path / "notes")
+
+
+def test_batch_normalisation_moves_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lifted = lc.lift(Normalised(), (torch.randn(4, 1, 4, 4),), split=2)
+    loaded = lc.load(lifted.save(tmp_path / "out"))
+    names = {f.name for f in (tmp_path / "out").glob("*.pt2")}
+    assert {"stage_0.pt2", "stage_1.train.pt2", "stage_1.eval.pt2"} <= names
+    x, y = torch.randn(8, 1, 4, 4), torch.arange(8) % 3
+    found = []
+    for one in (lifted, loaded):
+        torch.manual_seed(3)
+        options = lc.RunOptions(steps=2, batch_size=8, seed=0)
+        found.append(one.solve((x, y), loss=nn.functional.cross_entropy, options=options).model.state_dict())
+    assert found[0]["norm.num_batches_tracked"] == found[1]["norm.num_batches_tracked"] == 2
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-6, atol=1e-6)
