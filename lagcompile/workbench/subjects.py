@@ -99,7 +99,7 @@ def _smallest(build: Callable[..., nn.Module], option: str, default: tuple[int, 
         default: channels of the image and the size that the model was made for.
     """
     channels, largest = default
-    for size in (32, 64, 96, 128, largest, 299):
+    for size in (32, 64, 84, 96, 128, largest, 299):
         for extra in ({option: size}, {}) if option else ({},):
             if _takes(functools.partial(build, **extra), (channels, size, size)):
                 # batch normalisation over two single pixels has no gradient to certify
