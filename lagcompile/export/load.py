@@ -1,7 +1,8 @@
 """Reading: an exported folder as a network that can be lifted, bound, solved and verified, without the model's source.
 
-In: the path of a folder. Out: `Parts`. Invariant: every file is there, has the hash that the manifest says, and no
-byte of it is run as code; the program that the loaded network lowers to is the one that was written.
+In: the path of a folder. Out: `Parts`. Invariant: every file is there and has the hash that the manifest says; nothing
+pickled is opened; the program that the loaded network lowers to is the one that was written. The hashes tell damage
+from what was written, not friend from foe: torch.export evaluates the symbolic sizes of an archive.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Structures of calls and outputs as JSON: containers by name, leaves as references or plain values.
 
 In: templates made by `frontend/structure.py`. Out: JSON data, and templates again. Invariant: nothing of a file is
-imported or executed; a class of the user's comes back as a record with the same fields (`Fields`, a named tuple).
+imported; a class of the user's comes back as a record with the same fields (`Fields`, a named tuple).
 """
 
 from __future__ import annotations
