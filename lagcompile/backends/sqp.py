@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,8 +21,8 @@ from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.sqp_derivatives import ProgramFunctions
 from lagcompile.backends.sqp_observe import kink_problems, nearest_kink, random_problems
 from lagcompile.backends.sqp_program import ExactProgram
-from lagcompile.backends.sqp_result import history_of, solution_of, start_multipliers, start_values
-from lagcompile.exact import Result, minimize
+from lagcompile.backends.sqp_result import row_of, solution_of, start_multipliers, start_values
+from lagcompile.exact import IterationRow, Result, minimize
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
@@ -79,15 +80,18 @@ class SQP(Solver):
             values = start_values(exact, start)
             z = exact.variables.pack(values)
             functions = self.compiled(exact, z)
-            result = self.minimized(exact, functions, z, start, options.time_limit)
+            rows: list[Mapping[str, Any]] = []
+
+            def written(row: IterationRow) -> None:
+                rows.append(row_of(row, time.perf_counter() - begin))
+                if watch is not None:
+                    watch(rows[-1])
+
+            result = self.minimized(exact, functions, z, start, options.time_limit, watch=written)
             seconds = time.perf_counter() - begin
-            history = history_of(result, seconds)
+            history = History(tuple(rows))
             solution = solution_of(exact, result, original=original, history=history, seconds=seconds)
-            solution = self._concluded(exact, result, solution, evaluate)
-        for row in solution.history.rows:
-            if watch is not None:
-                watch(row)
-        return solution
+            return self._concluded(exact, result, solution, evaluate)
 
     def compiled(self, exact: ExactProgram, z: Tensor) -> ProgramFunctions:
         """The program's functions and derivatives, checked for kinks at a point.
@@ -110,6 +114,8 @@ class SQP(Solver):
         z: Tensor,
         start: Solution | None = None,
         time_limit: float | None = None,
+        *,
+        watch: Callable[[IterationRow], None] | None = None,
     ) -> Result:
         """The general solver's result."""
         _, equalities, inequalities = exact.sizes
@@ -133,6 +139,7 @@ class SQP(Solver):
             time_limit=limit,
             memory_limit=self.memory_limit,
             verbose=self.verbose,
+            watch=watch,
             **extra,
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lagcompile.backends.sqp_constraints import Piece
 from lagcompile.backends.sqp_program import ExactProgram
 from lagcompile.backends.sqp_variables import Values
-from lagcompile.exact import Multipliers, Result
+from lagcompile.exact import IterationRow, Multipliers, Result
 from lagcompile.exact import Status as ExactStatus
 from lagcompile.ir.solution import History, Solution, Status
 
@@ -221,17 +221,24 @@ def violated(exact: ExactProgram, result: Result, tolerance: float = 1e-8) -> tu
 def history_of(result: Result, seconds: float) -> History:
     """The iteration table as history rows."""
     count = max(len(result.iterations), 1)
-    rows: list[Mapping[str, Any]] = [
-        {
-            "step": float(row.index),
-            "seconds": seconds * (i + 1) / count,
-            "objective": row.objective,
-            "primal": row.primal,
-            "dual": row.dual,
-            "step_length": row.step,
-            "step_norm": row.step_norm,
-            "regularisation": row.regularisation,
-        }
-        for i, row in enumerate(result.iterations)
-    ]
-    return History(tuple(rows))
+    return History(tuple(row_of(row, seconds * (i + 1) / count) for i, row in enumerate(result.iterations)))
+
+
+def row_of(row: IterationRow, seconds: float) -> Mapping[str, Any]:
+    """A line of the iteration table as a history row.
+
+    Args:
+        row: the line.
+        seconds: since the start, when it was written.
+    """
+    return {
+        "step": float(row.index),
+        "seconds": seconds,
+        "objective": row.objective,
+        "primal_infeasibility": row.primal,
+        "dual_infeasibility": row.dual,
+        "step_length": row.step,
+        "step_norm": row.step_norm,
+        "regularisation": row.regularisation,
+        "kind": row.mode,
+    }

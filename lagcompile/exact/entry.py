@@ -7,6 +7,7 @@ a `LagcompileError` before anything is solved; everything that can happen afterw
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from lagcompile.exact.options import Options, parse_options
 from lagcompile.exact.problem import Bounds, Problem
 from lagcompile.exact.residuals import Duals
 from lagcompile.exact.restoration import Restoration
-from lagcompile.exact.result import KKT, Conflict, Facts, IterationTable, Multipliers, Result, Timings
+from lagcompile.exact.result import KKT, Conflict, Facts, IterationRow, IterationTable, Multipliers, Result, Timings
 from lagcompile.exact.sparsity import OutOfTimeError
 from lagcompile.exact.sqp import SQP, Run
 from lagcompile.exact.status import Status
@@ -45,6 +46,7 @@ def minimize(
     multipliers: Multipliers | None = None,
     derivatives: Derivatives | None = None,
     residuals: Function | None = None,
+    watch: Callable[[IterationRow], None] | None = None,
     **options: Any,
 ) -> Result:
     """Minimise objective(x) subject to eq(x) = 0, ineq(x) <= 0 and lower <= x <= upper by an SQP method.
@@ -58,6 +60,7 @@ def minimize(
         multipliers: warm start, for instance `result.multipliers` of an earlier run.
         derivatives: own (sparse) derivatives in place of torch.func's.
         residuals: x -> (r,) with objective = |residuals|^2 / 2, needed by hessian="gauss_newton".
+        watch: called with each row of the iteration table as it is written.
         options: fields of `lagcompile.exact.Options`.
 
     Returns:
@@ -86,7 +89,8 @@ def minimize(
     deadline = begin + chosen.time_limit
     problem.attach(derivatives, residuals, chosen, deadline=deadline)
     try:
-        return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin)
+        show = screen(chosen.verbose, watch)
+        return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin, show=show)
     except OutOfTimeError:
         return _refused(x0, Status.TIME_LIMIT, f"{chosen.time_limit:g} s, while finding the sparsity", begin, problem)
     except MemoryError:
@@ -94,7 +98,14 @@ def minimize(
 
 
 def _solve(
-    problem: Problem, x: Vector, duals: Duals | None, residuals: Function | None, options: Options, begin: float
+    problem: Problem,
+    x: Vector,
+    duals: Duals | None,
+    residuals: Function | None,
+    options: Options,
+    begin: float,
+    *,
+    show: Callable[[IterationRow], None],
 ) -> Result:
     start = torch.from_numpy(x)
     values = problem.values(x)
@@ -112,7 +123,7 @@ def _solve(
             return _refused(start, Status.TOO_LARGE, refusal, begin, problem)
     subproblems = SubproblemCache(solver=options.solver, direct=options.direct)
     deadline = begin + options.time_limit
-    solver = SQP(problem, options, subproblems=subproblems, show=screen(options.verbose), deadline=deadline)
+    solver = SQP(problem, options, subproblems=subproblems, show=show, deadline=deadline)
     run = solver.run(point, duals)
     facts, conflict = Facts(), None
     if run.status is Status.INFEASIBLE and run.forces is not None:

@@ -1,4 +1,4 @@
-"""The iteration table on the screen.
+"""The iteration table: its header, its lines, and the table on the screen.
 
 In: rows as they are written. Out: lines through rich. Invariant: nothing is printed unless asked for.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from lagcompile.exact.result import IterationRow
 
-_HEADER = (
+HEADER = (
     f"{'iter':>4}  {'objective':>15}  {'primal':>9}  {'dual':>9}  {'step':>8}  {'|step|':>9}  {'regular.':>9}  kind"
 )
 
@@ -22,17 +22,19 @@ def format_row(row: IterationRow) -> str:
     )
 
 
-def screen(verbose: bool) -> Callable[[IterationRow], None]:
-    """A function that shows one row, with the header again every 20 rows; does nothing unless verbose."""
+def screen(verbose: bool, watch: Callable[[IterationRow], None] | None = None) -> Callable[[IterationRow], None]:
+    """A function that shows one row, with the header again every 20 rows; without verbose it only calls `watch`."""
     if not verbose:
-        return lambda row: None
+        return watch or (lambda row: None)
     from rich.console import Console
 
     console = Console(highlight=False)
 
     def show(row: IterationRow) -> None:
         if row.index % 20 == 0:
-            console.print(_HEADER, style="bold", no_wrap=True, crop=False)
+            console.print(HEADER, style="bold", no_wrap=True, crop=False)
         console.print(format_row(row), no_wrap=True, crop=False)
+        if watch is not None:
+            watch(row)
 
     return show

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from lagcompile.backends.base import RunOptions, Solver
+from lagcompile.backends.base import Method, RunOptions, Solver
 from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.check.agreement import Distance, distance
@@ -38,7 +38,8 @@ class Line:
         objective: the program's objective, without multipliers.
         primal: largest primal residual of the certificate.
         dual: largest of the others.
-        distance: from the reference backend's solution; None for the reference itself.
+        against: the row whose solution the distance is measured from; empty for the reference itself.
+        distance: from that solution.
         seconds: wall time.
         note: why there is no result, or the backend's message.
     """
@@ -48,6 +49,7 @@ class Line:
     objective: float
     primal: float
     dual: float
+    against: str
     distance: Distance | None
     seconds: float
     note: str
@@ -67,7 +69,7 @@ class Comparison:
         return "sqp" in self.certificates and self.certificates["sqp"].ok
 
     def __str__(self) -> str:
-        head = ("backend", "status", "objective", "primal", "dual", "d primal", "d multipliers", "seconds", "")
+        head = ("backend", "status", "objective", "primal", "dual", "from", "d primal", "d multipliers", "seconds", "")
         rows = [head, *(_cells(line) for line in self.lines)]
         widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
         table = ["  ".join(c.rjust(w) if i > 1 else c.ljust(w) for i, (c, w) in _numbered(r, widths)) for r in rows]
@@ -87,11 +89,62 @@ def _cells(line: Line) -> tuple[str, ...]:
         f"{line.objective:.8g}",
         f"{line.primal:.1e}",
         f"{line.dual:.1e}",
+        line.against or "-",
         "-" if far is None else f"{far.primal:.1e}",
         "-" if far is None else f"{far.multipliers:.1e}",
         f"{line.seconds:.2f}",
         line.note,
     )
+
+
+@dataclass
+class _Table:
+    """Rows in the making; each backend starts from the instance's first weights."""
+
+    instance: Instance
+    original: nn.Module
+    lines: list[Line] = field(default_factory=list)
+    solutions: dict[str, Solution] = field(default_factory=dict)
+    certificates: dict[str, Certificate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._initial = {n: v.detach().clone() for n, v in self.instance.module.state_dict().items()}
+
+    def reset(self) -> None:
+        """The weights as they were."""
+        self.instance.module.load_state_dict(self._initial)
+        self.instance.weights.adopt()
+
+    def add(self, name: str, backend: Solver, options: RunOptions, start: Solution | None, against: str) -> None:
+        """Solve, certify, and compare with another row where that has a solution."""
+        self.reset()
+        begin, nan = time.perf_counter(), float("nan")
+        try:
+            solution = backend.solve(self.instance, options, original=self.original, start=start)
+        except (MissingExtraError, ProgramError) as error:
+            seconds = time.perf_counter() - begin
+            self.lines.append(Line(name, "no result", nan, nan, nan, "", None, seconds, str(error)))
+            return
+        seconds = time.perf_counter() - begin
+        self.reset()
+        certificate = certify_kkt(self.instance, solution)
+        primal = [r.value for r in certificate.residuals if r.kind == "primal feasibility"]
+        rest = [r.value for r in certificate.residuals if r.kind != "primal feasibility"]
+        other = self.solutions.get(against)
+        self.lines.append(
+            Line(
+                backend=name,
+                status=solution.status.name.lower(),
+                objective=objective(self.instance, solution),
+                primal=max(primal, default=0.0),
+                dual=max(rest, default=0.0),
+                against=against if other is not None else "",
+                distance=None if other is None else distance(other, solution),
+                seconds=seconds,
+                note=str(solution.details.get("message", "")),
+            )
+        )
+        self.solutions[name], self.certificates[name] = solution, certificate
 
 
 def compare(
@@ -104,6 +157,9 @@ def compare(
 ) -> Comparison:
     """Solve an instance by several backends; the first is the reference.
 
+    A step-wise method may end near another minimum than the reference (hidden units permuted, or with other signs): the
+    reference is run once more from its solution, and the distance between the two is the method's error.
+
     Args:
         instance: the bound program; each backend gets a fresh copy of its weights.
         backends: by the name in the table.
@@ -111,42 +167,14 @@ def compare(
         original: the user's module.
         start: a common start.
     """
-    lines: list[Line] = []
-    solutions: dict[str, Solution] = {}
-    certificates: dict[str, Certificate] = {}
-    initial = {n: v.detach().clone() for n, v in instance.module.state_dict().items()}
+    table = _Table(instance, original)
+    reference = next(iter(backends))
     for name, backend in backends.items():
-        instance.module.load_state_dict(initial)
-        instance.weights.adopt()
-        begin = time.perf_counter()
-        nan = float("nan")
-        try:
-            solution = backend.solve(instance, options, original=original, start=start)
-        except (MissingExtraError, ProgramError) as error:
-            lines.append(Line(name, "no result", nan, nan, nan, None, time.perf_counter() - begin, str(error)))
-            continue
-        seconds = time.perf_counter() - begin
-        instance.module.load_state_dict(initial)
-        instance.weights.adopt()
-        certificate = certify_kkt(instance, solution)
-        primal = [r.value for r in certificate.residuals if r.kind == "primal feasibility"]
-        rest = [r.value for r in certificate.residuals if r.kind != "primal feasibility"]
-        lines.append(
-            Line(
-                backend=name,
-                status=solution.status.name.lower(),
-                objective=objective(instance, solution),
-                primal=max(primal, default=0.0),
-                dual=max(rest, default=0.0),
-                distance=distance(next(iter(solutions.values())), solution) if solutions else None,
-                seconds=seconds,
-                note=str(solution.details.get("message", "")),
-            )
-        )
-        solutions[name], certificates[name] = solution, certificate
-    instance.module.load_state_dict(initial)
-    instance.weights.adopt()
-    return Comparison(tuple(lines), solutions, certificates)
+        table.add(name, backend, options, start, reference if name != reference else "")
+        if isinstance(backend, Method) and name in table.solutions:
+            table.add(f"{reference} from {name}", backends[reference], options, table.solutions[name], name)
+    table.reset()
+    return Comparison(tuple(table.lines), table.solutions, table.certificates)
 
 
 def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparison:
@@ -166,9 +194,7 @@ def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparis
         instance = prepared.lifted.bind((x, y), loss=loaded.loss)
         _refuse_large(instance)
         backends: dict[str, Solver] = {"sqp": SQP(), "ipopt": Ipopt()}
-        method = loaded.spec.method
-        if method.kind not in backends:
-            backends[method.kind] = method
+        backends[loaded.spec.method.kind] = loaded.spec.method  # of kind sqp or ipopt: with the spec's options
         return compare(instance, backends, loaded.spec.run.options(), original=prepared.model)
 
 

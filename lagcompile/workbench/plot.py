@@ -18,6 +18,9 @@ PANELS = (
     ("validation_accuracy", "validation accuracy", "linear"),
     ("defect", "mean |defect| of the batch", "log"),
     ("dual", "mean |multiplier| of the batch", "linear"),
+    ("objective", "objective of the program", "linear"),
+    ("primal_infeasibility", "largest constraint violation", "log"),
+    ("dual_infeasibility", "largest dual residual", "log"),
 )
 COLOURS = ("#1f5f8b", "#c0562f", "#4d7c3a", "#7b4b94")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -20,6 +21,28 @@ SHOWN = (
     ("dual", "|lambda|", ".1e"),
 )
 LINES = 10
+EVERY = 20
+HEADER = ("iter", "objective", "primal inf", "dual inf", "step", "regular.", "kind")
+
+
+def iteration_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of an exact solver's iteration table under `HEADER`."""
+    return (
+        f"{row['step']:.0f}",
+        f"{row['objective']:.8e}",
+        f"{row['primal_infeasibility']:.2e}",
+        f"{row['dual_infeasibility']:.2e}",
+        f"{row['step_length']:.1e}",
+        f"{row['regularisation']:.1e}",
+        str(row.get("kind", "")),
+    )
+
+
+def iteration_line(row: Mapping[str, Any]) -> str:
+    """The same as a line of text, with the header above every 20th."""
+    widths = (4, 15, 10, 10, 8, 8, 0)
+    texts = ([HEADER] if int(row["step"]) % EVERY == 0 else []) + [iteration_cells(row)]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(t, widths, strict=True)) for t in texts)
 
 
 class _Measures(ProgressColumn):
@@ -62,6 +85,9 @@ class Display:
     def look(self, name: str, total: int, row: Mapping[str, float]) -> None:
         """Show a row of a run of `total` steps."""
         if self.quiet:
+            return
+        if "dual_infeasibility" in row:  # an exact solver's iteration: all of them, in its own table
+            self.console.print(iteration_line(row), soft_wrap=True, highlight=False, markup=False)
             return
         # held-out numbers come less often than the others: the last ones stay
         kept = self._kept.setdefault(name, {})

@@ -19,6 +19,8 @@ from lagcompile.workbench import folder as files
 from lagcompile.workbench.draw import draw_network
 from lagcompile.workbench.folder import RunFolder
 from lagcompile.workbench.plot import draw_curves
+from lagcompile.workbench.progress import HEADER as HEADER_OF_ITERATIONS
+from lagcompile.workbench.progress import iteration_cells
 from lagcompile.workbench.run import Outcome
 
 CURVES, NETWORK = "curves.png", "network.png"
@@ -82,6 +84,8 @@ def facts(outcome: Outcome) -> dict[str, Any]:
             "residuals": len(outcome.certificate.residuals),
             "worst": None if worst is None else {"kind": worst.kind, "name": worst.name, "value": worst.value},
         },
+        "conditions": None if outcome.conditions is None else outcome.conditions.model_dump(mode="json"),
+        "iterations": [dict(r) for r in solution.history.rows if "dual_infeasibility" in r],
         "baseline": None
         if baseline is None
         else {
@@ -120,6 +124,14 @@ def markdown(outcome: Outcome, figures: Sequence[str], notes: Sequence[str]) -> 
     lines += [*notes, ""] if figures or notes else []
     lines += ["## Program", "", "```", str(outcome.prepared.program).rstrip(), "```", ""]
     lines += ["## Certificate", "", "```", str(outcome.certificate), "```", ""]
+    if outcome.conditions is not None:
+        lines += ["## KKT conditions at the solution", "", str(solution.details.get("message", "")), ""]
+        lines += ["```", str(outcome.conditions), "```", ""]
+        lines += [*(f"- {v}" for v in solution.details.get("violated", ())), ""]
+    iterations = [r for r in solution.history.rows if "dual_infeasibility" in r]
+    if iterations:
+        lines += ["## Iterations", ""]
+        lines += [*_table([HEADER_OF_ITERATIONS, *(iteration_cells(r) for r in iterations)]), ""]
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines += ["## Spec", "", "```yaml", dumps(spec).rstrip(), "```", "", f"{made}; spec {spec_hash(spec)}"]
     return "\n".join(lines) + "\n"
