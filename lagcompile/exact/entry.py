@@ -7,7 +7,7 @@ a `LagcompileError` before anything is solved; everything that can happen afterw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -130,6 +130,7 @@ def _solve(
         conflict = _conflict(problem, run, run.forces, solver, options)
     elif options.second_order:
         facts = _facts(problem, run, options)
+        facts = facts.model_copy(update={"implications": (*facts.implications, *_ran_away(run, x))})
     timings = Timings(
         model=problem.seconds - problem.preparation_seconds,
         subproblem=subproblems.seconds,
@@ -184,6 +185,19 @@ def _facts(problem: Problem, run: Run, options: Options) -> Facts:
         tolerance=min(max(options.tolerance, final.kkt.worst), 1e-4),
         stationary=run.status.solved,
     )
+
+
+FAR = 1e6
+
+
+def _ran_away(run: Run, start: Vector) -> Iterator[str]:
+    """A gradient below the tolerance far out may belong to an objective that only levels off."""
+    size, before = largest(run.final.point.x), largest(start)
+    if run.status.solved and size > FAR * max(1.0, before):
+        yield (
+            f"The point lies far out (largest component {size:.1e}, at the start {before:.1e}): the gradient may be "
+            "small because the objective levels off there, and it may have no minimum at all; bound the variables."
+        )
 
 
 def _result(run: Run, facts: Facts, conflict: Conflict | None, timings: Timings) -> Result:

@@ -23,6 +23,17 @@ def squares(x: Tensor) -> Tensor:
     return (x**2).sum()
 
 
+def test_a_small_gradient_far_out_is_not_taken_for_a_minimum() -> None:
+    """-log x falls for ever, and its gradient falls below any tolerance."""
+    result = minimize(lambda x: 1.0 / x[0] - torch.log(x[0]), vector(0.5))
+    assert float(result.x) > 1e6
+    assert any("may have no minimum at all" in f for f in result.facts.implications)
+    assert not any("strict local minimum" in f for f in result.facts.implications)
+    near = minimize(lambda x: 1.0 / x[0] + torch.log(x[0]), vector(0.5))
+    assert float(near.x) == pytest.approx(1.0)
+    assert not any("far out" in f for f in near.facts.implications)
+
+
 def test_every_status_carries_advice() -> None:
     assert len({status.label for status in Status}) == len(Status)
     for status in Status:
