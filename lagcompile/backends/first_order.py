@@ -22,7 +22,7 @@ from lagcompile.backends.store import Store
 from lagcompile.ir.axes import Transient
 from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
-from lagcompile.runtime.instance import Batch, Instance, quiet
+from lagcompile.runtime.instance import Batch, Instance, Known, quiet
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
 from lagcompile.runtime.rules import SGD, Adagrad, RuleSpec, Scheme
 from lagcompile.runtime.steps import Extra
@@ -40,7 +40,7 @@ class FirstOrder(Method):
     dual_sweep: bool = False
     """Set the multipliers by the exact sweep at each evaluation instead of ascending."""
     inner_steps: int = Field(default=0, ge=0)
-    """Steps on states and multipliers alone ahead of each step on everything."""
+    """Steps on states and multipliers alone ahead of each step on everything. Stages that read data alone run once."""
 
     @property
     def scheme(self) -> Scheme:
@@ -120,6 +120,7 @@ class FirstOrderExecutor(Executor):
         self._last: Gradients | None = None
         self._batch: Batch | None = None
         self._duals: list[Tensor | None] = []
+        self._known: Known | None = None  # during inner steps
         self._buffers = list(dict.fromkeys(b for _, b in instance.module.named_buffers()))
         instance.module.train()
 
@@ -129,8 +130,10 @@ class FirstOrderExecutor(Executor):
         batch = self.instance.batch(rows)
         self.store.begin(batch, self.steps)
         self.inputs.begin(batch)
+        self._known = None if self.inputs.rows else {}
         for _ in range(self.method.inner_steps):
             self._move(batch, weights=False)
+        self._known = None
         self._move(batch, weights=True)
         self.store.finish()
         self.steps += 1
@@ -182,6 +185,7 @@ class FirstOrderExecutor(Executor):
             noise=store.noise,
             weights=weights,
             inputs=self.inputs.rows,
+            known=self._known,
         )
 
     def _set_gradients(self, gradients: Gradients | None) -> None:

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ from lagcompile.runtime.layout import Layout, Unit, layout_of
 from lagcompile.runtime.weights import Weights
 
 Loss = Callable[[Any, Any], Tensor]
+
+
+Known: TypeAlias = dict[int, tuple[Tensor, ...]]
+"""Results of units, by their number."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Batch:
     target: Any
     labels: Tensor | None
     size: int
+
+
+def _reads_only(unit: Unit, values: Mapping[str, Any]) -> bool:
+    """Whether a unit reads nothing but values that were given: no state, nothing that follows from one."""
+    return all(piece.bank is None and piece.name in values for pieces in unit.inputs for piece in pieces)
 
 
 class Instance:
@@ -165,21 +174,29 @@ class Instance:
 
         return call
 
-    def predict(self, banks: Sequence[Tensor], values: Mapping[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+    def predict(
+        self, banks: Sequence[Tensor], values: Mapping[str, Any], known: Known | None = None
+    ) -> tuple[list[Tensor], dict[str, Any]]:
         """Predictions of every bank's states, and the remaining values (outputs, eliminated states), by name.
 
         Args:
             banks: values of the states, one tensor (states, rows, ...) for each bank.
             values: data by name.
+            known: results, without gradients, of units that read data alone, for callers that hold the weights and
+                the data fixed: what is missing is put there, what is there is not run again.
 
         Returns:
             predictions of the banks, of the shapes of `banks`; values written by stages that are no states.
         """
         predictions: list[list[Tensor]] = [[] for _ in self.layout.banks]
         env: dict[str, Any] = dict(values)
-        for unit, call in zip(self.layout.units, self._calls, strict=True):
-            inputs = [self._input(unit, j, banks, env) for j in range(len(unit.inputs))]
-            results = call(*inputs)
+        for k, (unit, call) in enumerate(zip(self.layout.units, self._calls, strict=True)):
+            if known is not None and k in known:
+                results = known[k]
+            else:
+                results = call(*(self._input(unit, j, banks, env) for j in range(len(unit.inputs))))
+                if known is not None and _reads_only(unit, values):
+                    results = known[k] = tuple(r.detach() for r in results)
             for j, spans in enumerate(unit.outputs):
                 # split, not slices: its backward is one concatenation instead of a zero-filled copy for each span
                 parts = results[j].split([b - a for _, a, b in spans]) if unit.stacked else [results[j]]

@@ -19,7 +19,7 @@ from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Table
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
 from lagcompile.runtime import kkt
-from lagcompile.runtime.instance import Batch, Instance
+from lagcompile.runtime.instance import Batch, Instance, Known
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ class Lagrangian:
         *,
         rho: Sequence[float],
         noise: Sequence[Tensor | None],
+        known: Known | None = None,
     ) -> Terms:
         """One forward pass: loss and defects.
 
@@ -176,10 +177,11 @@ class Lagrangian:
             multipliers: multipliers of the batch's rows (class rows for `class`), None for pure penalties.
             rho: weight of the quadratic term for each bank.
             noise: standard normal numbers for class Gaussians.
+            known: see `Instance.predict`.
         """
         instance, banks = self.instance, self.instance.layout.banks
         values = self.values(stored, noise)
-        predictions, env = instance.predict(values, batch.values)
+        predictions, env = instance.predict(values, batch.values, known)
         target = self.populations.labels if self.populations.output else batch.target
         output = instance.output(env)
         loss = instance.loss(output, target)
@@ -260,6 +262,7 @@ class Lagrangian:
         noise: Sequence[Tensor | None],
         weights: bool = True,
         inputs: Mapping[str, Tensor] | None = None,
+        known: Known | None = None,
     ) -> Gradients:
         """Gradients of L at a point; see `terms` for the arguments.
 
@@ -270,7 +273,7 @@ class Lagrangian:
         leaves = [s.detach().requires_grad_() for s in stored]
         free = {n: v.detach().requires_grad_() for n, v in (inputs or {}).items()}
         batch = self.reading(batch, free)
-        terms = self.terms(batch, leaves, multipliers, rho=rho, noise=noise)
+        terms = self.terms(batch, leaves, multipliers, rho=rho, noise=noise, known=known)
         variables = [*leaves, *free.values(), *(self._leaves if weights else [])]
         pairs = [(terms.loss, torch.ones_like(terms.loss))]
         pairs += [(r, self._force(i, terms, rho[i])) for i, r in enumerate(terms.defects)]

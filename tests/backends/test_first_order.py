@@ -394,3 +394,29 @@ def test_the_quadratic_weight_follows_its_schedule() -> None:
 def test_states_that_could_never_move_are_refused() -> None:
     with pytest.raises(lc.ProgramError, match=r"h1 starts from zeros, where relu has no slope.*by: project"):
         executor(lc.Extragradient(), start=lc.Zeros(), domain=lc.NonNegative(by="relu"))
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_inner_steps_run_stages_that_read_data_alone_once(forget: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(forget: bool) -> tuple[FirstOrderExecutor, int]:
+        calls: list[int] = []
+        found = executor(lc.Extragradient(inner_steps=3))
+        first = found.instance._calls[0]
+
+        def counted(*inputs: Any) -> Any:
+            calls.append(1)
+            return first(*inputs)
+
+        found.instance._calls[0] = counted
+        if forget:
+            monkeypatch.setattr("lagcompile.runtime.instance._reads_only", lambda unit, values: False)
+        found.step(torch.arange(6))
+        return found, len(calls)
+
+    found, calls = run(forget)
+    assert calls == (2 * (3 + 1) if forget else 1 + 2)
+    plain, _ = run(True)
+    for mine, other in zip(found.values(), plain.values(), strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            torch.testing.assert_close(mine[name], value, rtol=0, atol=0)
