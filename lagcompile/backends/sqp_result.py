@@ -148,6 +148,7 @@ def solution_of(
             "kkt": result.kkt.model_dump(),
             "facts": facts_of(exact, result),
             "violated": violated(exact, result),
+            "conflict": excluding(exact, result),
             "timings": result.timings.model_dump(),
             "bytes": 8 * exact.variables.size,
         },
@@ -216,6 +217,21 @@ def violated(exact: ExactProgram, result: Result, tolerance: float = 1e-8) -> tu
     more = len(found) - NAMED
     listed = [text for _, text in found[:NAMED]]
     return (*listed, f"and {more} more") if more > 0 else tuple(listed)
+
+
+def excluding(exact: ExactProgram, result: Result) -> tuple[str, ...]:
+    """The smallest set of constraints found that exclude each other, by name; empty where none was looked for."""
+    conflict = result.conflict
+    if conflict is None:
+        return ()
+    found: list[str] = []
+    for piece, e, i in spans(exact):
+        for rows, members, equality in ((e, conflict.eq, True), (i, conflict.ineq, False)):
+            inside = [m - rows.start for m in members if rows.start <= m < rows.stop]
+            found += [f"{piece.name}: {piece.place(row, equality=equality)}" for row in inside]
+    for side, positions in (("lower", conflict.lower), ("upper", conflict.upper)):
+        found += [f"{side} bound of {exact.variables.describe(p)}" for p in positions]
+    return tuple(found)
 
 
 def history_of(result: Result, seconds: float) -> History:

@@ -266,6 +266,8 @@ def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
         console.print(table)
     status = outcome.solution.status
     typer.echo(f"{status.name.lower().replace('_', ' ')}: {status.advice}")
+    for line in report.remarks(outcome):
+        typer.echo(f"  {line}")
 
 
 def main() -> None:

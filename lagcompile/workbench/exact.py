@@ -193,8 +193,10 @@ def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparis
     with placing(loaded), loaded.importing():
         instance = prepared.lifted.bind((x, y), loss=loaded.loss)
         _refuse_large(instance)
-        backends: dict[str, Solver] = {"sqp": SQP(), "ipopt": Ipopt()}
-        backends[loaded.spec.method.kind] = loaded.spec.method  # of kind sqp or ipopt: with the spec's options
+        method = loaded.spec.method
+        kinks = method.kinks if isinstance(method, SQP) else "refuse"
+        backends: dict[str, Solver] = {"sqp": SQP(), "ipopt": Ipopt(kinks=kinks)}
+        backends[method.kind] = method  # of kind sqp or ipopt: with the spec's options
         return compare(instance, backends, loaded.spec.run.options(), original=prepared.model)
 
 

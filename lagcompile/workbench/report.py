@@ -58,6 +58,16 @@ def _percent(found: Mapping[str, float]) -> str:
     return f"{100 * found['accuracy']:.2f} %" if "accuracy" in found else "-"
 
 
+def remarks(outcome: Outcome) -> list[str]:
+    """What an exact solver adds to its status: its message, and constraints that exclude each other."""
+    details = outcome.solution.details
+    conflict = details.get("conflict", ())
+    lines = [str(details["message"])] if details.get("message") else []
+    if conflict:
+        lines.append(f"the smallest set found that excludes each other: {'; '.join(conflict)}")
+    return lines
+
+
 def facts(outcome: Outcome) -> dict[str, Any]:
     """What a program reads: report.json."""
     solution, spec = outcome.solution, outcome.prepared.loaded.spec
@@ -125,7 +135,7 @@ def markdown(outcome: Outcome, figures: Sequence[str], notes: Sequence[str]) -> 
     lines += ["## Program", "", "```", str(outcome.prepared.program).rstrip(), "```", ""]
     lines += ["## Certificate", "", "```", str(outcome.certificate), "```", ""]
     if outcome.conditions is not None:
-        lines += ["## KKT conditions at the solution", "", str(solution.details.get("message", "")), ""]
+        lines += ["## KKT conditions at the solution", "", *(f"- {r}" for r in remarks(outcome)), ""]
         lines += ["```", str(outcome.conditions), "```", ""]
         lines += [*(f"- {v}" for v in solution.details.get("violated", ())), ""]
     iterations = [r for r in solution.history.rows if "dual_infeasibility" in r]

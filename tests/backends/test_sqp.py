@@ -121,6 +121,11 @@ def test_an_infeasible_program_names_what_contradicts() -> None:
     assert violated[0].startswith("c_h1: stage f0, state h1, example ")
     sizes = [float(v.split("violated by ")[1].split(",")[0]) for v in violated if "violated by" in v]
     assert sizes == sorted(sizes, reverse=True)
+    conflict = solution.details["conflict"]
+    assert len(conflict) == 2  # one defect and one bound are enough
+    assert conflict[0].startswith("c_h1: stage f0, state h1, example ")
+    assert conflict[1].startswith("lower bound of state h1, example ")
+    assert conflict[0].split("example ")[1] == conflict[1].split("example ")[1]
     assert not certify_kkt(tanh(**options).bind(), solution).ok
 
 

@@ -105,6 +105,28 @@ def test_a_run_by_sqp_shows_its_iterations_on_the_screen_and_in_the_report(tmp_p
     assert (tmp_path / "run" / "curves.png").stat().st_size > 5_000
 
 
+def test_an_infeasible_spec_names_what_excludes_each_other(tmp_path: Path) -> None:
+    text = (
+        SPEC[: SPEC.index("formulation:")] + "formulation: {frozen: ['*'], domain: {kind: range, lower: 2, upper: 3}}\n"
+    )
+    path = _spec(tmp_path, text + "method: {kind: sqp, solver: osqp}\n")
+    found = CliRunner().invoke(app, ["solve", str(path), "--out", str(tmp_path / "run")])
+    assert found.exit_code == 1
+    assert "infeasible: the constraints contradict each other" in found.output
+    assert "the smallest set found that excludes each other: c_h1: stage f0, state h1, example" in found.output
+    assert "excludes each other" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_refused_spec_says_how_much_it_would_need(tmp_path: Path) -> None:
+    method = SPEC[SPEC.index("method:") : SPEC.index("run:")]
+    path = _spec(tmp_path, SPEC.replace(method, "method: {kind: sqp, memory_limit: 1000}\n"))
+    found = CliRunner().invoke(app, ["solve", str(path), "--out", str(tmp_path / "run"), "--quiet"])
+    assert "refused: the program does not fit this backend" in found.output
+    assert "variables and" in found.output
+    assert "the limit is" in found.output
+    assert found.exit_code == 1
+
+
 def test_what_is_too_large_is_refused_with_what_would_fit(tmp_path: Path) -> None:
     path = _spec(tmp_path, SPEC.replace(":net", ":wide"))
     with pytest.raises(lc.SpecError, match=r"14,002 variables .*, more than 5,000: it fits with no example at all"):
