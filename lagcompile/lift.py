@@ -197,6 +197,12 @@ class Lifted:
         args = () if example_inputs is None else as_args(example_inputs)
         return save(self, folder, args, example_kwargs or {}, solution=solution, replace=replace)
 
+    def to_latex(self, method: Frozen | None = None) -> str:
+        """The mathematics of the program, and of a method's step, as LaTeX for a paper (amsmath)."""
+        from lagcompile.export.latex import latex
+
+        return latex(self.program, method)
+
     # ---------------------------------------------------------------- what to do with it
     def resolve(self, *args: Any, **kwargs: Any) -> Lifted:
         """The same lifting with shapes known from inputs; itself where they are known.

@@ -1,0 +1,268 @@
+r"""LaTeX of a program: variables with their sets, objective and constraints, the Lagrangian, a method's step.
+
+In: a `Program`, perhaps a method's options. Out: text to \input into a paper (amsmath, amssymb), or a document of its
+own. Invariant: all that is written stands in the program; the symbols are those of the package's documentation,
+f_k, h_k, r_k = f_{k-1}(h_{k-1}) - h_k, lambda_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lagcompile.export.latex_methods import method_lines
+from lagcompile.export.latex_terms import (
+    Group,
+    coupling_lines,
+    definitions,
+    groups,
+    regularisers,
+    transformed,
+    weight_lines,
+)
+from lagcompile.export.symbols import Symbols, code, count, number, space, text
+from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Shared, Table
+from lagcompile.ir.base import Frozen
+from lagcompile.ir.program import DataVariable, Program, StateVariable, ValueConstraint
+
+HEAD = "% lagcompile: needs amsmath and amssymb"
+
+
+def latex(program: Program, method: Frozen | None = None, *, document: bool = False) -> str:
+    r"""The mathematics of a program as LaTeX.
+
+    Args:
+        program: the program.
+        method: options of a method, such as `lc.Extragradient()`, whose step is written too.
+        document: a document that compiles as it is; else text for \input.
+
+    Raises:
+        ProgramError: no formulas are known for the method.
+    """
+    symbols = Symbols(program)
+    lines = [HEAD, *_variables(symbols), *_program(symbols), *_lagrangian(symbols)]
+    if method is not None:
+        lines += method_lines(symbols, method)
+    body = "\n".join(lines) + "\n"
+    if not document:
+        return body
+    head = "\\documentclass{article}\n\\usepackage[margin=2.5cm]{geometry}\n\\usepackage{amsmath,amssymb}\n"
+    return f"{head}\\begin{{document}}\n{body}\\end{{document}}\n"
+
+
+# ---------------------------------------------------------------- variables
+def _variables(symbols: Symbols) -> Iterator[str]:
+    program = symbols.program
+    yield rf"\paragraph{{Variables of {code(program.name)}.}}"
+    yield r"\begin{center}\begin{tabular}{lll}"
+    yield r"symbol & set & meaning \\ \hline"
+    for d in program.data:
+        yield _row(symbols.value(d.name), space(d.type), _data(d))
+    for stage in program.stages:
+        own = [w for w in program.weights if w.name in stage.weights]
+        if own:
+            total = sum(w.type.count or 0 for w in own)
+            names = _few([w.name for w in own])
+            frozen = [w.name for w in own if not w.trainable]
+            note = "" if not frozen else ", all constant" if len(frozen) == len(own) else f", constant: {_few(frozen)}"
+            meaning = f"weights of ${symbols.function(stage)}$: {names}{note}"
+            yield _row(symbols.weights(stage), rf"\mathbb{{R}}^{{{count(total)}}}", meaning)
+    for group in groups(symbols):
+        yield from _state_rows(symbols, group)
+    yield r"\end{tabular}\end{center}"
+    shared = [w for w in program.weights if sum(w.name in s.weights for s in program.stages) > 1]
+    for w in shared:
+        readers = ", ".join(f"\\theta_{{{s.name.removeprefix('f')}}}" for s in program.stages if w.name in s.weights)
+        yield f"The weight {code(w.name)} is one variable that stands in ${readers}$."
+    tied = [w for w in program.weights if w.aliases]
+    for w in tied:
+        yield (
+            f"It is also called {', '.join(code(a) for a in w.aliases)}."
+            if w in shared
+            else (f"The weight {code(w.name)} is also called {', '.join(code(a) for a in w.aliases)}.")
+        )
+
+
+def _row(symbol: str, where: str, meaning: str) -> str:
+    return rf"${symbol}$ & ${where}$ & {meaning} \\"
+
+
+def _data(d: DataVariable) -> str:
+    if not d.free:
+        return "data"
+    bounds = ""
+    if d.lower is not None or d.upper is not None:
+        low = "-\\infty" if d.lower is None else number(d.lower)
+        high = "\\infty" if d.upper is None else number(d.upper)
+        bounds = f", in $[{low}, {high}]$"
+    return f"input, a variable{bounds}"
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = [code(n) for n in names]
+    return ", ".join(shown) if len(shown) <= 3 else rf"{shown[0]}, \dots, {shown[-1]} ({len(shown)} tensors)"
+
+
+def _state_rows(symbols: Symbols, group: Group) -> Iterator[str]:
+    state, multiplier = group.first, group.multiplier
+    places = code(state.node) if not group.general else f"{code(state.node)}, \\dots, {code(group.last.node)}"
+    after = f"after {places}"
+    span = f", ${group.span}$" if group.general else ""
+    if isinstance(state.storage, ClassGaussian):
+        for letter, name in ((r"\mu", "mean"), (r"\sigma", "standard deviation")):
+            where = space(state.type) if letter == r"\mu" else space(state.type, NonNegative())
+            yield _row(group.of("", letter, "(c)"), where, f"{name} of class $c$ {after}{span}")
+        yield _row(group.value(), symbols.set_of(state), f"sample $n$ of class $c$ {after}{span}")
+    else:
+        kept = "value" if isinstance(state.storage, Eliminated) else "state"
+        yield _row(group.value(), symbols.set_of(state), f"{kept} {after}{span}, {_storage(state)}")
+    if multiplier is not None:
+        norm = group.constraint is not None and group.constraint.transform.kind == "norm_tube"
+        full = multiplier.layout in {"full", "class"} and not norm
+        where = space(state.type) if full else r"\mathbb{R}"
+        if group.signed:
+            where = where.replace(r"\mathbb{R}", r"\mathbb{R}_{\ge 0}")
+        start = "starts at zero" if multiplier.start == "zero" else "starts at the adjoint"
+        per = {"full": "", "example": ", one number per example", "class": ", one per class", "scalar": ", one number"}
+        yield _row(group.dual(), where, f"multiplier{per[multiplier.layout]}, {start}{span}")
+
+
+def _storage(state: StateVariable) -> str:
+    storage = state.storage
+    if isinstance(storage, Eliminated):
+        return "no variable"
+    start = {"forward": "a forward pass", "zeros": "zero", "unit_sphere": "the unit sphere", "observed": "observations"}
+    begins = f"starts at {start[state.start.kind]}"
+    if isinstance(storage, Table):
+        return f"one per example, {begins}"
+    return f"{'one for all examples' if isinstance(storage, Shared) else 'kept for one batch'}, {begins}"
+
+
+# ---------------------------------------------------------------- the program
+def _program(symbols: Symbols) -> Iterator[str]:
+    program = symbols.program
+    yield r"\paragraph{Program.}"
+    yield r"\begin{align*}"
+    free = [symbols.bare(d.name) for d in program.data if d.free]
+    over = [r"\theta" if program.weights else "", *free]
+    over += ["h" if not isinstance(s.storage, ClassGaussian) else r"\mu, \sigma" for s in symbols.variables()]
+    yield rf"\min_{{{', '.join(dict.fromkeys(o for o in over if o))}}} \quad & {objective(symbols)} \\"
+    lines = list(_constraints(symbols))
+    yield from _joined(
+        ["\\text{subject to} \\quad & " + line if i == 0 else "& " + line for i, line in enumerate(lines)]
+    )
+    yield r"\end{align*}"
+    where = [*definitions(symbols), *weight_lines(symbols)]
+    if where:
+        yield "Here " + "; ".join(where) + "."
+    outputs = list(_outputs(symbols))
+    if outputs:
+        yield f"The output is {', '.join(outputs)}."
+
+
+def _joined(lines: Sequence[str]) -> Iterator[str]:
+    for i, line in enumerate(lines):
+        yield line + (r" \\" if i + 1 < len(lines) else "")
+
+
+def objective(symbols: Symbols, batch: str = "N") -> str:
+    """What is minimised, as a sum over examples or over samples of the classes."""
+    program = symbols.program
+    synthetic = any(r in symbols.synthetic for r in program.objective.reads)
+    mean = program.objective.reduction == "mean"
+    reads = ", ".join(symbols.value(r) for r in program.objective.reads)
+    loss = rf"\ell_{{\mathrm{{{text(program.objective.loss)}}}}}" if program.objective.loss != "loss" else r"\ell"
+    if synthetic:
+        scale = r"\frac{1}{M S} " if mean else ""
+        total = rf"{scale}\sum_{{c=1}}^{{M}} \sum_{{n=1}}^{{S}} {loss}\bigl({reads},\, c\bigr)"
+    else:
+        scale = rf"\frac{{1}}{{{batch}}} " if mean else ""
+        total = rf"{scale}\sum_{{i=1}}^{{{batch}}} {loss}\bigl({reads},\, y^{{(i)}}\bigr)"
+    return total + regularisers(symbols, batch)
+
+
+def _constraints(symbols: Symbols) -> Iterator[str]:
+    program = symbols.program
+    made: set[str] = set()
+    for group in groups(symbols):
+        state = group.first
+        if isinstance(state.storage, Eliminated):
+            yield rf"{group.value()} = {group.prediction()}{group.range_of()}"
+            continue
+        assert group.constraint is not None
+        inner = transformed(group.constraint.transform, group.defect())
+        relation = "=" if group.constraint.relation == "==" else r"\le"
+        yield rf"{inner} {relation} 0, \qquad {group.defect()} = {group.definition()}{group.range_of()}"
+        if isinstance(state.storage, ClassGaussian):
+            yield (
+                rf"{group.value()} = {group.of('', chr(92) + 'mu', '(c)')} + {group.of('', chr(92) + 'sigma', '(c)')} "
+                rf"\odot \varepsilon_{{{group.subscript}}}^{{(c,n)}}, \qquad "
+                rf"\varepsilon_{{{group.subscript}}}^{{(c,n)}} \sim \mathcal{{N}}(0, I)"
+            )
+        where = symbols.set_of(state)
+        if where != space(state.type):
+            yield rf"{group.value()} \in {where}{group.range_of()}"
+        made.add(state.name)
+    for d in program.data:
+        if d.free and (d.lower is not None or d.upper is not None):
+            low = "" if d.lower is None else rf"{number(d.lower)} \le "
+            high = "" if d.upper is None else rf" \le {number(d.upper)}"
+            yield f"{low}{symbols.value(d.name)}{high}"
+    for c in program.constraints:
+        if isinstance(c, ValueConstraint):
+            yield _value_constraint(symbols, c)
+    for name in program.objective.reads:
+        if name in symbols.writer and name not in symbols.states:
+            yield f"{symbols.value(name)} = {symbols.call(symbols.writer[name], name)}"
+
+
+def _value_constraint(symbols: Symbols, c: ValueConstraint) -> str:
+    weights = {w.name for w in symbols.program.weights}
+    reads = ", ".join(rf"\theta_{{\mathrm{{{text(r)}}}}}" if r in weights else symbols.value(r) for r in c.reads)
+    if c.function is None:
+        low = "" if c.lower is None else rf"{number(c.lower)} \le "
+        high = "" if c.upper is None else rf" \le {number(c.upper)}"
+        return f"{low}{reads}{high}"
+    name = c.function.rpartition(":")[2]
+    relation = "=" if c.relation == "==" else r"\le"
+    return rf"\mathrm{{{text(name)}}}\bigl({reads}\bigr) {relation} 0"
+
+
+def _outputs(symbols: Symbols) -> Iterator[str]:
+    program = symbols.program
+    for name in program.objective.reads:
+        kept = name in symbols.states
+        yield f"${symbols.value(name)}$ ({code(name)})" if not kept else f"${symbols.value(name)}$"
+    gaussian = next((s.storage for s in program.states if isinstance(s.storage, ClassGaussian)), None)
+    if gaussian is not None:
+        noise = "drawn once" if gaussian.noise == "fixed" else "drawn anew in each step"
+        yield (
+            f"there are $M = {program.classes}$ classes with $S = {gaussian.samples}$ samples each, their noise "
+            f"{noise}; $y^{{(i)}}$ is the class of example $i$"
+        )
+
+
+# ---------------------------------------------------------------- the Lagrangian
+def _lagrangian(symbols: Symbols) -> Iterator[str]:
+    terms = coupling_lines(symbols)
+    if not terms:
+        return
+    mean = symbols.program.objective.reduction == "mean"
+    yield r"\paragraph{Lagrangian.}"
+    yield r"\begin{align*}"
+    yield rf"\mathcal{{L}} = {{}} & {objective(symbols, 'B')} \\"
+    yield from _joined([f"& {{}} + {t}" for t in terms])
+    yield r"\end{align*}"
+    over = "a batch of $B$ examples" if mean else "$B$ examples"
+    yield f"Sums over $i$ run over {over}."
+    plain = [
+        c
+        for c in symbols.program.defects
+        if c.transform.kind == "identity" and c.scaled == "no" and symbols.program.multiplier_of(c.name) is not None
+    ]
+    full = [m for m in symbols.program.multipliers if m.layout == "full"]
+    if plain and len(plain) == len(symbols.program.defects) and len(full) == len(symbols.program.multipliers):
+        gradient = r"\partial \ell^{(i)} / \partial h_k^{(i)}"
+        yield (
+            "A defect is prediction minus state, so that at a stationary point without defects the multipliers are "
+            rf"backpropagation's adjoints: $\lambda_k^{{(i)}} = {gradient}$."
+        )

@@ -1,0 +1,165 @@
+"""Symbols of a program for LaTeX: names, sets, dimensions, numbers, and over what each value runs.
+
+In: a `Program`. Out: strings of LaTeX mathematics. Invariant: a value has one symbol, h_k for the state at breakpoint
+k, lambda_k for its multiplier, r_k for its defect, theta_k for the weights that stage f_k reads.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Range, Shared
+from lagcompile.ir.program import Program, Stage, StateVariable, TensorType
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{c: f"\\{c}" for c in "_%&#${}"},
+}
+_STATE = re.compile(r"^h(?P<number>\d+)(\.(?P<node>.+))?$")
+
+
+def text(name: str) -> str:
+    """A name in text, special characters escaped."""
+    return "".join(_SPECIAL.get(c, c) for c in name)
+
+
+def code(name: str) -> str:
+    r"""A name of the user's, in \texttt."""
+    return rf"\texttt{{{text(name)}}}"
+
+
+def number(value: float) -> str:
+    r"""A number as a person writes it: 0.05, 3, 10^{-3}, 2.5 \cdot 10^{-7}."""
+    if value == 0 or not math.isfinite(value):
+        return {math.inf: r"\infty", -math.inf: r"-\infty"}.get(value, f"{value:g}")
+    shown = f"{value:.10g}"
+    if "e" not in shown and len(shown.lstrip("-0.")) <= 4 and 1e-3 < abs(value) < 1e5:
+        return shown
+    exponent = math.floor(math.log10(abs(value)))
+    mantissa = f"{value / 10.0**exponent:.6g}"
+    power = f"10^{{{exponent}}}"
+    return power if mantissa == "1" else rf"{mantissa} \cdot {power}"
+
+
+def count(value: int) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{value:,}".replace(",", r"\,")
+
+
+class Symbols:
+    """Symbols of one program's values."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.states = {s.name: s for s in program.states}
+        self.data = [d.name for d in program.data]
+        self.synthetic = _synthetic(program)
+        self.writer = {w: s for s in program.stages for w in s.writes}
+
+    # ---------------------------------------------------------------- values
+    def index(self, name: str) -> str:
+        """Over what a value runs: examples, samples of classes, or nothing."""
+        state = self.states.get(name)
+        if state is not None and isinstance(state.storage, Shared):
+            return ""
+        return "(c,n)" if name in self.synthetic else "(i)"
+
+    def value(self, name: str) -> str:
+        """Symbol of a value with its index."""
+        index = self.index(name)
+        return self.bare(name) + (f"^{{{index}}}" if index else "")
+
+    def bare(self, name: str) -> str:
+        """Symbol of a value without its index."""
+        match = _STATE.match(name)
+        if name in self.states and match is not None:
+            return f"h_{{{self._subscript(match['number'], match['node'])}}}"
+        if name in self.data:
+            return name if re.fullmatch("[a-z]", name) else rf"\mathit{{{text(name)}}}"
+        return r"\hat{y}" if self.program.objective.reads == (name,) else rf"\hat{{y}}_{{\mathrm{{{text(name)}}}}}"
+
+    def _subscript(self, number: str, node: str | None) -> str:
+        return number if node is None else rf"{number},\mathrm{{{text(node)}}}"
+
+    def of_state(self, letter: str, state: str, index: str | None = None) -> str:
+        """A symbol that goes with a state (r, lambda, mu, sigma, rho), with the state's index or another."""
+        match = _STATE.match(state)
+        subscript = (
+            self._subscript(match["number"], match["node"]) if match is not None else rf"\mathrm{{{text(state)}}}"
+        )
+        above = self.index(state) if index is None else index
+        return f"{letter}_{{{subscript}}}" + (f"^{{{above}}}" if above else "")
+
+    # ---------------------------------------------------------------- stages
+    def function(self, stage: Stage, write: str | None = None) -> str:
+        """f_k, or the component of f_k that gives one of several values."""
+        k = stage.name.removeprefix("f")
+        if write is None or len(stage.writes) == 1:
+            return f"f_{{{k}}}"
+        node = self.states[write].node if write in self.states else write
+        return rf"f_{{{k}}}^{{\mathrm{{{text(node)}}}}}"
+
+    def weights(self, stage: Stage) -> str:
+        """theta_k; empty where a stage reads none."""
+        return f"\\theta_{{{stage.name.removeprefix('f')}}}" if stage.weights else ""
+
+    def call(self, stage: Stage, write: str | None = None, reads: Sequence[str] | None = None) -> str:
+        """The stage applied to what it reads."""
+        names = [self.value(r) for r in stage.reads] if reads is None else list(reads)
+        weights = self.weights(stage)
+        inner = ", ".join(names) + (f";\\, {weights}" if weights and names else weights)
+        return rf"{self.function(stage, write)}\bigl({inner}\bigr)"
+
+    # ---------------------------------------------------------------- sets
+    def set_of(self, state: StateVariable) -> str:
+        """The set in which a state lies."""
+        return space(state.type, state.domain if isinstance(state.domain, NonNegative | Range) else None)
+
+    def variables(self) -> list[StateVariable]:
+        """States that are variables."""
+        return [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
+
+
+def features(kind: TensorType) -> tuple[int, ...] | None:
+    """Shape of one example; an axis that holds several entries an example counts them."""
+    if kind.shape is None:
+        return None
+    found: list[int] = []
+    for d in kind.shape:
+        if isinstance(d, int):
+            found.append(d)
+        elif d.removesuffix("B"):
+            found.append(int(d.removesuffix("B")))
+    return tuple(found)
+
+
+def dimension(kind: TensorType) -> str:
+    """Dimension of one example: 64, 16 x 8 x 8, d where it is not known."""
+    shape = features(kind)
+    if shape is None:
+        return "d"
+    return r" \times ".join(map(str, shape)) if shape else "1"
+
+
+def space(kind: TensorType, domain: NonNegative | Range | None = None) -> str:
+    """R^d, R_{>= 0}^d or [a, b]^d."""
+    power = dimension(kind)
+    above = "" if power == "1" else f"^{{{power}}}"
+    if isinstance(domain, NonNegative):
+        return rf"\mathbb{{R}}_{{\ge 0}}{above}"
+    if isinstance(domain, Range):
+        return f"[{number(domain.lower)}, {number(domain.upper)}]{above}"
+    return rf"\mathbb{{R}}{above}"
+
+
+def _synthetic(program: Program) -> set[str]:
+    """Values that belong to synthetic examples: class Gaussians, and what is made from them."""
+    found = {s.name for s in program.states if isinstance(s.storage, ClassGaussian)}
+    for stage in program.stages:
+        if any(r in found for r in stage.reads):
+            found |= set(stage.writes)
+    return found
