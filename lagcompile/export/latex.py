@@ -8,6 +8,7 @@ f_k, h_k, r_k = f_{k-1}(h_{k-1}) - h_k, lambda_k.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from lagcompile.export.latex_methods import method_lines
 from lagcompile.export.latex_terms import (
@@ -19,7 +20,7 @@ from lagcompile.export.latex_terms import (
     transformed,
     weight_lines,
 )
-from lagcompile.export.symbols import Symbols, code, count, number, space, text
+from lagcompile.export.symbols import Symbols, between, code, count, number, space, text
 from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Shared, Table
 from lagcompile.ir.base import Frozen
 from lagcompile.ir.program import DataVariable, Program, StateVariable, ValueConstraint
@@ -53,19 +54,12 @@ def latex(program: Program, method: Frozen | None = None, *, document: bool = Fa
 def _variables(symbols: Symbols) -> Iterator[str]:
     program = symbols.program
     yield rf"\paragraph{{Variables of {code(program.name)}.}}"
-    yield r"\begin{center}\begin{tabular}{lll}"
+    yield r"\begin{center}\renewcommand{\arraystretch}{1.3}\begin{tabular}{lll}"
     yield r"symbol & set & meaning \\ \hline"
     for d in program.data:
-        yield _row(symbols.value(d.name), space(d.type), _data(d))
-    for stage in program.stages:
-        own = [w for w in program.weights if w.name in stage.weights]
-        if own:
-            total = sum(w.type.count or 0 for w in own)
-            names = _few([w.name for w in own])
-            frozen = [w.name for w in own if not w.trainable]
-            note = "" if not frozen else ", all constant" if len(frozen) == len(own) else f", constant: {_few(frozen)}"
-            meaning = f"weights of ${symbols.function(stage)}$: {names}{note}"
-            yield _row(symbols.weights(stage), rf"\mathbb{{R}}^{{{count(total)}}}", meaning)
+        own = "" if len(d.name) == 1 or len(program.data) > 1 else f" ({code(d.name)})"
+        yield _row(symbols.value(d.name), space(d.type), _data(d) + own)
+    yield from _weight_rows(symbols)
     for group in groups(symbols):
         yield from _state_rows(symbols, group)
     yield r"\end{tabular}\end{center}"
@@ -80,6 +74,26 @@ def _variables(symbols: Symbols) -> Iterator[str]:
             if w in shared
             else (f"The weight {code(w.name)} is also called {', '.join(code(a) for a in w.aliases)}.")
         )
+
+
+def _weight_rows(symbols: Symbols) -> Iterator[str]:
+    """Weights by stage; three or more consecutive stages with as many numbers each are one row."""
+    weights = {w.name: w for w in symbols.program.weights}
+    stages = [s for s in symbols.program.stages if s.weights]
+    for total, run in groupby(stages, key=lambda s: sum(weights[w].type.count or 0 for w in s.weights)):
+        members = list(run)
+        numbers = [int(s.name.removeprefix("f")) for s in members]
+        joined = len(members) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
+        for group in [members] if joined else [[s] for s in members]:
+            own = [weights[w] for w in dict.fromkeys(w for s in group for w in s.weights)]
+            frozen = [w.name for w in own if not w.trainable]
+            note = "" if not frozen else ", all constant" if len(frozen) == len(own) else f", constant: {_few(frozen)}"
+            symbol, function, span = symbols.weights(group[0]), symbols.function(group[0]), ""
+            if len(group) > 1:
+                symbol, function = r"\theta_{k}", "f_{k}"
+                span = rf", $k = {numbers[0]}, \dots, {numbers[-1]}$"
+            meaning = f"weights of ${function}$: {_few([w.name for w in own])}{note}{span}"
+            yield _row(symbol, rf"\mathbb{{R}}^{{{count(total)}}}", meaning)
 
 
 def _row(symbol: str, where: str, meaning: str) -> str:
@@ -129,7 +143,7 @@ def _state_rows(symbols: Symbols, group: Group) -> Iterator[str]:
 def _storage(state: StateVariable) -> str:
     storage = state.storage
     if isinstance(storage, Eliminated):
-        return "no variable"
+        return "not a variable"
     start = {"forward": "a forward pass", "zeros": "zero", "unit_sphere": "the unit sphere", "observed": "observations"}
     begins = f"starts at {start[state.start.kind]}"
     if isinstance(storage, Table):
@@ -151,7 +165,7 @@ def _program(symbols: Symbols) -> Iterator[str]:
         ["\\text{subject to} \\quad & " + line if i == 0 else "& " + line for i, line in enumerate(lines)]
     )
     yield r"\end{align*}"
-    where = [*definitions(symbols), *weight_lines(symbols)]
+    where = definitions(symbols)
     if where:
         yield "Here " + "; ".join(where) + "."
     outputs = list(_outputs(symbols))
@@ -204,9 +218,7 @@ def _constraints(symbols: Symbols) -> Iterator[str]:
         made.add(state.name)
     for d in program.data:
         if d.free and (d.lower is not None or d.upper is not None):
-            low = "" if d.lower is None else rf"{number(d.lower)} \le "
-            high = "" if d.upper is None else rf" \le {number(d.upper)}"
-            yield f"{low}{symbols.value(d.name)}{high}"
+            yield between(d.lower, symbols.value(d.name), d.upper)
     for c in program.constraints:
         if isinstance(c, ValueConstraint):
             yield _value_constraint(symbols, c)
@@ -219,9 +231,7 @@ def _value_constraint(symbols: Symbols, c: ValueConstraint) -> str:
     weights = {w.name for w in symbols.program.weights}
     reads = ", ".join(rf"\theta_{{\mathrm{{{text(r)}}}}}" if r in weights else symbols.value(r) for r in c.reads)
     if c.function is None:
-        low = "" if c.lower is None else rf"{number(c.lower)} \le "
-        high = "" if c.upper is None else rf" \le {number(c.upper)}"
-        return f"{low}{reads}{high}"
+        return between(c.lower, reads, c.upper)
     name = c.function.rpartition(":")[2]
     relation = "=" if c.relation == "==" else r"\le"
     return rf"\mathrm{{{text(name)}}}\bigl({reads}\bigr) {relation} 0"
@@ -253,7 +263,8 @@ def _lagrangian(symbols: Symbols) -> Iterator[str]:
     yield from _joined([f"& {{}} + {t}" for t in terms])
     yield r"\end{align*}"
     over = "a batch of $B$ examples" if mean else "$B$ examples"
-    yield f"Sums over $i$ run over {over}."
+    weights = weight_lines(symbols)
+    yield f"Sums over $i$ run over {over}{'; ' + '; '.join(weights) if weights else ''}."
     plain = [
         c
         for c in symbols.program.defects

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lagcompile.export.symbols import Symbols, number
-from lagcompile.ir.axes import NonNegative, Range
+from lagcompile.ir.axes import ClassGaussian, NonNegative, Range
 from lagcompile.ir.base import Frozen, ProgramError
 
 Options = Mapping[str, Any]
@@ -66,13 +66,21 @@ def _projection(symbols: Symbols) -> tuple[str, str]:
     return "", ""
 
 
+def _states(symbols: Symbols) -> str:
+    """What the states' variables are called: h, the mean and deviation of classes, free inputs."""
+    gaussian = [isinstance(s.storage, ClassGaussian) for s in symbols.variables()]
+    names = ["h"] if gaussian and not all(gaussian) else []
+    names += [r"\mu", r"\sigma"] if any(gaussian) else []
+    return ", ".join([*names, *(symbols.bare(d.name) for d in symbols.program.data if d.free)])
+
+
 def _first_order(symbols: Symbols, options: Options) -> list[str]:
     project, note = _projection(symbols)
     close = r"\bigr)" if project else ""
     duals = bool(symbols.program.multipliers) and not options["dual_sweep"]
-    states = bool(symbols.variables())
+    kept = _states(symbols)
     parts = [("\\theta", r"\nabla_{\theta} \mathcal{L}")]
-    parts += [("h", r"\nabla_{h} \mathcal{L}")] if states else []
+    parts += [(kept, rf"\nabla_{{{kept}}} \mathcal{{L}}")] if kept else []
     parts += [(r"\lambda", r"-\nabla_{\lambda} \mathcal{L}")] if duals else []
     z = rf"z = ({', '.join(p for p, _ in parts)})"
     field = r"F(z) = \bigl(" + r",\, ".join(g for _, g in parts) + r"\bigr)"
@@ -91,9 +99,14 @@ def _first_order(symbols: Symbols, options: Options) -> list[str]:
     }
     lines = [f"With ${z}$ and ${field}$, each step on a batch makes"]
     lines += _display(*schemes[options["kind"]])
-    rules = {"weights": r"\theta", "states": "h" if states else "", "multipliers": r"\lambda" if duals else ""}
+    rules = {"weights": r"\theta", "states": kept, "multipliers": r"\lambda" if duals else ""}
     said = _rules(options, {k: v for k, v in rules.items() if v})
-    lines.append(rf"$A$ stands for the step rules, which act by entries. {said}{note}")
+    each = (
+        ""
+        if not kept
+        else f" Gradients in ${kept}{', ' + chr(92) + 'lambda' if duals else ''}$ are those of one example."
+    )
+    lines.append(rf"$A$ stands for the step rules, which act by entries. {said}{each}{note}")
     if options["dual_sweep"]:
         lines.append(r"$\lambda$ is set by solving $\nabla_h \mathcal{L} = 0$ from the last stage to the first.")
     if options["inner_steps"]:
@@ -155,7 +168,8 @@ def _proxprop(symbols: Symbols, options: Options) -> list[str]:
     how = "exactly" if solve["kind"] == "exact" else f"by {solve['iterations']} conjugate-gradient steps"
     return [
         r"With $h$ from a forward pass and $z_k$ the output of the affine layer $\phi_k$ in stage $k$, a backward "
-        r"sweep of gradient steps gives targets $z_k - \delta_k$; each layer moves along $\theta_k - \theta_k^{+}$ with",
+        r"sweep of gradient steps gives targets $z_k - \delta_k$; each layer moves along "
+        r"$\theta_k - \theta_k^{+}$ with",
         *_display(
             r"\theta_k^{+} = \operatorname*{arg\,min}_{\theta} \; \tfrac12 \sum_i \bigl\lVert \phi_k(\theta, a_k^{(i)})"
             r" - z_k^{(i)} + \delta_k^{(i)} \bigr\rVert^2 + \tfrac{1}{2 \tau} \lVert \theta - \theta_k \rVert^2"

@@ -303,7 +303,7 @@ def _coupling(symbols: Symbols, group: Group) -> str:
         return ""
     inner = " + ".join(parts)
     if constraint.features == "mean":
-        inner = rf"\frac{{1}}{{{group.features()}}} \Bigl[ {inner} \Bigr]"
+        inner = rf"\frac{{1}}{{{group.features()}}} " + (inner if len(parts) == 1 else rf"\Bigl[ {inner} \Bigr]")
     elif len(parts) > 1:
         inner = rf"\Bigl[ {inner} \Bigr]"
     outer = rf"\sum_{{k={group.first.breakpoint}}}^{{{group.last.breakpoint}}} " if group.general else ""

@@ -56,7 +56,7 @@ class Symbols:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.states = {s.name: s for s in program.states}
-        self.data = [d.name for d in program.data]
+        self.data = {d.name: d.type for d in program.data}
         self.synthetic = _synthetic(program)
         self.writer = {w: s for s in program.stages for w in s.writes}
 
@@ -65,6 +65,8 @@ class Symbols:
         """Over what a value runs: examples, samples of classes, or nothing."""
         state = self.states.get(name)
         if state is not None and isinstance(state.storage, Shared):
+            return ""
+        if name in self.data and not _per_example(self.data[name]):
             return ""
         return "(c,n)" if name in self.synthetic else "(i)"
 
@@ -79,7 +81,9 @@ class Symbols:
         if name in self.states and match is not None:
             return f"h_{{{self._subscript(match['number'], match['node'])}}}"
         if name in self.data:
-            return name if re.fullmatch("[a-z]", name) else rf"\mathit{{{text(name)}}}"
+            if re.fullmatch("[a-z]", name) or len(self.data) == 1:
+                return name if len(name) == 1 else "x"
+            return rf"\mathit{{{text(name)}}}"
         return r"\hat{y}" if self.program.objective.reads == (name,) else rf"\hat{{y}}_{{\mathrm{{{text(name)}}}}}"
 
     def _subscript(self, number: str, node: str | None) -> str:
@@ -137,6 +141,11 @@ def features(kind: TensorType) -> tuple[int, ...] | None:
     return tuple(found)
 
 
+def _per_example(kind: TensorType) -> bool:
+    """Whether a value has a batch axis, as far as is known."""
+    return kind.shape is None or any(isinstance(d, str) for d in kind.shape)
+
+
 def dimension(kind: TensorType) -> str:
     """Dimension of one example: 64, 16 x 8 x 8, d where it is not known."""
     shape = features(kind)
@@ -153,7 +162,16 @@ def space(kind: TensorType, domain: NonNegative | Range | None = None) -> str:
         return rf"\mathbb{{R}}_{{\ge 0}}{above}"
     if isinstance(domain, Range):
         return f"[{number(domain.lower)}, {number(domain.upper)}]{above}"
-    return rf"\mathbb{{R}}{above}"
+    if kind.dtype == "bool":
+        return rf"\{{0, 1\}}{above}"
+    return (r"\mathbb{Z}" if "int" in kind.dtype else r"\mathbb{R}") + above
+
+
+def between(lower: float | None, inner: str, upper: float | None) -> str:
+    """A value between the bounds that there are."""
+    low = "" if lower is None else rf"{{{number(lower)}}} \le "
+    high = "" if upper is None else rf" \le {number(upper)}"
+    return f"{low}{inner}{high}"
 
 
 def _synthetic(program: Program) -> set[str]:
