@@ -23,6 +23,7 @@ from lagcompile.backends.sqp_values import violation
 from lagcompile.backends.sqp_variables import Values, Variables, state_rows, state_value, variables_of
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.axes import Eliminated
+from lagcompile.runtime.float64 import in_float64, leaves_float64
 from lagcompile.runtime.instance import Instance, convert
 
 
@@ -58,6 +59,9 @@ class ExactProgram:
         self._frozen = {n: p.detach() for n, p in self.network.capture.original.named_parameters()}
         self._states = [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
         self._names = {s.node: s.name for s in self.program.states}
+        self._widen = False
+        with torch.no_grad(), self.default_double():  # a mode costs time in every operation: only where it is needed
+            self._widen = leaves_float64(lambda: self.loss(self.at(self._initial())))
         with torch.no_grad(), self.default_double():
             start = self._initial()
             form = Form(self.program, self.variables, self.labels, step).build(lambda: self.at(start))
@@ -163,7 +167,11 @@ class ExactProgram:
 
     @contextmanager
     def default_double(self) -> Iterator[None]:
-        """Float64 as torch's default type, for constants that modules and losses make."""
+        """Float64 as torch's default type, for constants that modules and losses make, and in place of their casts."""
+        if self._widen:
+            with in_float64():
+                yield
+            return
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:

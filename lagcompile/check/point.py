@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from lagcompile.check.float64 import in_float64
+from lagcompile.runtime.float64 import in_float64
 from lagcompile.check.kinks import Kink, KinkRecorder
 from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, NormTube, Range
 from lagcompile.ir.base import ProgramError

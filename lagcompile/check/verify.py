@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
-from lagcompile.check.float64 import in_float64
+from lagcompile.runtime.float64 import in_float64
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import Program

@@ -162,6 +162,34 @@ def test_float32_models_are_solved_in_float64_and_left_alone() -> None:
     torch.testing.assert_close(weight.double(), solution.details["weights"]["0.weight"], atol=1e-6, rtol=0.0)
 
 
+class Casting(nn.Module):
+    """Hard-codes float32, as many models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x)).float() * torch.ones(2, dtype=torch.float32)
+        return self.second(h.to(self.second.weight.dtype))
+
+
+def casting_loss(output: Tensor, target: Tensor) -> Tensor:
+    return ((output.float() - target.float()) ** 2).mean()
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_hard_coded_casts_do_not_lower_the_precision(trace: bool) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return Casting().double()
+
+    problem = Problem("casts", build, (X,), Y, casting_loss, 2, {"regularisers": L2})
+    solution = problem.solve(SQP(trace=trace))
+    assert solution.status is lc.Status.SOLVED, solution.details["message"]
+    assert_kkt(problem, solution)
+
+
 def test_the_iteration_table_is_the_history() -> None:
     solution = tanh().solve(SQP())
     columns = {"objective", "primal_infeasibility", "dual_infeasibility", "step_length", "regularisation", "kind"}

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _LOWER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
@@ -84,3 +86,23 @@ def in_float64() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+class _Watching(TorchDispatchMode):
+    """Notes whether any operation gives numbers of a lower precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen |= any(isinstance(t, Tensor) and t.dtype in _LOWER for t in tree_leaves(result))
+        return result
+
+
+def leaves_float64(run: Callable[[], Any]) -> bool:
+    """Whether code on float64 tensors computes in a lower precision somewhere, by casts or constants of its own."""
+    with _Watching() as watching:
+        run()
+    return watching.seen

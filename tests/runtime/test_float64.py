@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lagcompile.check.float64 import in_float64
+from lagcompile.runtime.float64 import in_float64
 
 
 @pytest.mark.parametrize(
