@@ -16,7 +16,8 @@ from torch import Tensor
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.effects import torn
 from lagcompile.frontend.graph import Graph, Node
-from lagcompile.frontend.partition import Partition, partition_at
+from lagcompile.frontend.narrow import narrowed
+from lagcompile.frontend.partition import Partition, partition, partition_at
 from lagcompile.ir.base import SplitError
 
 _CARRIED = ("dropout",)  # random operations start the next stage, so that a stored state carries no mask
@@ -51,6 +52,21 @@ class Context:
 def at_positions(graph: Graph, positions: Sequence[int], reason: str) -> Partition:
     """Partition with a cut behind each of the positions, in execution order."""
     return partition_at(graph, positions, [f"after {graph.staged[p].name}, {reason}" for p in positions])
+
+
+def at_narrowed(graph: Graph, cuts: Cuts, positions: Sequence[int], reason: str) -> Partition:
+    """Partition at positions, each cut among branches as narrow as it can be within the balance."""
+    downs = narrowed(graph, positions, cuts.bytes)
+    if downs is None:
+        return at_positions(graph, positions, reason)
+    reasons = []
+    for position, down in zip(positions, downs, strict=True):
+        read = {i for n in graph.staged if n.name not in down for i in n.inputs}
+        ends = [n.name for n in graph.staged if n.name in down and n.name in read and n.role == "value"]
+        plain = all((n.name in down) == (i <= position) for i, n in enumerate(graph.staged))
+        named = ends[-1:] if plain else ends
+        reasons.append(f"after {' and '.join(named)}, {reason}{'' if plain else ', narrowest by max-flow'}")
+    return partition(graph, downs, reasons)
 
 
 def cuts_of(graph: Graph) -> Cuts:

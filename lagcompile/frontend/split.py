@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from lagcompile.frontend.balance import Context, at_positions, balanced_positions, cuts_of
+from lagcompile.frontend.balance import Context, at_narrowed, balanced_positions, cuts_of
 from lagcompile.frontend.conditioning import ConditioningSplit
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.memory import MemorySplit
@@ -99,7 +99,9 @@ class EverySplit(Frozen):
 class BalancedSplit(Frozen):
     """`stages` stages: the largest stage's flops as small as possible, then the total bytes of the states.
 
-    Without example inputs, work is counted in parameter elements.
+    The choice among the places in execution order is exact. A breakpoint that several tensors cross there is then made
+    as narrow as it can be without a larger stage, by max-flow (through parallel branches, for one). Without example
+    inputs, work is counted in parameter elements.
     """
 
     policy: Literal["balanced"] = "balanced"
@@ -112,7 +114,7 @@ class BalancedSplit(Frozen):
             SplitError: the graph does not allow so many stages.
         """
         cuts = cuts_of(graph)
-        return at_positions(graph, balanced_positions(cuts, self.stages), "balanced")
+        return at_narrowed(graph, cuts, balanced_positions(cuts, self.stages), "balanced")
 
 
 class NoSplit(Frozen):
@@ -138,7 +140,7 @@ class AutoSplit(Frozen):
         """Partition into at most `most` balanced stages; one stage where nothing can be cut."""
         cuts = cuts_of(graph)
         stages = min(self.most, len(cuts.preferred) + 1)
-        return at_positions(graph, balanced_positions(cuts, stages), "balanced")
+        return at_narrowed(graph, cuts, balanced_positions(cuts, stages), "balanced")
 
 
 SplitPolicy = (

@@ -126,11 +126,10 @@ def test_balanced_is_the_best_of_all(model: Random, stages: int) -> None:
 
     best = min(score(tuple(int(p) for p in c)) for c in combinations(places, stages - 1))
     found = lc.BalancedSplit(stages=stages).split(lifted.graph)
-    index = {n.name: i for i, n in enumerate(lifted.graph.staged)}
-    ends: list[int] = []
-    for k in range(stages - 1):
-        ends.append(max([*(index[n.name] for n in found.nodes_of(k)), *ends[-1:]]))
-    assert score(tuple(ends)) == best
+    largest = max(sum(n.flops for n in found.nodes_of(k)) for k in range(stages))
+    width = sum(lifted.graph.by_name[n].bytes for b in found.breakpoints for n in b.crossing)
+    assert largest <= best[0]
+    assert width <= best[1]  # less where branches make a narrower cut than the execution order has
 
 
 def test_a_graph_is_made_of_records() -> None:

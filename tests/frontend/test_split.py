@@ -120,6 +120,39 @@ def test_isomorphic_stages_are_equal() -> None:
         lc.lift(Residual(), (torch.randn(3, 6),), split=lc.IsomorphicSplit())
 
 
+class Branches(nn.Module):
+    """Branches that run one after the other, each with a bottleneck, ahead of a wide layer."""
+
+    def __init__(self, narrow: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 16)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, narrow), nn.Tanh(), nn.Linear(narrow, 24), nn.Tanh(), nn.Linear(24, 8))
+            for _ in range(3)
+        )
+        self.head = nn.Sequential(nn.Linear(8, 200), nn.Tanh(), nn.Linear(200, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.stem(x))
+        a, b, c = (branch(h) for branch in self.branches)
+        return self.head(torch.relu(a + b + c))
+
+
+def test_balanced_cuts_all_branches_at_their_narrowest() -> None:
+    """Three bottlenecks of 2 numbers; in execution order at least 10 cross."""
+    lifted = lc.lift(Branches(), (X,), split=4)
+    assert after(lifted)[0] == ("branches_0_1", "branches_1_1", "branches_2_1")
+    first = lifted.plan(10).breakpoints[0]
+    assert first.width == 3 * 2 * 4
+    assert first.reason == "after branches_0_1 and branches_1_1 and branches_2_1, balanced, narrowest by max-flow"
+    assert min(a.width for a in first.alternatives) > first.width
+    assert max(s.flops for s in lifted.program.stages) == lifted.program.stages[2].flops  # the wide layer
+    assert lifted.verify(X, torch.zeros(4, 3), loss=nn.functional.mse_loss).ok
+    assert lc.lift(Branches(), (X,), split=lifted.split).partition.stage_of == lifted.partition.stage_of
+    wide = lc.lift(Branches(24), (X,), split=4)  # no bottleneck: nothing is gained
+    assert all(b.reason.endswith(", balanced") for b in wide.partition.breakpoints)
+
+
 def test_auto_never_fails() -> None:
     assert len(lc.lift(nn.Linear(5, 2), (X,)).stages) == 1
     assert len(lc.lift(nn.ReLU(), (X,)).stages) == 1
