@@ -18,11 +18,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lagcompile.backends.shooting_options import Shooting
+from lagcompile.backends.shooting_gradient import Descent
+from lagcompile.backends.shooting_options import Shooting, ShootingExtragradient
 from lagcompile.backends.shooting_problem import Bounds, Gaussian, Problem
 from lagcompile.backends.shooting_result import FitResult, collect
 from lagcompile.backends.shooting_run import Run, Watch
-from lagcompile.dynamics.functional import CellFunctions
+from lagcompile.dynamics.functional import FORWARD_DIRECTIONS, CellFunctions
 from lagcompile.dynamics.rollout import Rollout
 from lagcompile.dynamics.stages import Stages
 from lagcompile.dynamics.starts import (
@@ -38,17 +39,19 @@ from lagcompile.dynamics.starts import (
 from lagcompile.dynamics.trajectories import Trajectories
 from lagcompile.ir.base import BindError, DataError
 
-__all__ = ["FitResult", "Gaussian", "Shooting", "fit"]
+__all__ = ["FitResult", "Gaussian", "Shooting", "ShootingExtragradient", "fit"]
 
 Limits = tuple[float | None, float | None]
 _PROBES = 8
+_SMOOTHING_STEPS = 20
+"""First-order steps that stand for one smoothing pass."""
 
 
 def fit(
     rollout: Rollout,
     data: Trajectories,
     *,
-    method: Shooting | None = None,
+    method: Shooting | ShootingExtragradient | None = None,
     starts: Tensor | int = 1,
     spread: float = 5.0,
     noise: float | Sequence[float] | None = None,
@@ -67,7 +70,7 @@ def fit(
     Args:
         rollout: the model; parameters with requires_grad are estimated, from where they are.
         data: the measurements; its longest trajectory may be of any length, `rollout.steps` is not used.
-        method: options of the solver.
+        method: options of the solver: `Shooting` (second order, the default) or `ShootingExtragradient` (first order).
         starts: parameter guesses (starts, p), or how many: the first is the module's own, the others are drawn
             log-uniformly within `spread` of it.
         spread: factor for drawn guesses.
@@ -89,7 +92,7 @@ def fit(
     """
     clock = time.perf_counter()
     method = method or Shooting()
-    functions = functions or CellFunctions(rollout, torch.float64, device)
+    functions = functions or CellFunctions(rollout, torch.float64, device, compile=method.compiled)
     if functions.rollout is not rollout:
         raise BindError("functions belong to another rollout: make them by CellFunctions(rollout, compile=True)")
     data = data.to(dtype=functions.dtype, device=functions.device)
@@ -104,16 +107,40 @@ def fit(
         length = _stage_length(problem, method, theta, path, smooth=smooth)
         problem = problem.with_length(length)
         states = path[:, :, :: problem.stages.length].expand(theta.shape[0], -1, -1, -1)
-        run = Run(problem, method, theta, states, clock=clock, watch=watch)
-        if smooth:
-            run.smooth(method.smoothing_passes)
-        run.solve()
-        for _ in range(method.lengthen):
-            if run.problem.stages.count == 1:
-                break
-            run = run.lengthened()
+        if isinstance(method, ShootingExtragradient):
+            run = Run(problem, method.polish or Shooting(), theta, states, clock=clock, watch=watch)
+            _descend(run, method, smooth=smooth)
+        else:
+            run = Run(problem, method, theta, states, clock=clock, watch=watch)
+            if smooth:
+                run.smooth(method.smoothing_passes)
             run.solve()
+            for _ in range(method.lengthen):
+                if run.problem.stages.count == 1:
+                    break
+                run = run.lengthened()
+                run.solve()
     return collect(rollout, run, seconds=time.perf_counter() - clock)
+
+
+def _descend(run: Run, method: ShootingExtragradient, *, smooth: bool) -> None:
+    """First-order steps, and Gauss-Newton steps after them where they are asked for."""
+    if smooth:
+        _smooth(run, method)
+    Descent(run, method).solve()
+    if method.polish is not None:
+        run.harden()
+        run.solve()
+
+
+def _smooth(run: Run, method: Shooting | ShootingExtragradient) -> None:
+    """Smooth the states, by first-order steps where the parameters are too many for Jacobians."""
+    functions = run.problem.functions
+    if isinstance(method, Shooting) or functions.n + functions.p <= FORWARD_DIRECTIONS:
+        run.smooth(method.smoothing_passes)
+        return
+    steps = _SMOOTHING_STEPS * method.smoothing_passes
+    Descent(run, method.model_copy(update={"iterations": steps, "rho_start": 1.0}), held=True).solve()
 
 
 def _guesses(functions: CellFunctions, starts: Tensor | int, spread: float, seed: int) -> Tensor:
@@ -182,7 +209,9 @@ def _noise(data: Trajectories, noise: float | Sequence[float] | None) -> Tensor:
     return torch.tensor(levels, dtype=data.observations.dtype, device=data.observations.device)
 
 
-def _stage_length(problem: Problem, method: Shooting, theta: Tensor, path: Tensor, *, smooth: bool) -> int:
+def _stage_length(
+    problem: Problem, method: Shooting | ShootingExtragradient, theta: Tensor, path: Tensor, *, smooth: bool
+) -> int:
     """The stage length asked for, or the longest one over which Jacobian products stay bounded.
 
     A wrong guess may look harmless (a decaying cell) where the data are chaotic, so a few soft steps on short windows
@@ -201,13 +230,19 @@ def _stage_length(problem: Problem, method: Shooting, theta: Tensor, path: Tenso
     )
     states = _window_states(problem, pieces, path)
     few = theta[:_PROBES]
-    options = method.model_copy(
-        update={"iterations": 3, "relax_factor": 2.0, "relax_end": math.inf, "time_limit": None}
-    )
-    run = Run(probe, options, few, states.expand(len(few), -1, -1, -1), clock=0.0)
+    states = states.expand(len(few), -1, -1, -1)
+    soft = Shooting(iterations=3, relax_factor=2.0, relax_end=math.inf)
+    second_order = isinstance(method, Shooting) or functions.n + functions.p <= FORWARD_DIRECTIONS
+    if isinstance(method, Shooting):
+        kept = {"iterations": 3, "relax_factor": 2.0, "relax_end": math.inf, "time_limit": None}
+        soft = method.model_copy(update=kept)
+    run = Run(probe, soft, few, states, clock=0.0)
     if smooth:
-        run.smooth(method.smoothing_passes)
-    run.solve()
+        _smooth(run, method)
+    if second_order:
+        run.solve()
+    elif isinstance(method, ShootingExtragradient):
+        Descent(run, method.model_copy(update={"iterations": _SMOOTHING_STEPS, "rho_growth": 1.0})).solve()
     norms = growth(functions, problem.data, run.point.theta, path[:1], longest=method.longest_stage)
     return conditioned_length(norms, method.growth)
 

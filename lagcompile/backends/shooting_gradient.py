@@ -1,132 +1,197 @@
 """Augmented-Lagrangian extragradient by multiple shooting, for cells with too many parameters for second order.
 
-In: a `Problem`, first parameters and states of many starts. Out: parameters, states, multipliers. Invariant: memory
-is linear in parameters and states; one step costs two batched forward and backward passes of the stages and nothing
-else.
+In: a `Run` at its first parameters and states. Out: the same run where every start ended. Invariant: a step takes two
+batched forward and backward passes of the stages and little else; a start that has ended takes no further work;
+what a start does depends on no other start, except through rounding.
 
-    L = objective / c + <lambda, r> + rho/2 |r|^2,   states and parameters descend, multipliers ascend,
-both halves of a step (extrapolation, update) share one diagonal preconditioner (Adam's second moment).
+States and parameters descend, multipliers ascend, all in both halves of a step (extrapolation, update), which share a
+metric of curvature blocks that is measured again every few steps. The weight rho rises from a value at which the
+states follow the data, so that the parameters solve a regression, to one at which the states follow the model. A step
+after which objective + rho/2 |r|^2 has grown is undone and shortened.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from lagcompile.backends.shooting_problem import Point, Problem
-from lagcompile.dynamics.starts import parameter_scale
-from lagcompile.ir.base import Frozen
+from lagcompile.backends.shooting_lagrangian import Place, Slope, pick, slope
+from lagcompile.backends.shooting_metric import Blocks, Diagonal, Metric
+from lagcompile.backends.shooting_options import ShootingExtragradient
+from lagcompile.backends.shooting_run import RUNNING, SOLVED, STALLED, Run
+from lagcompile.dynamics.functional import FORWARD_DIRECTIONS
+
+_SHORTER, _LONGER, _SHORTEST = 0.3, 1.1, 1e-8
+"""Factors of the step length after a step undone and after a sound one; relative length at which a start stalls."""
 
 
-class ShootingExtragradient(Frozen):
-    """Options of the first-order method."""
-
-    steps: int = Field(default=2000, ge=0)
-    """Most steps."""
-    lr: float = Field(default=0.02, gt=0)
-    """Step of parameters and states in their units, before preconditioning; falls to a tenth along a cosine."""
-    rho: float = Field(default=1.0, gt=0)
-    """Weight of the squared defects, relative to the mean curvature of the output errors."""
-    dual_lr: float = Field(default=0.1, gt=0)
-    """Step of the multipliers in units of rho."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the gradient's mean in the update; the extrapolation uses the plain gradient."""
-    decay: float = Field(default=0.99, gt=0, lt=1)
-    """Decay of the second moment."""
-    time_limit: float | None = Field(default=None, gt=0)
-    """Seconds."""
-
-
-@dataclass(frozen=True, eq=False)
-class FirstOrderResult:
-    """Where an extragradient run ended.
-
-    Attributes:
-        point: parameters, states and their simulation, for all starts.
-        multipliers: (starts, trajectories, stages, n) d objective / d state.
-        steps: steps made.
-        seconds: wall time.
-    """
-
-    point: Point
-    multipliers: Tensor
-    steps: int
-    seconds: float
-
-
-class _Adam:
-    """Diagonal preconditioner; a start whose gradient is not finite stands still."""
-
-    def __init__(self, like: Tensor, method: ShootingExtragradient) -> None:
-        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
-        self.method, self.count = method, 0
-
-    def direction(self, gradient: Tensor, *, update: bool) -> Tensor:
-        gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
-        b1, b2 = self.method.momentum, self.method.decay
-        if not update:
-            seen = self.count + 1
-            square = (b2 * self.square + (1 - b2) * gradient.square()) / (1 - b2**seen)
-            return gradient / (square.sqrt() + 1e-12)
-        self.count += 1
-        self.mean = b1 * self.mean + (1 - b1) * gradient
-        self.square = b2 * self.square + (1 - b2) * gradient.square()
-        mean, square = self.mean / (1 - b1**self.count), self.square / (1 - b2**self.count)
-        return mean / (square.sqrt() + 1e-12)
-
-
-def extragradient(
-    problem: Problem,
-    method: ShootingExtragradient,
-    theta: Tensor,
-    states: Tensor,
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-) -> FirstOrderResult:
-    """Run the method.
+class Descent:
+    """The iteration, for all starts of a run that have not ended.
 
     Args:
-        problem: what is solved.
+        run: where it starts and where it leaves what it finds.
         method: the options.
-        theta: (starts, p) first parameters.
-        states: (starts, trajectories, stages, n) first states.
+        held: True keeps the parameters as they are, to smooth states.
         clock: seconds, for the time limit.
     """
-    begin = clock()
-    theta_scale, scale = parameter_scale(problem.functions, theta), problem.state_scale
-    unit = problem.weights.square().mean() * scale.square().mean() * problem.stages.length
-    z, s = theta / theta_scale, states / scale
-    multipliers = torch.zeros_like(s)
-    on_theta, on_states = _Adam(z, method), _Adam(s, method)
-    done = 0
 
-    def gradients(z: Tensor, s: Tensor, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, s = z.detach().requires_grad_(True), s.detach().requires_grad_(True)
-        values = problem.evaluate(z * theta_scale, s * scale).values
-        defect = problem.scaled_defect(values)
-        coupling = (dual * defect + 0.5 * method.rho * defect.square()).flatten(1).sum(1)
-        total = (values.objective / unit + coupling).sum()
-        by_z, by_s = torch.autograd.grad(total, (z, s))
-        return by_z, by_s, defect.detach()
+    def __init__(
+        self,
+        run: Run,
+        method: ShootingExtragradient,
+        *,
+        held: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.run, self.problem, self.method, self.held = run, run.problem, method, held
+        self.clock, self.begin = clock, clock()
+        self.live = run.starts[run.code == RUNNING]
+        self.scale = run.theta_scale[self.live]
+        dual = run.multipliers[self.live]
+        self.place = Place(
+            run.point.theta[self.live] / self.scale, run.point.states[self.live] / self.problem.state_scale, dual
+        )
+        self.last, self.last_slope = self.place, Slope.beyond(self.place)
+        self.move_theta, self.move_states = torch.zeros_like(self.place.theta), torch.zeros_like(self.place.states)
+        self.length = torch.full_like(self.place.theta[:, 0], method.step)
+        self.kappa = torch.full_like(self.length, method.rho_start)
+        few = self.problem.functions.n + self.problem.functions.p <= FORWARD_DIRECTIONS
+        self.blocks = few if method.metric == "auto" else method.metric == "blocks"
+        self.generator = torch.Generator(device=dual.device).manual_seed(0)
+        self.metric: Metric | None = None
+        self.steps = 0
 
-    for step in range(method.steps):
-        if method.time_limit is not None and clock() - begin > method.time_limit:
-            break
-        lr = method.lr * (0.1 + 0.45 * (1 + float(torch.cos(torch.tensor(torch.pi * step / method.steps)))))
-        by_z, by_s, defect = gradients(z, s, multipliers)
-        ahead_z = z - lr * on_theta.direction(by_z, update=False)
-        ahead_s = s - lr * on_states.direction(by_s, update=False)
-        ahead = multipliers + method.dual_lr * method.rho * torch.nan_to_num(defect, 0.0, 0.0, 0.0)
-        by_z, by_s, defect = gradients(ahead_z, ahead_s, ahead)
-        z = z - lr * on_theta.direction(by_z, update=True)
-        s = s - lr * on_states.direction(by_s, update=True)
-        multipliers = multipliers + method.dual_lr * method.rho * torch.nan_to_num(defect, 0.0, 0.0, 0.0)
-        done = step + 1
-    with torch.no_grad():
-        point = problem.evaluate((z * theta_scale).detach(), (s * scale).detach())
-    return FirstOrderResult(point, multipliers * unit / scale, done, clock() - begin)
+    # ---------------------------------------------------------------- the loop
+    def solve(self) -> None:
+        """Iterate until every start has ended or a limit is reached, and leave the result in the run."""
+        while len(self.live) and self.steps < self.method.iterations:
+            limit = self.method.time_limit
+            if limit is not None and self.clock() - self.begin > limit:
+                self.run.timed_out = True
+                break
+            if not self._step():
+                return
+            self.steps += 1
+        if len(self.live):
+            self._look(last=True)
+
+    def _step(self) -> bool:
+        """One extrapolation and one update; False where no start is left."""
+        metric = self.metric or self._measure()
+        rho = self.kappa * metric.unit
+        here = self._vetted(slope(self.problem, self.place, self.scale, rho), rho)
+        if self.steps and self.steps % self.method.refresh == 0:
+            self._look()
+            if not len(self.live):
+                return False
+            metric, here = self._measure(), self.last_slope
+            rho = self.kappa * metric.unit
+        eta = self.method.dual_step * rho[:, None, None, None]
+        ahead = self._moved(metric, here)[0]
+        ahead = Place(ahead.theta, ahead.states, self.place.dual + eta * here.defect)
+        there = slope(self.problem, ahead, self.scale, rho)
+        sound = there.finite
+        following, move_theta, move_states = self._moved(metric, there)
+        stay = Place(self.place.theta, self.place.states, self.place.dual)
+        self.move_theta = pick(sound, move_theta, torch.zeros_like(move_theta))
+        self.move_states = pick(sound, move_states, torch.zeros_like(move_states))
+        self.length = torch.where(sound, self.length, _SHORTER * self.length)
+        self.place = Place(following.theta, following.states, self.place.dual + eta * there.defect).where(sound, stay)
+        return True
+
+    def _vetted(self, here: Slope, rho: Tensor) -> Slope:
+        """Go back where the last step has made things worse; raise rho where it has not."""
+        sound = here.finite & (here.merit(rho) <= self.method.increase * self.last_slope.merit(rho))
+        self.place, here = self.place.where(sound, self.last), here.where(sound, self.last_slope)
+        self.move_theta = pick(sound, self.move_theta, torch.zeros_like(self.move_theta))
+        self.move_states = pick(sound, self.move_states, torch.zeros_like(self.move_states))
+        undisturbed = sound & (self.length >= self.method.step)
+        if not self.held:
+            raised = (self.kappa * self.method.rho_growth).clamp_max(self.method.rho_end)
+            self.kappa = torch.where(undisturbed, raised, self.kappa)
+        longer = (_LONGER * self.length).clamp_max(self.method.step)
+        self.length = torch.where(sound, longer, _SHORTER * self.length)
+        self.last, self.last_slope = self.place, here
+        return here
+
+    def _moved(self, metric: Metric, at: Slope) -> tuple[Place, Tensor, Tensor]:
+        """Where a gradient leads from the present place, momentum included, and the moves of parameters and states."""
+        by_theta, by_states = metric.steps(at.theta, at.states)
+        bounds, scale = self.problem.bounds, self.problem.state_scale
+        theta = self.place.theta
+        if not self.held:
+            theta = theta + self.method.momentum * self.move_theta - self.length[:, None] * by_theta
+            theta = theta.clamp(bounds.theta_lower / self.scale, bounds.theta_upper / self.scale)
+        states = self.place.states + self.method.momentum * self.move_states
+        states = (states - self.length[:, None, None, None] * by_states).clamp(
+            bounds.state_lower / scale, bounds.state_upper / scale
+        )
+        return Place(theta, states, self.place.dual), theta - self.place.theta, states - self.place.states
+
+    # ---------------------------------------------------------------- every few steps
+    def _measure(self) -> Metric:
+        theta, states = self.place.theta * self.scale, self.place.states * self.problem.state_scale
+        if self.blocks:
+            self.metric = Blocks(self.problem, theta, states, self.scale)
+        else:
+            before = self.metric.estimate if isinstance(self.metric, Diagonal) else None
+            self.metric = Diagonal(self.problem, theta, states, self.scale, generator=self.generator, before=before)
+        self.metric.set_rho(self.kappa * self.metric.unit)
+        return self.metric
+
+    def error(self) -> Tensor:
+        """KKT error of the last place, with lambda + rho r as multipliers: what they leave of the gradient is all."""
+        bounds, at, place = self.problem.bounds, self.last_slope, self.last
+        theta = _free(at.theta, place.theta, bounds.theta_lower / self.scale, bounds.theta_upper / self.scale)
+        low, high = bounds.state_lower / self.problem.state_scale, bounds.state_upper / self.problem.state_scale
+        states = _free(at.states, place.states, low, high)
+        stationarity = torch.maximum(theta.abs().amax(1), states.abs().flatten(1).amax(1))
+        return torch.maximum(stationarity / (1.0 + at.objective), at.defect.abs().flatten(1).amax(1))
+
+    def _look(self, *, last: bool = False) -> None:
+        """Leave what was reached in the run, let go of the starts that have ended, record numbers."""
+        run, error = self.run, self.error()
+        run.point.theta[self.live] = self.last.theta * self.scale
+        run.iterations[self.live] = self.steps
+        ended = torch.full_like(run.code[self.live], RUNNING)
+        if not self.held:
+            ended[self.length < _SHORTEST * self.method.step] = STALLED
+            ended[error <= self.method.tolerance] = SOLVED
+        if not self.held:
+            run.code[self.live] = ended
+        leaving = (ended != RUNNING) | last
+        self._store(leaving)
+        if not self.held:
+            run.record(error, defect=self.last_slope.defect, objective=self.last_slope.objective, step=self.steps)
+        if bool(leaving.any()):
+            self._keep(~leaving)
+
+    def _store(self, which: Tensor) -> None:
+        starts = self.live[which]
+        if len(starts) == 0 or self.metric is None:
+            return
+        place, at = self.last.rows(which), self.last_slope.rows(which)
+        rho = (self.kappa * self.metric.unit)[which]
+        point = self.problem.evaluate(place.theta * self.scale[which], place.states * self.problem.state_scale)
+        self.run.point.store(starts, point)
+        if not self.held:
+            on = self.problem.stages.defect_on[..., None]
+            self.run.multipliers[starts] = (place.dual + rho[:, None, None, None] * at.defect) * on
+
+    def _keep(self, stay: Tensor) -> None:
+        self.live, self.scale = self.live[stay], self.scale[stay]
+        self.place, self.last = self.place.rows(stay), self.last.rows(stay)
+        self.last_slope = self.last_slope.rows(stay)
+        self.move_theta, self.move_states = self.move_theta[stay], self.move_states[stay]
+        self.length, self.kappa = self.length[stay], self.kappa[stay]
+        if isinstance(self.metric, Diagonal):
+            self.metric.keep(stay)
+
+
+def _free(gradient: Tensor, value: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The gradient without what only pushes against a bound."""
+    held = ((value <= lower) & (gradient > 0)) | ((value >= upper) & (gradient < 0))
+    return torch.where(held, torch.zeros_like(gradient), gradient)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lagcompile.backends.shooting_kkt import Quadratic
 from lagcompile.dynamics.functional import CellFunctions
-from lagcompile.dynamics.stages import StageJacobians, Stages, StageValues
+from lagcompile.dynamics.stages import StageJacobians, Stages, StageValues, Sweep
 from lagcompile.dynamics.trajectories import Trajectories
 from lagcompile.ir.base import BindError
 
@@ -48,10 +48,17 @@ class Bounds:
     @property
     def any(self) -> bool:
         """Whether anything is bounded."""
-        return any(
-            bool(torch.isfinite(b).any())
-            for b in (self.theta_lower, self.theta_upper, self.state_lower, self.state_upper)
-        )
+        return self.theta_bounded or self.states_bounded
+
+    @property
+    def theta_bounded(self) -> bool:
+        """Whether a parameter is bounded."""
+        return bool(torch.isfinite(self.theta_lower).any() or torch.isfinite(self.theta_upper).any())
+
+    @property
+    def states_bounded(self) -> bool:
+        """Whether a state component is bounded."""
+        return bool(torch.isfinite(self.state_lower).any() or torch.isfinite(self.state_upper).any())
 
     @classmethod
     def of(
@@ -148,12 +155,29 @@ class Problem:
     def evaluate(self, theta: Tensor, states: Tensor) -> Point:
         """Simulate all stages; the priors are part of the objective."""
         values = self.stages.simulate(theta, states)
-        extra = torch.zeros_like(values.objective)
+        return Point(theta, states, replace(values, objective=values.objective + self._priors(theta, states)))
+
+    def _priors(self, theta: Tensor, states: Tensor) -> Tensor:
+        total = theta.new_zeros(theta.shape[0])
         if self.theta_prior is not None:
-            extra = extra + 0.5 * self._theta_error(theta, self.theta_prior).square().sum(1)
+            total = total + 0.5 * self._theta_error(theta, self.theta_prior).square().sum(1)
         if self.initial_prior is not None:
-            extra = extra + 0.5 * self._initial_error(states, self.initial_prior).square().flatten(1).sum(1)
-        return Point(theta, states, replace(values, objective=values.objective + extra))
+            total = total + 0.5 * self._initial_error(states, self.initial_prior).square().flatten(1).sum(1)
+        return total
+
+    def taped(self, theta: Tensor, states: Tensor) -> tuple[Point, Sweep]:
+        """`evaluate`, and the transposed Jacobian of all stages; priors are not part of it."""
+        values, sweep = self.stages.taped(theta, states)
+        return Point(theta, states, replace(values, objective=values.objective + self._priors(theta, states))), sweep
+
+    def prior_gradient(self, theta: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives (starts, p) and (starts, trajectories, n) of the priors by parameters and initial states."""
+        by_theta, by_initial = torch.zeros_like(theta), torch.zeros_like(states[:, :, 0])
+        if self.theta_prior is not None:
+            by_theta = self._theta_error(theta, self.theta_prior) / self.theta_prior.deviation
+        if self.initial_prior is not None:
+            by_initial = self._initial_error(states, self.initial_prior) / self.initial_prior.deviation
+        return by_theta, by_initial
 
     def linearise(
         self, point: Point, theta_scale: Tensor, multipliers: Tensor | None = None

@@ -29,7 +29,7 @@ from lagcompile.dynamics.starts import parameter_scale
 from lagcompile.ir.solution import Status
 
 Watch = Callable[[Mapping[str, float]], None]
-_RUNNING, _SOLVED, _STALLED, _DIVERGED = range(4)
+RUNNING, SOLVED, STALLED, DIVERGED = range(4)
 _HARD = 1e5
 """Relative weight of the defects in the preconditioner of hard steps: few inner iterations, small rounding."""
 
@@ -86,8 +86,8 @@ class Run:
         self.hard = torch.zeros(count, dtype=torch.bool, device=theta.device)
         self.newton = torch.zeros(count, dtype=torch.int64, device=theta.device)
         self.tries = torch.zeros(count, dtype=torch.int64, device=theta.device)
-        self.code = torch.full((count,), _RUNNING, dtype=torch.int64, device=theta.device)
-        self.code[~self.point.values.finite] = _DIVERGED
+        self.code = torch.full((count,), RUNNING, dtype=torch.int64, device=theta.device)
+        self.code[~self.point.values.finite] = DIVERGED
         self.iterations = torch.zeros_like(self.code)
         self.filter = Filter(count, method.iterations + 1, theta)
         self.weight = theta.new_full((count,), method.barrier_start if self.bounded else 0.0)
@@ -100,7 +100,7 @@ class Run:
     def solve(self) -> None:
         """Iterate until every start has ended or the limits are reached."""
         while self.step_count < self.method.iterations:
-            active = self.starts[self.code == _RUNNING]
+            active = self.starts[self.code == RUNNING]
             if len(active) == 0:
                 return
             if self.method.time_limit is not None and time.perf_counter() - self.clock > self.method.time_limit:
@@ -112,7 +112,7 @@ class Run:
     def smooth(self, passes: int) -> None:
         """Smooth the states with the parameters held: soft steps that estimate what is not observed."""
         for _ in range(passes):
-            active = self.starts[self.code == _RUNNING]
+            active = self.starts[self.code == RUNNING]
             jacobians, model = self.problem.linearise(self.point.rows(active), self.theta_scale[active])
             rho = model.scale
             model = model.hold_theta().add_diagonal(self._state_damping(model, rho, self.damping[active]), None)
@@ -120,6 +120,12 @@ class Run:
             step = self._solve(jacobians, model, active, rho, exact=None)
             self._search(active, step, rho, soft_only=True)
         self.damping.fill_(self.method.damping)
+
+    def harden(self) -> None:
+        """Go on with defects as equality constraints from where another method ended."""
+        self.code[self.point.values.finite] = RUNNING
+        self.hard.fill_(True)
+        self.damping.fill_(1e-8)
 
     def lengthened(self) -> Run:
         """A run at twice the stage length that starts where this one ended, with hard defects and its multipliers."""
@@ -138,7 +144,7 @@ class Run:
     def statuses(self) -> tuple[Status, ...]:
         """Status of every start."""
         late = Status.TIME_LIMIT if self.timed_out else Status.STEPS_DONE
-        names = {_RUNNING: late, _SOLVED: Status.SOLVED, _STALLED: Status.STALLED, _DIVERGED: Status.DIVERGED}
+        names = {RUNNING: late, SOLVED: Status.SOLVED, STALLED: Status.STALLED, DIVERGED: Status.DIVERGED}
         return tuple(names[int(c)] for c in self.code.tolist())
 
     # ---------------------------------------------------------------- one iteration
@@ -150,7 +156,7 @@ class Run:
             solved &= self.weight[active] <= self.method.tolerance
             self._lower_barrier(active, error)
         if bool(solved.any()):
-            self.code[active[solved]] = _SOLVED
+            self.code[active[solved]] = SOLVED
             active, jacobians, model = active[~solved], jacobians.rows(~solved), model.rows(~solved)
             if len(active) == 0:
                 self._record(error)
@@ -319,7 +325,7 @@ class Run:
         self.damping[active] = torch.maximum(damping * factor, floor).clamp_max(1e10)
         if soft_only:
             return
-        self.code[active[~accepted & (damping >= 1e8)]] = _STALLED
+        self.code[active[~accepted & (damping >= 1e8)]] = STALLED
         # A rejected step with second derivatives may come from negative curvature: go back to Gauss-Newton for a while.
         self.newton[active] = torch.where(hard & accepted, self.newton[active] + 1, 0)
         tries = self.tries[active] + 1
@@ -330,20 +336,31 @@ class Run:
         self.hard[active[finished]] = True
         self.damping[active[finished]] = 1e-8
 
-    def _record(self, error: Tensor) -> None:
-        objective = self.point.values.objective
+    def record(self, error: Tensor, *, defect: Tensor, objective: Tensor, step: int) -> None:
+        """Note the numbers of an iteration.
+
+        Args:
+            error: KKT errors of the starts that were running.
+            defect: scaled defects (starts, ...).
+            objective: (starts,).
+            step: number of the iteration.
+        """
         finite = objective[torch.isfinite(objective)]
         row = {
-            "step": float(self.step_count),
+            "step": float(step),
             "seconds": time.perf_counter() - self.clock,
             "loss": float(finite.min()) if len(finite) else float("inf"),
             "median_loss": float(finite.median()) if len(finite) else float("inf"),
-            "defect": float(self.problem.scaled_defect(self.point.values).abs().flatten(1).amax(1).median()),
+            "defect": float(defect.abs().flatten(1).amax(1).median()),
             "kkt": float(error.median()),
-            "running": float((self.code == _RUNNING).sum()),
-            "solved": float((self.code == _SOLVED).sum()),
+            "running": float((self.code == RUNNING).sum()),
+            "solved": float((self.code == SOLVED).sum()),
         }
         self.trace.rows.append(row)
         self.trace.theta.append(self.point.theta.clone())
         if self.watch is not None:
             self.watch(row)
+
+    def _record(self, error: Tensor) -> None:
+        values = self.point.values
+        self.record(error, defect=self.problem.scaled_defect(values), objective=values.objective, step=self.step_count)

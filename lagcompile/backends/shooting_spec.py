@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lagcompile.backends.shooting import fit
-from lagcompile.backends.shooting_options import Shooting
+from lagcompile.backends.shooting_options import Shooting, ShootingMethod
 from lagcompile.backends.shooting_result import FitResult
 from lagcompile.dynamics.functional import CellFunctions
 from lagcompile.dynamics.program import rollout_program
@@ -45,7 +45,13 @@ class ShootingSpec(Frozen):
     starts: StartOptions = StartOptions()
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
     """Parameter -> lower and upper bound; null for none."""
-    method: Shooting = Shooting()
+    method: ShootingMethod = Shooting()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _default_kind(cls, value: object) -> object:
+        """A method without a kind is the default one."""
+        return {"kind": "shooting", **value} if isinstance(value, dict) else value
 
     def program(self, length: int) -> Program:
         """The program at a stage length."""

@@ -21,6 +21,8 @@ from lagcompile.dynamics.rollout import Rollout, Select
 from lagcompile.ir.base import BindError
 
 Row = Callable[..., Tensor]
+Pullback = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""From factors of a result to derivatives by states (starts, lanes, n) and parameters (starts, p); None: none."""
 FORWARD_DIRECTIONS = 48
 """Forward mode is used up to this many directions n + p; beyond it n backward passes are cheaper."""
 
@@ -135,6 +137,28 @@ class CellFunctions:
             return torch.stack([self._step1(t, row, u, h) for t, row in zip(theta, x, strict=True)])
         return vmap(self._step1, in_dims=(0, 0, None, None))(theta, x, u, h)
 
+    def taped_step(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> tuple[Tensor, Pullback]:
+        """`step`, and its reverse mode: what a first-order method needs, whatever the number of parameters."""
+        if self._compile:
+            kernel, data = self._kernel("pullback", u, h), self._as_data(u, h)[0]
+
+            def pull_compiled(factors: Tensor) -> tuple[Tensor, Tensor | None]:
+                by_state, by_theta = kernel(theta, torch.cat([x, factors], -1), *data)
+                return by_state, by_theta
+
+            return self.step(theta, x, u, h), pull_compiled
+        return _taped(lambda t, s: self._step(t, s, u, h), theta, x)
+
+    def taped_output(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+        """`output` and its reverse mode."""
+        readout = self.rollout.readout
+        if isinstance(readout, nn.Identity):
+            return x, lambda factors: (factors, None)
+        if isinstance(readout, Select):
+            index = torch.tensor(readout.components, device=x.device)
+            return x[..., index], lambda factors: (torch.zeros_like(x).index_add_(-1, index, factors), None)
+        return _taped(lambda t, s: vmap(self._read1)(t, s), theta, x)
+
     def output(self, theta: Tensor, x: Tensor) -> Tensor:
         """Outputs (starts, lanes, outputs) of states (starts, lanes, n)."""
         if isinstance(self.rollout.readout, Select):
@@ -152,8 +176,16 @@ class CellFunctions:
             return by_state, by_theta
         return self._step_jacobian(theta, x, u, h)
 
+    def state_jacobian(self, theta: Tensor, x: Tensor, u: Tensor | None, h: Tensor | float) -> Tensor:
+        """Jacobian (starts, lanes, n, n) of `step` by the state alone: n backward passes where parameters are many."""
+        if self.n + self.p <= FORWARD_DIRECTIONS or self.first_order_only:
+            return self.step_jacobian(theta, x, u, h)[0]
+        _, pull = _taped(lambda t, s: self._step(t, s, u, h), theta, x)
+        eye = torch.eye(self.n, dtype=x.dtype, device=x.device)
+        return torch.stack([pull(row.expand_as(x))[0] for row in eye], dim=-2)
+
     def _kernel(self, what: str, u: Tensor | None, h: Tensor | float) -> Kernel:
-        """Compiled step or Jacobian for calls of one form: with or without inputs, with a given step length or data."""
+        """Compiled step, Jacobian or pullback for calls of one form: with or without inputs, one step length or more."""
         form = (what, u is not None, None if isinstance(h, Tensor) else h)
         if form not in self._kernels:
             has_inputs, number = form[1], form[2]
@@ -163,6 +195,11 @@ class CellFunctions:
                 length = data[-1] if number is None else number
                 if what == "step":
                     return (self._step(theta, x, now, length),)
+                if what == "pullback":
+                    state, factors = x[..., : self.n].contiguous(), x[..., self.n :].contiguous()
+                    pull = torch.func.vjp(lambda t, s: self._step(t, s, now, length), theta, state)[1]
+                    by_theta, by_state = pull(factors)
+                    return by_state, by_theta
                 return self._step_jacobian(theta, x, now, length)
 
             self._kernels[form] = Kernel(run, self._backend)
@@ -295,6 +332,19 @@ class CellFunctions:
             found.append(end.unflatten(1, (width, n)).mT)
         full = torch.stack(found)
         return full[..., :n], full[..., n:]
+
+
+def _taped(function: Row, theta: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    """Value and pullback of a row-wise function; the pullback may be called more than once."""
+    with torch.enable_grad():
+        t, s = theta.detach().requires_grad_(True), x.detach().requires_grad_(True)
+        value = function(t, s)
+
+    def pull(factors: Tensor) -> tuple[Tensor, Tensor | None]:
+        by_state, by_theta = torch.autograd.grad(value, (s, t), factors, materialize_grads=True, retain_graph=True)
+        return by_state, by_theta
+
+    return value.detach(), pull
 
 
 class _Field(nn.Module):

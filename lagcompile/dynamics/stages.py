@@ -8,6 +8,7 @@ it is, so that a horizon that S does not divide, and trajectories of unequal len
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,11 @@ class StageJacobians:
         )
 
 
+Sweep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From factors of the stages' ends (starts, trajectories, stages, n) and of the outputs (starts, trajectories, stages,
+S, outputs) to derivatives by first states (starts, trajectories, stages, n) and parameters (starts, p)."""
+
+
 class Stages:
     """Trajectories in stages of S samples.
 
@@ -148,15 +154,49 @@ class Stages:
             following = self.functions.step(theta, x.flatten(1, 2), inputs, lengths).view(shape)
             x = torch.where(self.sample_on[:, :, j, None], following, x) if self.ragged else following
         samples = torch.stack(path, dim=3)
-        outputs = self.functions.output(theta, samples.flatten(1, 3)).unflatten(1, samples.shape[1:4])
+        outputs = self.functions.output(theta, samples.flatten(1, 3))
+        return self._values(samples, outputs, x)
+
+    def taped(self, theta: Tensor, states: Tensor) -> tuple[StageValues, Sweep]:
+        """`simulate`, and the transposed Jacobian of all stages as a function: one batched backward pass."""
+        shape = states.shape
+        x, path, pulls = states, [], []
+        for j in range(self.length):
+            path.append(x)
+            inputs, lengths = self.lane_data(j)
+            following, pull = self.functions.taped_step(theta, x.flatten(1, 2), inputs, lengths)
+            pulls.append(pull)
+            following = following.view(shape)
+            x = torch.where(self.sample_on[:, :, j, None], following, x) if self.ragged else following
+        samples = torch.stack(path, dim=3)
+        outputs, pull_output = self.functions.taped_output(theta, samples.flatten(1, 3))
+
+        def sweep(end: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+            read_x, read_t = pull_output(error.flatten(1, 3))
+            read_x = read_x.view(samples.shape)
+            total = torch.zeros_like(theta) if read_t is None else read_t
+            now = end
+            for j in reversed(range(self.length)):
+                on = self.sample_on[:, :, j, None]
+                back, by_theta = pulls[j]((torch.where(on, now, 0.0) if self.ragged else now).flatten(1, 2))
+                back = back.view(shape)
+                now = (torch.where(on, back, now) if self.ragged else back) + read_x[:, :, :, j]
+                total = total if by_theta is None else total + by_theta
+            return now, total
+
+        return self._values(samples, outputs, x), sweep
+
+    def _values(self, samples: Tensor, outputs: Tensor, end: Tensor) -> StageValues:
         if outputs.shape[-1] != self.data.outputs:
             raise BindError(
                 f"the readout gives {outputs.shape[-1]} outputs, the data have {self.data.outputs}: "
                 "pass readout=[indices of the observed components] or a readout module"
             )
+        outputs = outputs.unflatten(1, samples.shape[1:4])
         residual = torch.where(self.weight > 0, self.weight * (outputs - self.observed), 0.0)
+        states = samples[:, :, :, 0]
         following = torch.cat([states[:, :, 1:], states[:, :, -1:]], dim=2)
-        defect = torch.where(self.defect_on[..., None], x - following, 0.0)
+        defect = torch.where(self.defect_on[..., None], end - following, 0.0)
         return StageValues(samples, residual, defect, 0.5 * residual.square().flatten(1).sum(1))
 
     def linearise(

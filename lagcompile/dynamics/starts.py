@@ -144,7 +144,7 @@ def growth(
     scale = state_scale(states, data)
     steps = Stages(functions, data, 1, torch.ones(data.outputs, dtype=functions.dtype, device=functions.device))
     path = states.expand(theta.shape[0], -1, -1, -1)
-    product, _ = functions.step_jacobian(theta, path.flatten(1, 2), *steps.lane_data(None))
+    product = functions.state_jacobian(theta, path.flatten(1, 2), *steps.lane_data(None))
     product = (product * (scale / scale[:, None])).unflatten(1, path.shape[1:3])
     inside = steps.defect_on
     found, length = {}, 1
