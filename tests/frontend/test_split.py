@@ -123,12 +123,11 @@ def test_isomorphic_stages_are_equal() -> None:
 class Branches(nn.Module):
     """Branches that run one after the other, each with a bottleneck, ahead of a wide layer."""
 
-    def __init__(self, narrow: int = 2) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(5, 16)
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.Linear(16, narrow), nn.Tanh(), nn.Linear(narrow, 24), nn.Tanh(), nn.Linear(24, 8))
-            for _ in range(3)
+            nn.Sequential(nn.Linear(16, 2), nn.Tanh(), nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 8)) for _ in range(3)
         )
         self.head = nn.Sequential(nn.Linear(8, 200), nn.Tanh(), nn.Linear(200, 3))
 
@@ -149,8 +148,6 @@ def test_balanced_cuts_all_branches_at_their_narrowest() -> None:
     assert max(s.flops for s in lifted.program.stages) == lifted.program.stages[2].flops  # the wide layer
     assert lifted.verify(X, torch.zeros(4, 3), loss=nn.functional.mse_loss).ok
     assert lc.lift(Branches(), (X,), split=lifted.split).partition.stage_of == lifted.partition.stage_of
-    wide = lc.lift(Branches(24), (X,), split=4)  # no bottleneck: nothing is gained
-    assert all(b.reason.endswith(", balanced") for b in wide.partition.breakpoints)
 
 
 def test_auto_never_fails() -> None:
