@@ -203,6 +203,12 @@ class Lifted:
 
         return latex(self.program, method)
 
+    def draw(self, path: str | Path) -> Path:
+        """Draw stages, breakpoints and costs to an .svg, .png or .pdf file (extra `plots`)."""
+        from lagcompile.export.drawing import draw
+
+        return draw(self.program, path)
+
     # ---------------------------------------------------------------- what to do with it
     def resolve(self, *args: Any, **kwargs: Any) -> Lifted:
         """The same lifting with shapes known from inputs; itself where they are known.
