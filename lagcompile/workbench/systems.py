@@ -1,7 +1,7 @@
 """The systems of the tables: for each, a run spec with its starting values, and what may be searched.
 
-Starting values are published ones where they train at a batch size of 64, else what did well on the digits' validation
-split; they are the first trial of every search, so that all systems begin from a sensible place.
+Starting values are published ones where they train at a batch size of 64, else what did well on the digits' or MNIST's
+validation split; they are the first trial of every search, so that all systems begin from a sensible place.
 
 In: a data set's `Bench` (network, splits). Out: `System`s, each of which gives a `RunSpec`. Invariant: systems differ
 in split, formulation and method alone; network, data, steps, batch size and seeds are the bench's.
@@ -112,11 +112,14 @@ _PASSING: dict[str, Any] = {
 
 
 def _saddle(kind: str) -> dict[str, Any]:
+    """Saddle-point method on a table. A row is visited 15 times in 6,500 steps of batch 128: inner steps, which run the
+    stages behind the table alone, make up for it, in every system alike that keeps a table."""
     return {
         "kind": kind,
-        "weights": dict(_ADAM),
+        "weights": _rule("adam", 2e-3),
         "states": _rule("adagrad", 0.1),
         "multipliers": _rule("sgd", 1e-3),
+        "inner_steps": 8,
     }
 
 
@@ -143,7 +146,12 @@ SYSTEMS: tuple[System, ...] = (
             "transform": {"kind": "hardshrink", "epsilon": 0.3},
             "classes": 10,
         },
-        {**_saddle("extragradient"), "states": _rule("adagrad", 0.05), "multipliers": _rule("sgd", 1e-4)},
+        {
+            **_saddle("extragradient"),
+            "states": _rule("adagrad", 0.05),
+            "multipliers": _rule("sgd", 1e-4),
+            "inner_steps": 0,
+        },
         _SADDLE_SPACE,
     ),
     System("gda", "Gradient descent-ascent", "last", _TUBE, _saddle("descent_ascent"), _SADDLE_SPACE),
