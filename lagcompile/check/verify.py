@@ -18,11 +18,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
-from lagcompile.runtime.float64 import in_float64
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
-from lagcompile.ir.program import Program
-from lagcompile.runtime.adjoint import sweep
+from lagcompile.ir.program import Program, StateVariable
+from lagcompile.runtime.adjoint import Sweep, sweep
+from lagcompile.runtime.float64 import in_float64
 from lagcompile.runtime.instance import convert, quiet
 
 TOLERANCE = 1e-10
@@ -87,63 +87,73 @@ def _mode(
         module.train(training)
     parameters = {n: p.requires_grad_(p.is_floating_point()) for n, p in original.named_parameters()}
     nodes = [s.node for s in program.states]
-    with _same_start(network):
-        output = network.capture.signature.call(original, [t.clone() for t in inputs])
-        gradients = _gradients(loss(output), parameters)
-    with _same_start(network):
-        recorder = _Recorder(network, nodes)
-        unsplit = loss(network.capture.assemble_flat(recorder.run(*(t.clone() for t in inputs))))
-        adjoints = _gradients(unsplit, recorder.found)
-    with _same_start(network), torch.no_grad():
-        values = network.glue(inputs)
-        yield "forward", "output", _output_difference(output, network.assemble(values))
-    states = {n: values[n].detach().clone().requires_grad_() for n in nodes}
     by_node = {s.node: s for s in program.states}
-    with _same_start(network):
-        data = {**values, **network.prepare(inputs)}
-        swept = sweep(network, {n: v for n, v in data.items() if n not in states}, states, loss)
-        for name, prediction in swept.predictions.items():
-            label = _label(by_node[name].name, by_node[name].module or name)
-            yield "defect", label, ratio(prediction.detach() - states[name].detach(), states[name])
-            yield "adjoint", label, ratio(swept.multipliers[name] - adjoints[name], adjoints[name])
-        yield from _stationarity(swept.loss, swept, states, parameters, gradients, by_node)
+    for number, names in enumerate(_groups(parameters)):
+        weights = {n: parameters[n] for n in names}
+        with _same_start(network):
+            output = network.capture.signature.call(original, [t.clone() for t in inputs])
+            gradients = _gradients(loss(output), weights)
+        if number == 0:
+            with _same_start(network):
+                recorder = _Recorder(network, nodes)
+                unsplit = loss(network.capture.assemble_flat(recorder.run(*(t.clone() for t in inputs))))
+                adjoints = _gradients(unsplit, recorder.found)
+                del recorder, unsplit
+            with _same_start(network), torch.no_grad():
+                values = network.glue(inputs)
+                yield "forward", "output", _output_difference(output, network.assemble(values))
+            states = {n: values[n].detach().clone().requires_grad_() for n in nodes}
+        with _same_start(network):
+            data = {**values, **network.prepare(inputs)}
+            swept = sweep(network, {n: v for n, v in data.items() if n not in states}, states, loss)
+            lagrangian = _lagrangian(swept, states)
+            if number == 0:
+                yield from _in_states(swept, lagrangian, states, adjoints, by_node)
+            found = _gradients(lagrangian, weights)
+            for name in names:
+                yield "weight gradient", name, ratio(found[name] - gradients[name], gradients[name])
 
 
-def _stationarity(
-    loss: Tensor,
-    swept: Any,
-    states: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor],
-    by_node: Mapping[str, Any],
-) -> Iterator[tuple[Kind, str, float]]:
-    """Autograd of L = loss + <lambda, f - h> against zero in states and backprop in weights."""
-    lagrangian = loss
+def _lagrangian(swept: Sweep, states: Mapping[str, Tensor]) -> Tensor:
+    """L = loss + <lambda, f - h>."""
+    value = swept.loss
     for name, prediction in swept.predictions.items():
-        lagrangian = lagrangian + (swept.multipliers[name] * (prediction - states[name])).sum()
+        value = value + (swept.multipliers[name] * (prediction - states[name])).sum()
+    return value
+
+
+def _in_states(
+    swept: Sweep,
+    lagrangian: Tensor,
+    states: Mapping[str, Tensor],
+    adjoints: Mapping[str, Tensor],
+    by_node: Mapping[str, StateVariable],
+) -> Iterator[tuple[Kind, str, float]]:
+    """Defects against zero, multipliers against adjoints, autograd of L in states against zero."""
+    for name, prediction in swept.predictions.items():
+        label = _label(by_node[name].name, by_node[name].module or name)
+        yield "defect", label, ratio(prediction.detach() - states[name].detach(), states[name])
+        yield "adjoint", label, ratio(swept.multipliers[name] - adjoints[name], adjoints[name])
     found = _gradients(lagrangian, states)
     for name in states:
-        state = by_node[name]
-        label = _label(state.name, state.module or name)
+        label = _label(by_node[name].name, by_node[name].module or name)
         yield "state stationarity", label, ratio(found[name], swept.multipliers[name])
-    for names in _groups(parameters):
-        found = _gradients(lagrangian, {n: parameters[n] for n in names})
-        for name in names:
-            yield "weight gradient", name, ratio(found[name] - gradients[name], gradients[name])
 
 
 def _groups(parameters: Mapping[str, Tensor], size: int = 2**26) -> Iterator[list[str]]:
-    """Parameter names in groups of about `size` numbers, so that few gradients are held at a time."""
+    """Parameter names in groups of about `size` numbers, one group at least.
+
+    Everything is run again for each, so that two gradients of a group are held beside the weights, not of all of them.
+    """
     group: list[str] = []
     held = 0
     for name, parameter in parameters.items():
-        group.append(name)
-        held += parameter.numel()
-        if held >= size:
+        if group and held + parameter.numel() > size:
             yield group
             group, held = [], 0
-    if group:
-        yield group
+        group.append(name)
+        held += parameter.numel()
+    yield group
 
 
 def _label(state: str, module: str) -> str:
