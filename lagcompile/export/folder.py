@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,9 @@ def _call(signature: Signature) -> CallRecord:
 def _graph(partition: Partition) -> dict[str, Any]:
     """Nodes, stage numbers and reasons as JSON data."""
     graph = partition.graph
+    nodes = tuple(changed(n, source=Path(n.source).name) for n in graph.nodes)  # no paths of this machine
     return {
-        "nodes": TypeAdapter(tuple[Node, ...]).dump_python(graph.nodes, mode="json"),
+        "nodes": TypeAdapter(tuple[Node, ...]).dump_python(nodes, mode="json"),
         "outputs": graph.outputs,
         "shapes_known": graph.shapes_known,
         "stage_of": dict(partition.stage_of),

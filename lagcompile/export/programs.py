@@ -279,6 +279,9 @@ def _bytes(program: Any) -> bytes:
     program._example_inputs = None
     program._constants = {}
     _give_something(program.graph_module)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine
     buffer = io.BytesIO()
     with quietly():
         torch.export.save(program, buffer)

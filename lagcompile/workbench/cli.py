@@ -1,4 +1,4 @@
-"""The command line: show, plan, solve, verify, spy, coverage, diff, schema, bench.
+"""The command line: show, plan, solve, verify, export, spy, coverage, diff, schema, bench.
 
 In: arguments. Out: text, files, an exit status (0 fine, 1 not verified or diverged, 2 wrong input, 130 interrupted).
 Invariant: wrong input prints its problems, one a line, to standard error, without a traceback and before any file.
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lagcompile.ir.base import LagcompileError, SpecError
-from lagcompile.workbench import bench
+from lagcompile.workbench import bench, exporting
 
 if TYPE_CHECKING:
     from lagcompile.workbench.prepare import Prepared
@@ -30,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Compile a PyTorch network into a constrained program, solve it, and check the answer.",
 )
+app.command()(exporting.export)
 app.add_typer(bench.app, name="bench", help="Tables and studies: every method on one network, data and steps.")
 Spec = Annotated[
     Path, typer.Argument(metavar="SPEC", help="YAML file of a run; `lagcompile schema` says what it holds.")
@@ -61,9 +62,12 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="The program as JSON, which `diff` reads.")] = False,
     receipt: Annotated[bool, typer.Option(help="Also whether the trace does what the model does.")] = False,
 ) -> None:
-    """Print the constrained program that a spec stands for."""
+    """Print the constrained program that a spec (or an exported folder) stands for."""
     from lagcompile.ir.text import to_json
 
+    if spec.is_dir():
+        typer.echo(exporting.show_folder(spec), nl=False)
+        return
     prepared = _prepared(spec)
     if as_json:
         typer.echo(to_json(prepared.program))
@@ -156,7 +160,12 @@ def verify(
     ] = False,
     seed: Seed = None,
 ) -> None:
-    """Check the identities that hold at a zero-defect point, in float64, in train and in eval mode."""
+    """Check the identities that hold at a zero-defect point, in float64, in train and in eval mode.
+
+    An exported folder in the place of a spec is checked on made-up inputs, without the model's source.
+    """
+    if spec.is_dir():
+        raise typer.Exit(exporting.verify_folder(spec, out, examples))
     if exact:
         from lagcompile.workbench.exact import verify_exact
 

@@ -1,0 +1,152 @@
+"""The commands on exported folders: write a spec's program as folder, LaTeX or drawing; look at a folder and check it.
+
+In: a spec or an exported folder. Out: files and text. Invariant: nothing of a folder needs the model's source; a folder
+is checked on inputs made up from its types, as the identities hold for any inputs and any loss.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from lagcompile.ir.base import DataError, Frozen, SpecError
+from lagcompile.ir.program import Program
+
+Source = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="YAML file of a run, or an exported folder (for --latex and --draw).")
+]
+
+
+def export(
+    spec: Source,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a self-contained folder: `lagcompile.load` reads it.")
+    ] = None,
+    latex: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the mathematics of program and method as LaTeX.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the stages to an .svg, .png or .pdf file.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="model.pt of a run for --to, instead of fresh weights.")] = None,
+    document: Annotated[bool, typer.Option("--document", help="LaTeX that compiles as it is.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an exported folder that is there.")] = False,
+) -> None:
+    """Write a program as a self-contained folder, as LaTeX for a paper, as a drawing of its stages."""
+    problems = _problems(spec, to, latex, draw)
+    if weights is not None and to is None:
+        problems.append("--weights goes with --to: LaTeX and drawings hold no weights")
+    if problems:
+        raise SpecError(problems)
+    program, method = _program(spec, to, weights, force=force)
+    if latex is not None:
+        from lagcompile.export.latex import latex as written
+
+        latex.write_text(written(program, method, document=document), encoding="utf-8")
+    if draw is not None:
+        from lagcompile.export.drawing import draw as drawn
+
+        drawn(program, draw)
+    for path in (to, latex, draw):
+        if path is not None:
+            typer.echo(f"wrote {path}")
+
+
+def _problems(spec: Path, to: Path | None, latex: Path | None, draw: Path | None) -> list[str]:
+    """What is wrong with the options, before anything is done."""
+    from lagcompile.export.drawing import KINDS
+
+    found = []
+    if to is None and latex is None and draw is None:
+        found.append("nothing to write: give --to FOLDER, --latex FILE or --draw FILE")
+    if draw is not None and draw.suffix.lower() not in KINDS:
+        found.append(f"--draw {draw}: a drawing is an .svg, .png or .pdf file")
+    if to is not None and spec.is_dir():
+        found.append(f"--to {to}: {spec} is a folder already, copy it")
+    if latex is not None and latex.is_dir():
+        found.append(f"--latex {latex} is a folder")
+    for name, path in (("--latex", latex), ("--draw", draw)):
+        if path is not None and not path.parent.is_dir():
+            found.append(f"{name} {path}: there is no folder {path.parent}")
+        elif path is not None and not os.access(path.parent, os.W_OK):
+            found.append(f"{name} {path}: the folder {path.parent} cannot be written to")
+    return found
+
+
+def _program(spec: Path, to: Path | None, weights: Path | None, *, force: bool) -> tuple[Program, Frozen | None]:
+    """Program and method; the folder is written on the way, while the user's modules are importable."""
+    if spec.is_dir():
+        from lagcompile.saved import load as load_exported
+
+        return load_exported(spec).program, None
+    from lagcompile.workbench.prepare import placing, prepare
+    from lagcompile.workbench.run import load_weights, relift
+    from lagcompile.workbench.spec import load
+
+    loaded = load(spec)
+    prepared = prepare(loaded)
+    if to is not None:
+        with loaded.importing(), placing(loaded):
+            lifted = prepared.lifted if weights is None else relift(prepared, load_weights(prepared, weights))
+            try:
+                lifted.save(to, (prepared.data.train_x[:4],), replace=force)
+            except DataError as error:  # of the folder, not of the spec's data
+                raise SpecError(error.problems) from error
+    return prepared.program, loaded.spec.method
+
+
+def show_folder(folder: Path) -> str:
+    """Program and versions of an exported folder.
+
+    Raises:
+        DataError: it is no exported folder, or damaged.
+    """
+    from lagcompile.export.load import read_manifest
+    from lagcompile.saved import load
+
+    lifted, manifest = load(folder), read_manifest(folder)
+    made = f"lagcompile {manifest.lagcompile}, torch {manifest.torch}, batch size {manifest.batch}"
+    return f"{lifted.program}exported from {manifest.model} by {made}\n"
+
+
+def verify_folder(folder: Path, out: Path | None, examples: int) -> int:
+    """Check an exported folder on made-up inputs; returns the exit status.
+
+    Args:
+        folder: the folder.
+        out: file for the certificate.
+        examples: number of examples.
+
+    Raises:
+        DataError: it is no exported folder, or damaged.
+    """
+    from lagcompile.check.verify import verify_network
+    from lagcompile.export.examples import examples_of
+    from lagcompile.saved import load
+
+    lifted = load(folder)
+    tensors = examples_of(lifted.network, examples)
+    certificate = verify_network(lifted.network, lifted.program, tensors, None, loss=measure)
+    typer.echo(str(certificate))
+    typer.echo(f"  measured on {examples} made-up examples, with a loss that reads every output")
+    if out is not None:
+        certificate.save(out)
+    return 0 if certificate.ok else 1
+
+
+def measure(output: object, target: object) -> Tensor:
+    """A loss of any output: its squares, and its entries with weights that all differ."""
+    from lagcompile.frontend.structure import leaves
+
+    del target
+    total = torch.zeros(())
+    for value in leaves(output):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            weights = torch.arange(value.numel(), dtype=value.dtype, device=value.device).cos().reshape(value.shape)
+            total = total + (weights * value).mean() + 0.1 * value.square().mean()
+    return total

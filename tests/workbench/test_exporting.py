@@ -1,0 +1,91 @@
+"""`lagcompile export`, and exported folders in the place of specs: what is written and printed, exit statuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lagcompile as lc
+from lagcompile.check.certificate import Certificate
+from tests.workbench.specs import moons
+from tests.workbench.test_cli import call
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_folder_latex_and_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    spec = moons(tmp_path)
+    assert call(monkeypatch, "export", spec, "--to", "out", "--latex", "moons.tex", "--draw", "moons.svg") == 0
+    assert capsys.readouterr().out == "wrote out\nwrote moons.tex\nwrote moons.svg\n"
+    assert Path("moons.tex").read_text().startswith("% lagcompile: needs amsmath and amssymb\n")
+    assert r"\paragraph{Method: extragradient.}" in Path("moons.tex").read_text()
+    assert lc.load("out").program.name == "moons"
+
+    assert call(monkeypatch, "verify", "out", "--examples", "5", "--out", "certificate.json") == 0
+    printed = capsys.readouterr().out
+    assert "float64: ok" in printed
+    assert "measured on 5 made-up examples" in printed
+    assert Certificate.load(Path("certificate.json")).ok
+    assert call(monkeypatch, "show", "out") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("program moons\n")
+    assert "exported from MLP by lagcompile" in printed
+    assert call(monkeypatch, "export", "out", "--draw", "again.png", "--latex", "again.tex", "--document") == 0
+    assert Path("again.tex").read_text().startswith(r"\documentclass")
+
+    assert call(monkeypatch, "export", spec, "--to", "out") == 2
+    captured = capsys.readouterr()
+    assert captured.err == "out exists: name another folder, or ask to replace it (replace=True, --force)\n"
+    assert call(monkeypatch, "export", spec, "--to", "out", "--force") == 0
+
+
+def test_weights_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    spec = moons(tmp_path)
+    assert call(monkeypatch, "solve", spec, "--steps", "2", "--quiet") == 0
+    weights = Path("runs/moons/model.pt")
+    assert call(monkeypatch, "export", spec, "--to", "out", "--weights", weights) == 0
+    capsys.readouterr()
+    saved, state = torch.load(weights, weights_only=True), lc.load("out").module.state_dict()
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[n], state[n]) for n in saved)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to write: give --to FOLDER, --latex FILE or --draw FILE\n"),
+        (("--draw", "x.jpg"), "--draw x.jpg: a drawing is an .svg, .png or .pdf file\n"),
+        (("--latex", "absent/x.tex"), "--latex absent/x.tex: there is no folder absent\n"),
+        (
+            ("--draw", "x.svg", "--weights", "model.pt"),
+            "--weights goes with --to: LaTeX and drawings hold no weights\n",
+        ),
+    ],
+)
+def test_wrong_options(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    spec = moons(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert call(monkeypatch, "export", spec, *arguments) == 2
+    assert capsys.readouterr().err == message
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_wrong_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in (("verify",), ("show",), ("export", "--draw", "x.svg")):
+        assert call(monkeypatch, command[0], "empty", *command[1:]) == 2
+        assert capsys.readouterr().err == "empty is no exported folder: it has no manifest.json\n"
+    assert call(monkeypatch, "export", "empty", "--to", "out") == 2
+    assert capsys.readouterr().err == "--to out: empty is a folder already, copy it\n"
+    assert call(monkeypatch, "export", "absent.yaml", "--to", "out") == 2
+    assert capsys.readouterr().err == "absent.yaml: there is no such file\n"
