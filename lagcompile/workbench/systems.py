@@ -154,6 +154,24 @@ SYSTEMS: tuple[System, ...] = (
         },
         _SADDLE_SPACE,
     ),
+    System(
+        "extraprop_augmented",
+        "ExtraProp, augmented (the tube as an inequality)",
+        "last",
+        {
+            "domain": {"kind": "nonnegative", "by": "project"},
+            "transform": {"kind": "softshrink", "epsilon": 0.02},
+            "weight": {"kind": "augmented", "value": 0.5},
+        },
+        {**_saddle("extragradient"), "multipliers": _rule("sgd", 0.2)},
+        {
+            **_LR,
+            "method.states.lr": _STATES,
+            "method.multipliers.lr": Span(low=1e-3, high=1.0),
+            "formulation.weight.value": _RHO,
+            "formulation.transform.epsilon": Span(low=5e-4, high=0.1),
+        },
+    ),
     System("gda", "Gradient descent-ascent", "last", _TUBE, _saddle("descent_ascent"), _SADDLE_SPACE),
     System(
         "regularized",
