@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
@@ -30,8 +31,9 @@ from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import as_args, signature_of
 from lagcompile.frontend.split import AtSplit, NoSplit, Split, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
-from lagcompile.ir.base import Frozen, LiftError
+from lagcompile.ir.base import Frozen, LiftError, SpecError
 from lagcompile.ir.program import Program
+from lagcompile.ir.schemaerrors import explain, show_path
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
 from lagcompile.runtime.dataset import as_rows
@@ -70,7 +72,7 @@ def lift(
     Raises:
         LiftError: the model cannot be captured, or the captured graph does something else than the model.
         SplitError: the graph does not have the breakpoints that were asked for.
-        SpecError: the split spec's file is wrong; each problem names a line.
+        SpecError: the split spec is wrong; each problem names a key, and the line where it is a file.
         ProgramError: the lifting options contradict each other.
     """
     policy = _policy(split)
@@ -86,7 +88,14 @@ def lift(
 def _policy(split: SplitLike) -> SplitPolicy:
     if isinstance(split, str | Path):
         return validate(Path(split), SplitFile).split
-    return split_of(dict(split) if isinstance(split, Mapping) else split)
+    if not isinstance(split, Mapping):
+        return split_of(split)
+    given = {"split": dict(split)}
+    try:
+        return SplitFile.model_validate(given).split
+    except ValidationError as error:
+        found = explain(error, SplitFile, given)
+        raise SpecError([f"{show_path(path)}: {message}" for path, message in found]) from None
 
 
 def _assemble(captured: Captured, policy: SplitPolicy, formulation: Formulation, *, name: str) -> Lifted:

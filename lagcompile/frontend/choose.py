@@ -14,9 +14,11 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.capture import Capture, FrontEnd, reason_of, ties_of
+from lagcompile.frontend.diagnose import diagnosis
 from lagcompile.frontend.export import export
 from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.graphmodule import StageGraph
@@ -87,6 +89,9 @@ class _Search:
     def best(self) -> Captured:
         """The first capture whose receipt holds; one that keeps many layers in one node only as a last resort."""
         assert self.tensors is not None
+        sparse = [n for n, t in zip(self.signature.names, self.tensors, strict=True) if t.layout is not torch.strided]
+        if sparse:
+            raise LiftError([f"the input '{n}' is sparse, and states are dense: give {n}.to_dense()" for n in sparse])
         try:
             self.expected = expect(self.model, self.signature, self.tensors)
         except Exception as error:
@@ -106,10 +111,12 @@ class _Search:
             self.fallback = self.fallback or found
         if self.fallback is not None:
             return self.fallback
+        met = diagnosis(self.model, self.signature, self.tensors)
         raise LiftError(
             [
                 f"{type(self.model).__name__} cannot be captured; every front end failed:",
-                *self.problems,
+                *dict.fromkeys(self.problems),
+                *(["What its forward does that a graph cannot hold:", *met] if met else []),
                 "Change the lines named above to tensor operations, or move them into a sub-module that is kept whole",
             ]
         )

@@ -68,6 +68,8 @@ class Receipt(Frozen):
         lines = [f"receipt for {self.model}, captured by {self.front_end} (batch size {self.batch})"]
         for m in self.modes:
             equal = "bit-equal" if m.difference == 0 else f"largest difference {m.difference:.1e}"
+            if m.difference == math.inf:
+                equal = "DIFFERENT in structure, shape or type"
             changed = f"{len(m.buffers_changed)} buffers changed" if m.buffers_changed else "no buffer changed"
             agree = "equally" if m.buffers_equal else "DIFFERENTLY"
             lines.append(

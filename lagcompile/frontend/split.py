@@ -57,10 +57,14 @@ class AtSplit(Frozen):
                     down = down_set(graph, names, side)
                     last = max((order[n] for n in down), default=-1)
                     found.append((last, down, f"{side} {' and '.join(names)}"))
+        found.sort(key=lambda f: (f[0], len(f[1])))
+        try:
+            result = partition(graph, [f[1] for f in found], [f[2] for f in found])
+        except SplitError as error:  # said together with the names that match nothing
+            raise SplitError([*problems, *error.problems]) from None
         if problems:
             raise SplitError(problems)
-        found.sort(key=lambda f: (f[0], len(f[1])))
-        return partition(graph, [f[1] for f in found], [f[2] for f in found])
+        return result
 
 
 class EverySplit(Frozen):

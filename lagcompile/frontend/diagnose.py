@@ -1,0 +1,83 @@
+"""Why a model cannot be captured, in the user's own lines: all of them at once.
+
+In: a model and example inputs. Out: one sentence for each place in its forward that hangs on the values of tensors, and
+for each part of its output that is neither a container nor a value. Invariant: only runs the model as the user does, in
+both modes; nothing is changed. A tracer stops at the first such place, a run with values meets all on its way.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lagcompile.frontend.capture import user_line
+from lagcompile.frontend.receipt import as_it_was
+from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.structure import leaves
+
+# What Python does with a tensor to know its values -> what to write instead.
+_VALUES: Mapping[str, str] = {
+    "__bool__": "decides by the value of a tensor: use torch.where, or a mask",
+    "__int__": "makes a Python number of a tensor: keep the tensor",
+    "__index__": "makes a Python number of a tensor: keep the tensor, or index with it",
+    "__float__": "makes a Python number of a tensor: keep the tensor",
+    "item": "makes a Python number of a tensor: keep the tensor",
+    "tolist": "makes a Python list of a tensor: keep the tensor",
+    "numpy": "leaves PyTorch for NumPy: use the torch function",
+    "__array__": "leaves PyTorch for NumPy: use the torch function",
+    "__iter__": "loops over a tensor: call the function on all of it, or unbind an axis of fixed size",
+}
+_PLAIN = (Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
+
+
+def diagnosis(model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> list[str]:
+    """Problems of a model that no front end captured, in the order in which it meets them.
+
+    Args:
+        model: the private copy; it is left as it was.
+        signature: how it is called.
+        tensors: example inputs, on which it runs.
+    """
+    found: dict[str, None] = {}
+    for training in (True, False):
+        with as_it_was(model, training), _Watched(found):
+            output = signature.call(model, [t.clone() for t in tensors])
+        for value in leaves(output):
+            if not isinstance(value, _PLAIN):
+                found[
+                    f"the model returns an object of class {type(value).__name__}, which cannot be taken apart: return "
+                    "tensors, tuples, dictionaries or dataclasses"
+                ] = None
+    return list(found)
+
+
+class _Watched(TorchFunctionMode):
+    """Notes the user's lines in which Python looks at values."""
+
+    def __init__(self, found: dict[str, None]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type[Any]],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "unbind":  # what a loop over a tensor calls
+            name = sys._getframe(1).f_code.co_name
+        what = _VALUES.get(name)
+        if what is not None and args and isinstance(args[0], Tensor):
+            place = user_line(2)
+            if place:
+                path, _, line = place.rpartition(":")
+                self.found[f"{place}: `{linecache.getline(path, int(line)).strip()}` {what}"] = None
+        return func(*args, **(kwargs or {}))
