@@ -8,6 +8,7 @@ pass at its inputs reproduces objective and constraints; big-M constants come fr
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.mip_forms import PIECEWISE, Form, Forms, Switch, Vector
+from lagcompile.backends.mip_highs import multiplied, proven, run
 from lagcompile.backends.sqp import DEFAULT_SECONDS
 from lagcompile.backends.sqp_constraints import Equal, Point
 from lagcompile.backends.sqp_observe import Operation
@@ -28,9 +30,12 @@ from lagcompile.exact import KKT, Facts, IterationTable, Result, Status, Timings
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime.instance import Instance
+from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
 REPRODUCED = 1e-5
 """Largest difference between the program's and a forward pass's objective, relative."""
+STATIONARY = 1e-10
+"""Residual at which slopes at kinks are good enough."""
 
 
 class MixedInteger(Solver):
@@ -80,10 +85,10 @@ class MixedInteger(Solver):
             elapsed = time.perf_counter() - begin
             history = history_of(result, elapsed)
             solution = solution_of(exact, result, original=original, history=history, seconds=elapsed)
-        proven = {} if search.bound is None else {"bound": {"value": search.bound, "slack": max(self.gap, REPRODUCED)}}
+        claim = {} if search.bound is None else {"bound": {"value": search.bound, "slack": max(self.gap, REPRODUCED)}}
         details = {
             **solution.details,
-            **(proven if result.status is Status.OPTIMAL else {}),
+            **(claim if result.status is Status.OPTIMAL else {}),
             "facts": (*facts, *solution.details["facts"]),
             "binaries": len(search.binaries),
             "relus": len(search.forms.switches) + search.forms.stable,
@@ -215,10 +220,10 @@ class _Search:
         z = cp.Variable(len(self.binaries), boolean=True) if self.binaries else None
         problem = cp.Problem(cp.Minimize(self.objective[1:] @ u + self.objective[0]), self._constraints(u, z))
         options = {"time_limit": seconds, "mip_rel_gap": gap, "mip_abs_gap": gap}
-        status = _run(cp, problem, options)
+        status = run(cp, problem, options)
         if u.value is None:
             return self._result(None, (), status, begin), ()
-        self.bound = _proven(problem, whole=z is None)
+        self.bound = proven(problem, whole=z is None)
         exact_u = self._piece(cp, np.round(np.asarray(z.value)) if z is not None else np.zeros(0))
         value, rows = exact_u if exact_u is not None else (np.asarray(u.value), ())
         return self._checked(value[: self.inputs], rows, status, float(problem.value), begin)
@@ -238,8 +243,8 @@ class _Search:
             low, high = np.array([s.lower for s in self.binaries]), np.array([s.upper for s in self.binaries])
             y = u[[s.index for s in self.binaries]]
             constraints += [
-                y <= forms[:, 1:] @ u + forms[:, 0] - cp_multiply(low, 1 - z),
-                y <= cp_multiply(high, z),
+                y <= forms[:, 1:] @ u + forms[:, 0] - multiplied(low, 1 - z),
+                y <= multiplied(high, z),
             ]
         return constraints
 
@@ -251,7 +256,7 @@ class _Search:
             x = s.form[1:] @ u[: len(s.form) - 1] + s.form[0]
             constraints += [u[s.index] == x, x >= 0] if on else [u[s.index] == 0, x <= 0]
         problem = cp.Problem(cp.Minimize(self.objective[1:] @ u + self.objective[0]), constraints)
-        if not _run(cp, problem, {}).solved:
+        if not run(cp, problem, {}).solved:
             return None
         eq, ineq = self.outputs[1].columns.shape[0], self.outputs[2].columns.shape[0]
         duals = [c.dual_value for c in constraints[2 : 2 + bool(eq) + bool(ineq)]]
@@ -272,11 +277,11 @@ class _Search:
         if status is not Status.OPTIMAL:
             return result, (f"not proven: objective off by {off:.1e}, constraints by {worst:.1e}",) if not fits else ()
         relus = len(self.forms.switches) + self.forms.stable
-        proven = bound if self.bound is None else min(self.bound, bound)
+        least = bound if self.bound is None else min(self.bound, bound)
         return result, (
-            f"global optimum: no input within the bounds gives less than {proven:.8g}, proven by branch and bound over "
+            f"global optimum: no input within the bounds gives less than {least:.8g}, proven by branch and bound over "
             f"{len(self.binaries)} binaries ({relus} ReLUs, of which {self.forms.stable} cannot switch)",
-            "the multipliers are those of the linear piece that holds the solution; at a kink there are others",
+            "the multipliers are those of one choice of slopes at the kinks; there may be others",
         )
 
     def _result(self, v: Tensor | None, duals: tuple[Any, ...], status: Status, begin: float) -> Result:
@@ -289,11 +294,7 @@ class _Search:
             x = exact.variables.pack(values)
         if v is not None:
             self._value_multipliers(mu_eq, mu_ineq, duals)
-            for piece, place, _ in reversed(list(spans(exact))):
-                if isinstance(piece, Equal):
-                    gradient = self._gradient(x, mu_eq, mu_ineq)
-                    mu_eq[place] = exact.variables.unpack(gradient)["state", piece.state].reshape(-1)
-        gradient = self._gradient(x, mu_eq, mu_ineq)
+        gradient = self._gradient(x, mu_eq, mu_ineq) if v is None else self._swept(x, mu_eq, mu_ineq)
         lower, upper = exact.variables.bounds()
         at = ((x >= upper - 1e-9) & (gradient < 0)) | ((x <= lower + 1e-9) & (gradient > 0))
         bounds = torch.where(at, -gradient, torch.zeros_like(gradient))
@@ -337,9 +338,31 @@ class _Search:
                 mu_ineq[ineq_place] = ineq[i : i + more]
             e, i = e + count, i + more
 
-    def _gradient(self, x: Tensor, mu_eq: Tensor, mu_ineq: Tensor) -> Tensor:
+    def _swept(self, x: Tensor, mu_eq: Tensor, mu_ineq: Tensor) -> Tensor:
+        """Set the states' multipliers, with slopes at kinks that make the inputs stationary; the gradient with them."""
+        counting = Slopes()
+        self._gradient(x, mu_eq, mu_ineq, counting)
+        lower, upper = self.exact.variables.bounds()
+        defects = [(p.state, place) for p, place, _ in spans(self.exact) if isinstance(p, Equal)]
+
+        def sweep(slopes: Tensor | None) -> Tensor:
+            for _, place in defects:
+                mu_eq[place] = 0.0
+            for state, place in reversed(defects):
+                gradient = self._gradient(x, mu_eq, mu_ineq, Slopes(slopes) if slopes is not None else None)
+                mu_eq[place] = self.exact.variables.unpack(gradient)["state", state].reshape(-1)
+            return self._gradient(x, mu_eq, mu_ineq, Slopes(slopes) if slopes is not None else None)
+
+        def residual(slopes: Tensor) -> Tensor:
+            return x - (x - sweep(slopes)).clamp(lower, upper)
+
+        if not 0 < counting.used <= MOST:
+            return sweep(None)
+        return sweep(fit_slopes(residual, counting.used, STATIONARY))
+
+    def _gradient(self, x: Tensor, mu_eq: Tensor, mu_ineq: Tensor, slopes: Slopes | None = None) -> Tensor:
         z = x.detach().clone().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), nullcontext() if slopes is None else slopes:
             fused = self.exact.fused(z)
             m = len(mu_eq)
             value = fused[0] + (mu_eq * fused[1 : 1 + m]).sum() + (mu_ineq * fused[1 + m :]).sum()
@@ -354,31 +377,3 @@ def _trace(search: _Search, v: Tensor) -> Any:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
-
-
-def cp_multiply(weights: Vector, expression: Any) -> Any:
-    """Elementwise product of numbers and a cvxpy expression."""
-    import cvxpy as cp
-
-    return cp.multiply(weights, expression)
-
-
-def _proven(problem: Any, *, whole: bool) -> float:
-    """The lower bound at which HiGHS stopped; of a linear program (no binaries) its optimum."""
-    info = problem.solver_stats.extra_stats
-    offset = float(problem.value) - float(info.objective_function_value)
-    return float(problem.value) if whole else float(info.mip_dual_bound) + offset
-
-
-def _run(cp: Any, problem: Any, options: dict[str, Any]) -> Status:
-    try:
-        problem.solve(solver=cp.HIGHS, **options)
-    except cp.SolverError:
-        return Status.STALLED
-    return {
-        "optimal": Status.OPTIMAL,
-        "optimal_inaccurate": Status.ACCEPTABLE,
-        "infeasible": Status.INFEASIBLE,
-        "infeasible_or_unbounded": Status.INFEASIBLE,
-        "user_limit": Status.TIME_LIMIT,
-    }.get(str(problem.status), Status.STALLED)

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lagcompile.runtime.kinks import KINKS, is_norm_of_sizes
+from lagcompile.runtime.kinks import AT, KINKS, is_norm_of_sizes
 
-AT = 1e-7
-"""Distance below which a number counts as lying at a kink (solvers of linear programs leave about 1e-9)."""
 LISTED = 3
 
 

@@ -9,8 +9,8 @@ residuals are in the units of the program's Lagrangian, and a certificate's fact
     complementarity     multiplier times distance from the tube's edge
     global bound        objective above the bound that the solver claims to have proven, over max(1, |bound|)
 
-At a kink (`check.kinks`) a leaf that is not stationary with autograd's slope is not assessed; a certificate with such a
-leaf holds only together with a global bound.
+At a kink (`check.kinks`) autograd takes one slope of many. Where a leaf is not stationary with it, others between the
+one-sided ones are tried (`runtime.slopes`); what is left is not assessed, and holds only with a global bound.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lagcompile.ir.program import DefectConstraint
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Instance
+from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
 TOLERANCE = 1e-8
 LISTED = 8
@@ -58,14 +59,19 @@ def certify_kkt(
     point = check_point(instance, solution, step=step)
     found = list(residuals(point))
     open_leaves = _at_kinks(point, found, tolerance)
-    found = [r for r in found if (r[0], r[1]) not in open_leaves]
+    bent = _with_other_slopes(instance, solution, step, point, tolerance) if open_leaves else None
+    if bent is not None:
+        found, open_leaves = bent, {}
     residual = [
-        Residual(kind=kind, name=name, mode="eval", value=value, tolerance=tolerance) for kind, name, value in found
+        Residual(kind=kind, name=name, mode="eval", value=value, tolerance=tolerance)
+        for kind, name, value in found
+        if (kind, name) not in open_leaves
     ]
     residual += _global(point, solution, tolerance)
     facts = [*point.facts, *_worst(point, tolerance)]
-    if point.kinks and not open_leaves:
-        facts.append(f"stationary with the slope that autograd takes at {sentence(point.kinks)}")
+    if point.kinks and not any(kind.endswith("stationarity") and not v <= tolerance for kind, _, v in found):
+        taken = "the slope that autograd takes" if bent is None else "slopes between the one-sided ones"
+        facts.append(f"stationary with {taken} at {sentence(point.kinks)}")
     facts += second_order(point, worst=max((v for _, _, v in found), default=0.0), tolerance=tolerance, largest=largest)
     said = solution.details.get("facts", ())
     facts += [f for f in said if f not in facts and _about_globality(f)]
@@ -99,9 +105,35 @@ def _at_kinks(
         if here:
             result[kind, name] = (
                 f"{kind} of {name}, at a kink ({sentence(here)}): with autograd's slopes there the residual is "
-                f"{value:.1e}, and other slopes were not tried"
+                f"{value:.1e}, and no others were found with which it vanishes"
             )
     return result
+
+
+def _with_other_slopes(
+    instance: Instance, solution: Solution, step: int | None, point: CheckPoint, tolerance: float
+) -> list[tuple[Kind, str, float]] | None:
+    """Residuals with slopes that make every leaf at a kink stationary; None where none were found."""
+    touched = {leaf for k in point.kinks for leaf in k.touched}
+    counting = Slopes()
+    check_point(instance, solution, step=step, slopes=counting)
+    if counting.seen != len(point.kinks) or counting.used > MOST:
+        return None  # a kink whose slope cannot be chosen here, or too many of them
+
+    def at(slopes: Tensor) -> CheckPoint:
+        return check_point(instance, solution, step=step, slopes=Slopes(slopes))
+
+    def residual(slopes: Tensor) -> Tensor:
+        here = at(slopes)
+        gradients = here.gradients(here.lagrangian())
+        return torch.cat(
+            [stationarity(here, leaf, gradients[leaf]).reshape(-1) for leaf in here.leaves if leaf in touched]
+        )
+
+    found = list(residuals(at(fit_slopes(residual, counting.used, 0.1 * tolerance))))
+    names = {name for _, name in touched}
+    open_ = [v for kind, name, v in found if kind.endswith("stationarity") and name in names and not v <= tolerance]
+    return None if open_ else found
 
 
 def _global(point: CheckPoint, solution: Solution, tolerance: float) -> list[Residual]:

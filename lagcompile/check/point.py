@@ -18,14 +18,15 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from lagcompile.runtime.float64 import in_float64
 from lagcompile.check.kinks import Kink, KinkRecorder
 from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, NormTube, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime import kkt
+from lagcompile.runtime.float64 import in_float64
 from lagcompile.runtime.instance import Instance, convert, to_rows, to_value
+from lagcompile.runtime.slopes import Slopes
 
 Leaf = tuple[str, str]
 """Role (input, weight, state) and name."""
@@ -164,13 +165,16 @@ class _Evaluator:
         return env, predictions, completed
 
 
-def check_point(instance: Instance, solution: Solution, *, step: int | None = None) -> CheckPoint:
+def check_point(
+    instance: Instance, solution: Solution, *, step: int | None = None, slopes: Slopes | None = None
+) -> CheckPoint:
     """Evaluate a solution of an instance.
 
     Args:
         instance: what was solved; copied, never changed.
         solution: of any backend.
         step: step at which scheduled quadratic weights are read; None: the solution's last.
+        slopes: slopes at kinks; None takes autograd's.
 
     Raises:
         ProgramError: states that are kept per class.
@@ -191,11 +195,12 @@ def check_point(instance: Instance, solution: Solution, *, step: int | None = No
             names = ", ".join(s.name for s in missing)
             facts.append(f"{names}: not in the solution; values of a forward pass, multipliers of the dual sweep")
         recorder = KinkRecorder()
-        env, predictions, _ = evaluator.run(leaves, recorder=recorder)
-        with recorder.at("the loss"):
-            loss = evaluator.instance.loss(evaluator.network.assemble(env), evaluator.target).reshape(())
-        point = _evaluated(evaluator, leaves, env, predictions, solution, step, loss=loss)
-        point.kinks = recorder.kinks(leaves)
+        with nullcontext() if slopes is None else slopes:
+            env, predictions, _ = evaluator.run(leaves, recorder=recorder)
+            with recorder.at("the loss"):
+                loss = evaluator.instance.loss(evaluator.network.assemble(env), evaluator.target).reshape(())
+            point = _evaluated(evaluator, leaves, env, predictions, solution, step, loss=loss)
+        point.kinks = recorder.kinks(leaves) if slopes is None else ()
         point.facts += facts
         unknown = _forces(evaluator, point, solution, {s.name for s in missing})
         _sweep(point, unknown)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+AT = 1e-7
+"""Distance below which a number counts as lying at a kink (solvers of linear programs leave about 1e-9)."""
 Margin = Callable[[Sequence[Any]], Tensor | None]
 
 
@@ -38,10 +40,11 @@ def _leaders(args: Sequence[Any]) -> Tensor | None:
     axes = args[1] if len(args) > 1 else None
     if axes is None or (isinstance(axes, list | tuple) and not axes):
         flat = x.reshape(1, -1)
-    elif isinstance(axes, int) or len(axes) == 1:
-        flat = x.movedim(axes if isinstance(axes, int) else axes[0], -1)
+    elif isinstance(axes, int):
+        flat = x.movedim(axes, -1)
     else:
-        return None
+        count = len(axes)
+        flat = x.movedim(tuple(axes), tuple(range(-count, 0))).flatten(-count)
     if flat.shape[-1] < 2:
         return None
     pair = flat.topk(2, dim=-1).values

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
 from lagcompile.check.kkt import certify_kkt
-from tests.problems import L2, Problem, chain, normal
+from tests.problems import L2, Loss, Problem, chain, normal
 
 X, Y = normal(3, 6, 3), normal(4, 6, 2)
 
@@ -21,32 +21,37 @@ def absolute() -> Problem:
     return Problem("absolute", chain(3, 2, act=None), (X,), Y, F.l1_loss, options={"regularisers": L2})
 
 
-def test_a_global_bound_stands_in_for_what_a_kink_leaves_open() -> None:
+def test_slopes_between_the_one_sided_ones_prove_stationarity() -> None:
     problem = absolute()
     solution = problem.solve(lc.Convex())
     certificate = certify_kkt(problem.bind(), solution)
     assert certificate.ok
-    assert [r.kind for r in certificate.residuals] == ["global bound"]
-    assert [u.split(",")[0] for u in certificate.unassessed] == [
-        "weight stationarity of 0.weight",
-        "weight stationarity of 0.bias",
-    ]
-    assert "abs in the loss, example 0, feature 0" in certificate.unassessed[0]
-    assert "NOT assessed: weight stationarity of 0.weight" in str(certificate)
+    assert not certificate.unassessed
+    assert {r.kind for r in certificate.residuals} == {"weight stationarity", "global bound"}
+    assert any(
+        f.startswith("stationary with slopes between the one-sided ones at abs in the loss, example 0, feature 0")
+        for f in certificate.facts
+    )
     assert any(
         f.startswith("second-order facts were not computed: the point lies at a kink") for f in certificate.facts
     )
     assert any("was not proven again" in f for f in certificate.facts)
-
-
-def test_without_the_bound_nothing_is_certified() -> None:
-    problem = absolute()
-    solution = problem.solve(lc.Convex())
     bare = replace(solution, details={k: v for k, v in solution.details.items() if k != "bound"})
-    certificate = certify_kkt(problem.bind(), bare)
-    assert certificate.unassessed
-    assert all(r.ok for r in certificate.residuals)
+    assert certify_kkt(problem.bind(), bare).ok  # the bound is not needed for this
+
+
+def test_a_kink_that_is_no_minimum_is_not_certified() -> None:
+    """At the least of three numbers |.| has a kink, but no slope there makes the sum of distances stationary."""
+    x, y = torch.zeros(3, 1, dtype=torch.float64), torch.tensor([[1.0], [2.0], [40.0]], dtype=torch.float64)
+    problem = Problem("least", chain(1, 1, act=None), (x,), y, F.l1_loss, options={"frozen": ("0.weight",)})
+    solution = problem.solve(lc.Convex())
+    wrong = {"weights": {"0.bias": torch.tensor([1.0], dtype=torch.float64)}}
+    certificate = certify_kkt(problem.bind(), replace(solution, details=wrong))
     assert not certificate.ok
+    (said,) = certificate.unassessed
+    assert said.startswith("weight stationarity of 0.bias, at a kink (abs in the loss, example 0, feature 0)")
+    assert said.endswith("the residual is 6.7e-01, and no others were found with which it vanishes")
+    assert "NOT assessed: weight stationarity of 0.bias" in str(certificate)
 
 
 def test_a_point_above_the_bound_fails() -> None:
@@ -104,22 +109,54 @@ def largest_change(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     return (output[0] - target).abs().amax()
 
 
+def second_score(scores: Tensor, target: Tensor) -> Tensor:
+    return scores[:, 1].sum()
+
+
 def lead(scores: Tensor) -> Tensor:
     return scores[:, 1] - scores[:, 0]
 
 
-@pytest.mark.parametrize("split", [1, 3])
-def test_the_smallest_adversarial_change_is_certified_by_its_bound(split: int) -> None:
+def as_maximum(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    """The same, in operations whose slopes are not chosen here."""
+    change = output[0] - target
+    return torch.maximum(change, -change).amax(dim=(0, 1))
+
+
+@pytest.mark.parametrize(("split", "loss"), [(1, largest_change), (4, largest_change), (1, as_maximum)])
+def test_the_smallest_adversarial_change_is_certified(split: int, loss: Loss) -> None:
+    """With slopes at its kinks where these can be chosen, else by the bound alone."""
     x0 = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
     flipped = lc.ValueConstraint(name="flipped", reads=("net_4",), function=f"{__name__}:lead", relation="<=")
     box = {"x": lc.InputFormulation(lower=-2.0, upper=2.0)}
     formulation = lc.Formulation(frozen=("*",), inputs=box, constraints=(flipped,))
     lifted = lc.lift(Change(), (x0,), split, formulation)
-    solution = lifted.solve((x0, x0), loss=largest_change, method=lc.MixedInteger())
-    certificate = certify_kkt(lifted.bind((x0, x0), loss=largest_change), solution)
+    solution = lifted.solve((x0, x0), loss=loss, method=lc.MixedInteger())
+    instance = lifted.bind((x0, x0), loss=loss)
+    certificate = certify_kkt(instance, solution)
     assert certificate.ok, str(certificate)
-    assert any(u.startswith("state stationarity of x, at a kink (amax in the loss") for u in certificate.unassessed)
+    open_ = [u for u in certificate.unassessed if u.startswith("state stationarity of x, at a kink (amax in the loss")]
+    assert len(open_) == (loss is as_maximum)
+    without = replace(solution, details={k: v for k, v in solution.details.items() if k != "bound"})
+    assert certify_kkt(instance, without).ok is not (loss is as_maximum)
     assert {r.name for r in certificate.residuals} >= {"flipped", "objective above the proven bound"}
     closer = {"x": x0 + 0.99 * (solution.details["inputs"]["x"] - x0)}
     moved = replace(solution, states={}, details={**solution.details, "inputs": closer})
-    assert not certify_kkt(lifted.bind((x0, x0), loss=largest_change), moved).ok
+    assert not certify_kkt(instance, moved).ok
+
+
+@pytest.mark.parametrize("seed", [0, 2, 7])
+def test_multipliers_of_states_behind_a_kink_go_with_the_slopes_taken_there(seed: int) -> None:
+    """The smallest score lies at a kink of a later stage: autograd's slope there would give other multipliers."""
+    net = chain(2, 8, 8, 2, act=nn.ReLU, seed=seed)().requires_grad_(False)
+    x0 = torch.zeros(1, 2, dtype=torch.float64)
+    formulation = lc.Formulation(frozen=("*",), inputs={"input_1": lc.InputFormulation(lower=-2.0, upper=2.0)})
+    lifted = lc.lift(net, (x0,), 4, formulation)
+    solution = lifted.solve((x0, x0), loss=second_score, method=lc.MixedInteger())
+    certificate = certify_kkt(lifted.bind((x0, x0), loss=second_score), solution)
+    assert certificate.ok, str(certificate)
+    assert not certificate.unassessed
+    assert max(r.value for r in certificate.residuals) <= 1e-8
+    assert any(
+        f.startswith("stationary with slopes between the one-sided ones at relu in s") for f in certificate.facts
+    )
