@@ -60,8 +60,10 @@ def _grouped(
         (input.shape[2 + i] + 2 * pads[i] - gaps[i] * (kernel[i] - 1) - 1) // steps[i] + 1 for i in range(2)
     )
     patches = torch.nn.functional.unfold(input, tuple(kernel), gaps, pads, steps)
-    patches = patches.reshape(len(input), groups, -1, rows * columns)
+    # examples beside positions: with the batch in front, matmul would hold a copy of the weights for each example
+    patches = patches.reshape(len(input), groups, -1, rows * columns).permute(1, 2, 0, 3).flatten(2)
     product = torch.matmul(weight.reshape(groups, len(weight) // groups, -1), patches)
+    product = product.reshape(groups, -1, len(input), rows * columns).permute(2, 0, 1, 3)
     result = product.reshape(len(input), len(weight), rows, columns)
     return result if bias is None else result + bias[:, None, None]
 

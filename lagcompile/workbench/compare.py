@@ -1,4 +1,4 @@
-"""Comparison of two certificates, and of two specs or programs.
+"""Comparison of two certificates, and of two specs, split specs or programs.
 
 In: certificates; paths. Out: sentences; a unified diff. Invariant: nothing is measured here.
 """
@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from lagcompile.check.certificate import Certificate, Residual
 from lagcompile.ir.base import ProgramError, SpecError
 from lagcompile.ir.text import diff, from_json
+from lagcompile.ir.yamlfile import read, validate
+from lagcompile.lift import SplitFile
 from lagcompile.workbench.prepare import Prepared, prepare
 from lagcompile.workbench.spec import load
 
@@ -83,16 +85,47 @@ def text_of(path: Path) -> str:
         raise SpecError([f"{path}: {p}" for p in error.problems]) from None
 
 
+def is_split(path: Path) -> bool:
+    """Whether a YAML file is a split spec: it holds `split:` and nothing else."""
+    data = read(path).data if path.suffix != ".json" else None
+    return isinstance(data, dict) and set(data) == {"split"}
+
+
+def text_of_split(path: Path) -> str:
+    """The policy of a split spec, or of a run's spec, one option and one place a line.
+
+    Raises:
+        SpecError: the file is missing or wrong.
+    """
+    policy = validate(path, SplitFile).split if is_split(path) else prepare(load(path)).lifted.policy
+    lines = []
+    for key, value in policy.model_dump().items():
+        if isinstance(value, tuple):
+            lines += [f"  {key} {' and '.join(v) if isinstance(v, tuple) else v}" for v in value]
+        else:
+            lines.append(f"  {key}: {value}")
+    return "\n".join(["split", *lines]) + "\n"
+
+
 def compare_files(a: Path, b: Path) -> str:
-    """Unified diff of two specs or programs; empty where they say the same.
+    """Unified diff of two specs, split specs or programs; empty where they say the same.
+
+    A split spec next to a run's spec is compared with that spec's split.
 
     Raises:
         SpecError: a file is missing or wrong; both are read, so all problems come at once.
     """
     texts, problems = [], list[str]()
+    try:
+        splits = [is_split(path) for path in (a, b)]
+    except SpecError:  # said below, for both files
+        splits = []
+    if any(splits) and ".json" in (a.suffix, b.suffix):
+        raise SpecError("a split spec cannot be compared with a program: give the spec that the program came from")
+    read_as = text_of_split if any(splits) else text_of
     for path in (a, b):
         try:
-            texts.append(text_of(path))
+            texts.append(read_as(path))
         except SpecError as error:
             problems += error.problems
     if problems:
