@@ -66,7 +66,10 @@ def at_narrowed(graph: Graph, cuts: Cuts, positions: Sequence[int], reason: str)
         plain = all((n.name in down) == (i <= position) for i, n in enumerate(graph.staged))
         named = ends[-1:] if plain else ends
         reasons.append(f"after {' and '.join(named)}, {reason}{'' if plain else ', narrowest by max-flow'}")
-    return partition(graph, downs, reasons)
+    try:
+        return partition(graph, downs, reasons)
+    except SplitError:  # an operation in place, or an item of a tuple, forbids it
+        return at_positions(graph, positions, reason)
 
 
 def cuts_of(graph: Graph) -> Cuts:

@@ -113,6 +113,7 @@ def test_random_cuts_of_random_networks(model: Random, data: st.DataObject) -> N
 def test_balanced_is_the_best_of_all(model: Random, stages: int) -> None:
     """The dynamic program against all choices of places."""
     lifted = lc.lift(model, (torch.randn(4, WIDTH),), split=lc.NoSplit())
+    assert lc.AutoSplit().split(lifted.graph).stages <= 4  # never an error
     cuts = cuts_of(lifted.graph)
     places = cuts.preferred if len(cuts.preferred) >= stages - 1 else cuts.allowed
     if len(places) < stages - 1:
