@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -64,6 +64,7 @@ def fit(
     device: str = "cpu",
     functions: CellFunctions | None = None,
     watch: Watch | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> FitResult:
     """Estimate parameters and states by multiple shooting.
 
@@ -85,12 +86,13 @@ def fit(
         functions: the rollout's functions, to use compiled ones (`CellFunctions(rollout, compile=True)`) in many fits;
             None makes them.
         watch: called with the numbers of each iteration.
+        now: the clock of time limits and `seconds`.
 
     Raises:
         BindError: model and data do not fit together.
         DataError: the data have no variation and no noise level was given.
     """
-    clock = time.perf_counter()
+    clock = now()
     method = method or Shooting()
     functions = functions or CellFunctions(rollout, torch.float64, device, compile=method.compiled)
     if functions.rollout is not rollout:
@@ -108,10 +110,10 @@ def fit(
         problem = problem.with_length(length)
         states = path[:, :, :: problem.stages.length].expand(theta.shape[0], -1, -1, -1)
         if isinstance(method, ShootingExtragradient):
-            run = Run(problem, method.polish or Shooting(), theta, states, clock=clock, watch=watch)
+            run = Run(problem, method.polish or Shooting(), theta, states, clock=clock, now=now, watch=watch)
             _descend(run, method, smooth=smooth)
         else:
-            run = Run(problem, method, theta, states, clock=clock, watch=watch)
+            run = Run(problem, method, theta, states, clock=clock, now=now, watch=watch)
             if smooth:
                 run.smooth(method.smoothing_passes)
             run.solve()
@@ -120,7 +122,7 @@ def fit(
                     break
                 run = run.lengthened()
                 run.solve()
-    return collect(rollout, run, seconds=time.perf_counter() - clock)
+    return collect(rollout, run, seconds=now() - clock)
 
 
 def _descend(run: Run, method: ShootingExtragradient, *, smooth: bool) -> None:
@@ -140,7 +142,9 @@ def _smooth(run: Run, method: Shooting | ShootingExtragradient) -> None:
         run.smooth(method.smoothing_passes)
         return
     steps = _SMOOTHING_STEPS * method.smoothing_passes
-    Descent(run, method.model_copy(update={"iterations": steps, "rho_start": 1.0}), held=True).solve()
+    Descent(
+        run, method.model_copy(update={"iterations": steps, "rho_start": 1.0, "time_limit": None}), held=True
+    ).solve()
 
 
 def _guesses(functions: CellFunctions, starts: Tensor | int, spread: float, seed: int) -> Tensor:
@@ -242,7 +246,9 @@ def _stage_length(
     if second_order:
         run.solve()
     elif isinstance(method, ShootingExtragradient):
-        Descent(run, method.model_copy(update={"iterations": _SMOOTHING_STEPS, "rho_growth": 1.0})).solve()
+        Descent(
+            run, method.model_copy(update={"iterations": _SMOOTHING_STEPS, "rho_growth": 1.0, "time_limit": None})
+        ).solve()
     norms = growth(functions, problem.data, run.point.theta, path[:1], longest=method.longest_stage)
     return conditioned_length(norms, method.growth)
 

@@ -12,9 +12,6 @@ after which objective + rho/2 |r|^2 has grown is undone and shortened.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -35,19 +32,10 @@ class Descent:
         run: where it starts and where it leaves what it finds.
         method: the options.
         held: True keeps the parameters as they are, to smooth states.
-        clock: seconds, for the time limit.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        method: ShootingExtragradient,
-        *,
-        held: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, run: Run, method: ShootingExtragradient, *, held: bool = False) -> None:
         self.run, self.problem, self.method, self.held = run, run.problem, method, held
-        self.clock, self.begin = clock, clock()
         self.live = run.starts[run.code == RUNNING]
         self.scale = run.theta_scale[self.live]
         dual = run.multipliers[self.live]
@@ -69,7 +57,7 @@ class Descent:
         """Iterate until every start has ended or a limit is reached, and leave the result in the run."""
         while len(self.live) and self.steps < self.method.iterations:
             limit = self.method.time_limit
-            if limit is not None and self.clock() - self.begin > limit:
+            if limit is not None and self.run.now() - self.run.clock > limit:
                 self.run.timed_out = True
                 break
             if not self._step():

@@ -55,7 +55,8 @@ class Run:
         method: the options.
         theta: (starts, p) first parameters.
         states: (starts, trajectories, stages, n) first states.
-        clock: `time.perf_counter` value at which the run began.
+        clock: value of `now` at which the run began.
+        now: seconds.
         watch: called with the numbers of each iteration.
     """
 
@@ -67,9 +68,10 @@ class Run:
         states: Tensor,
         *,
         clock: float,
+        now: Callable[[], float] = time.perf_counter,
         watch: Watch | None = None,
     ) -> None:
-        self.problem, self.method, self.clock, self.watch = problem, method, clock, watch
+        self.problem, self.method, self.clock, self.now, self.watch = problem, method, clock, now, watch
         bounds = problem.bounds
         self.bounded = bounds.any
         if self.bounded:
@@ -103,7 +105,7 @@ class Run:
             active = self.starts[self.code == RUNNING]
             if len(active) == 0:
                 return
-            if self.method.time_limit is not None and time.perf_counter() - self.clock > self.method.time_limit:
+            if self.method.time_limit is not None and self.now() - self.clock > self.method.time_limit:
                 self.timed_out = True
                 return
             self._iterate(active)
@@ -131,7 +133,7 @@ class Run:
         """A run at twice the stage length that starts where this one ended, with hard defects and its multipliers."""
         problem = self.problem.with_length(2 * self.problem.stages.length)
         states = self.point.states[:, :, ::2].clone()
-        run = Run(problem, self.method, self.point.theta, states, clock=self.clock, watch=self.watch)
+        run = Run(problem, self.method, self.point.theta, states, clock=self.clock, now=self.now, watch=self.watch)
         kept = self.multipliers[:, :, 1::2]
         run.multipliers[:, :, : kept.shape[2]] = kept
         run.multipliers *= problem.stages.defect_on[..., None]
@@ -348,7 +350,7 @@ class Run:
         finite = objective[torch.isfinite(objective)]
         row = {
             "step": float(step),
-            "seconds": time.perf_counter() - self.clock,
+            "seconds": self.now() - self.clock,
             "loss": float(finite.min()) if len(finite) else float("inf"),
             "median_loss": float(finite.median()) if len(finite) else float("inf"),
             "defect": float(defect.abs().flatten(1).amax(1).median()),

@@ -185,7 +185,7 @@ class CellFunctions:
         return torch.stack([pull(row.expand_as(x))[0] for row in eye], dim=-2)
 
     def _kernel(self, what: str, u: Tensor | None, h: Tensor | float) -> Kernel:
-        """Compiled step, Jacobian or pullback for calls of one form: with or without inputs, one step length or more."""
+        """Compiled step, Jacobian or pullback for calls of one form: with inputs or not, one step length or more."""
         form = (what, u is not None, None if isinstance(h, Tensor) else h)
         if form not in self._kernels:
             has_inputs, number = form[1], form[2]

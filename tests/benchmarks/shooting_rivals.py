@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lagcompile.backends.shooting import Shooting, fit
-from lagcompile.backends.shooting_gradient import ShootingExtragradient, extragradient
+from lagcompile.backends.shooting import Shooting, ShootingExtragradient, fit
+from lagcompile.backends.shooting_lagrangian import Place, slope
 from lagcompile.backends.shooting_problem import Bounds, Problem
 from lagcompile.dynamics.functional import CellFunctions
 from lagcompile.dynamics.stages import Stages
@@ -26,12 +26,12 @@ from lagcompile.dynamics.systems import Example
 
 @dataclass(frozen=True)
 class Outcome:
-    """Parameters (guesses, p), iterations of each guess, and seconds for all of them together.
+    """Parameters (runs, p), iterations of each run, and seconds of each of them.
 
     Attributes:
-        theta: parameters reached; where a method had no time left, the guess.
-        iterations: per guess.
-        seconds: per guess: its own time, or the whole run divided by the guesses where they run together.
+        theta: parameters reached; fewer rows than guesses where the budget did not allow more runs.
+        iterations: per run.
+        seconds: per run: its own time, or the whole time divided by the guesses where they run together.
         note: what a reader should know.
     """
 
@@ -44,66 +44,128 @@ class Outcome:
 Method = Callable[[Example, int, Tensor, float], Outcome]
 
 
-def _setup(example: Example, seed: int, length: int) -> tuple[Problem, Tensor]:
-    """Problem with stages of one length, and states along the data as the observations suggest them."""
-    functions, data = CellFunctions(example.rollout()), example.data(seed)
-    weights = torch.full((data.outputs,), 1.0 / example.noise, dtype=torch.float64)
-    path = states_from_observations(data, observation_map(functions.rollout, data), functions.n)[None]
-    stages = Stages(functions, data, length, weights)
-    bounds = Bounds.of(functions, {}, {})
-    return Problem(functions, data, stages, weights, state_scale(path, data), bounds), path
+def _together(theta: Tensor, iterations: Tensor | float, spent: float, note: str) -> Outcome:
+    count = len(theta)
+    each = iterations.double().tolist() if isinstance(iterations, Tensor) else [iterations] * count
+    return Outcome(theta, each, [spent / count] * count, note)
+
+
+def _fit(
+    example: Example, seed: int, guesses: Tensor, budget: float, method: Shooting | ShootingExtragradient
+) -> Outcome:
+    """This project's `fit`, all guesses in one run; compiling is counted apart, as CasADi's building is."""
+    functions, note = CellFunctions(example.rollout(), compile=method.compiled), ""
+    if method.compiled:
+        begin = time.process_time()
+        few = {"iterations": 12} if isinstance(method, ShootingExtragradient) else {}
+        fit(
+            functions.rollout,
+            example.data(seed),
+            starts=guesses,
+            noise=example.noise,
+            method=method.model_copy(update=few),
+            functions=functions,
+        )
+        note = f"; compiling took {time.process_time() - begin:.0f} s more"
+    begin = time.process_time()
+    result = fit(
+        functions.rollout,
+        example.data(seed),
+        starts=guesses,
+        noise=example.noise,
+        method=method.model_copy(update={"time_limit": budget}),
+        functions=functions,
+        now=time.process_time,
+    )
+    spent = time.process_time() - begin
+    words = f"stages of {result.stage_length}, all guesses in {spent:.2f} s{note}"
+    return _together(result.theta, result.iterations, spent, words)
 
 
 def sqp(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
-    """This project's Gauss-Newton SQP with default options, all guesses in one run."""
-    begin = time.process_time()
-    result = fit(example.rollout(), example.data(seed), starts=guesses, noise=example.noise)
-    spent = time.process_time() - begin
-    each = spent / len(guesses)
-    return Outcome(
-        result.theta,
-        result.iterations.double().tolist(),
-        [each] * len(guesses),
-        f"stages of {result.stage_length}, all guesses in {spent:.2f} s",
-    )
+    """Gauss-Newton SQP with default options."""
+    return _fit(example, seed, guesses, budget, Shooting())
+
+
+def sqp_compiled(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
+    """Gauss-Newton SQP with compiled kernels."""
+    return _fit(example, seed, guesses, budget, Shooting(compiled=True))
 
 
 def first_order(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
-    """This project's augmented-Lagrangian extragradient on the stages that the SQP method chooses."""
-    probe = fit(
-        example.rollout(),
-        example.data(seed),
-        starts=guesses[:8],
-        noise=example.noise,
-        method=Shooting(iterations=1),
-    )
-    problem, path = _setup(example, seed, probe.stage_length)
-    begin = time.process_time()
-    states = path[:, :, :: probe.stage_length].expand(len(guesses), -1, -1, -1)
-    result = extragradient(problem, ShootingExtragradient(time_limit=budget), guesses, states, clock=time.process_time)
-    each = (time.process_time() - begin) / len(guesses)
-    note = f"{result.steps} of 2000 steps"
-    return Outcome(result.point.theta, [float(result.steps)] * len(guesses), [each] * len(guesses), note)
+    """Augmented-Lagrangian extragradient."""
+    return _fit(example, seed, guesses, budget, ShootingExtragradient(compiled=True))
 
 
-def _descend(
-    loss: Callable[[Tensor, Tensor], Tensor], guesses: Tensor, extra: Tensor, scale: Tensor, budget: float
-) -> tuple[Tensor, int]:
-    """Adam on scaled parameters and a second group of variables, all guesses together; keeps each one's best loss."""
-    z, w = (guesses / scale).requires_grad_(True), extra.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([z, w], lr=0.02)
+def first_order_diagonal(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
+    """The same in the diagonal metric, which needs no Jacobian."""
+    return _fit(example, seed, guesses, budget, ShootingExtragradient(compiled=True, metric="diagonal"))
+
+
+def polished(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
+    """200 steps of extragradient, then Gauss-Newton."""
+    return _fit(example, seed, guesses, budget, ShootingExtragradient(compiled=True, iterations=200, polish=Shooting()))
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The problem at one stage length with the same compiled kernels as above.
+
+    Attributes:
+        problem: the problem; stages as long as the data are the whole rollout.
+        path: (1, trajectories, N, n) states as the observations suggest them.
+        scale: (guesses, p) units of the parameters.
+        building: seconds of compiling.
+    """
+
+    problem: Problem
+    path: Tensor
+    scale: Tensor
+    building: float
+
+    @classmethod
+    def of(cls, example: Example, seed: int, guesses: Tensor, length: int) -> Rollouts:
+        """Set the problem up and compile."""
+        begin = time.process_time()
+        functions, data = CellFunctions(example.rollout(), compile=True), example.data(seed)
+        weights = torch.full((data.outputs,), 1.0 / example.noise, dtype=torch.float64)
+        path = states_from_observations(data, observation_map(functions.rollout, data), functions.n)[None]
+        stages = Stages(functions, data, length, weights)
+        bounds = Bounds.of(functions, {}, {})
+        problem = Problem(functions, data, stages, weights, state_scale(path, data), bounds)
+        made = cls(problem, path, parameter_scale(functions, guesses), 0.0)
+        made.value(guesses / made.scale, made.first(len(guesses)), 0.0)
+        return cls(problem, path, made.scale, time.process_time() - begin)
+
+    def first(self, count: int) -> Tensor:
+        """Scaled first states of the stages as the data suggest them."""
+        states = self.path[:, :, :: self.problem.stages.length].expand(count, -1, -1, -1)
+        return states / self.problem.state_scale
+
+    def value(self, theta: Tensor, states: Tensor, jump: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Objective with jumps penalised (guesses,), and its gradients by scaled parameters and states."""
+        rho = torch.full_like(theta[:, 0], 2.0 * jump)
+        with torch.no_grad():
+            found = slope(self.problem, Place(theta, states, torch.zeros_like(states)), self.scale, rho)
+        return found.merit(rho), found.theta, found.states
+
+
+def _adam(rollouts: Rollouts, guesses: Tensor, budget: float, *, jump: float, free: bool) -> tuple[Tensor, int]:
+    """Adam on scaled parameters and, where free, states; all guesses together; keeps each one's best value."""
+    z, s = guesses / rollouts.scale, rollouts.first(len(guesses)).clone()
+    optimizer = torch.optim.Adam([z.requires_grad_(True), s.requires_grad_(True)], lr=0.02)
     best, kept = torch.full((len(guesses),), float("inf"), dtype=torch.float64), guesses.clone()
     begin, steps = time.process_time(), 0
-    while time.process_time() - begin < budget and steps < 2000:
-        values = loss(z * scale, w)
-        better = values.detach() < best
-        best = torch.where(better, values.detach(), best)
-        kept[better] = (z.detach() * scale)[better]
-        grads = torch.autograd.grad(values.nan_to_num(0.0, 0.0, 0.0).sum(), (z, w))
-        for variable, gradient in zip((z, w), grads, strict=True):
-            norm = gradient.flatten(1).norm(dim=1).clamp_min(1.0)
-            shape = (-1, *[1] * (gradient.dim() - 1))
-            variable.grad = torch.nan_to_num(gradient / norm.view(shape), 0.0, 0.0, 0.0)
+    while time.process_time() - begin < budget and steps < 4000:
+        value, *gradients = rollouts.value(z.detach(), s.detach(), jump)
+        better = value < best
+        best = torch.where(better, value, best)
+        kept[better] = (z.detach() * rollouts.scale)[better]
+        if not free:
+            gradients[1] = torch.zeros_like(s)
+        for variable, gradient in zip((z, s), gradients, strict=True):
+            norm = gradient.flatten(1).norm(dim=1).clamp_min(1.0).view(-1, *[1] * (gradient.dim() - 1))
+            variable.grad = torch.nan_to_num(gradient / norm, 0.0, 0.0, 0.0)
         optimizer.step()
         steps += 1
     return kept, steps
@@ -111,74 +173,75 @@ def _descend(
 
 def adam(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
     """Backprop through the whole rollout, Adam with clipped gradients, initial state free."""
-    problem, path = _setup(example, seed, example.samples)
-
-    def loss(theta: Tensor, x0: Tensor) -> Tensor:
-        objective: Tensor = problem.evaluate(theta, x0).values.objective
-        return objective
-
+    rollouts = Rollouts.of(example, seed, guesses, example.samples)
     begin = time.process_time()
-    x0 = path[:, :, :1].expand(len(guesses), -1, -1, -1)
-    scale = parameter_scale(problem.functions, guesses)
-    theta, steps = _descend(loss, guesses, x0, scale, budget)
-    each = (time.process_time() - begin) / len(guesses)
-    return Outcome(theta, [float(steps)] * len(guesses), [each] * len(guesses), f"{steps} steps")
-
-
-def lbfgs(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
-    """Backprop through the whole rollout, L-BFGS with a strong-Wolfe search, one guess after the other."""
-    problem, path = _setup(example, seed, example.samples)
-    found, counts, times = guesses.clone(), [], []
-    for i, guess in enumerate(guesses):
-        begin = time.process_time()
-        deadline = begin + budget / len(guesses)
-        scale = parameter_scale(problem.functions, guess[None])
-        z, x0 = (guess[None] / scale).requires_grad_(True), path[:, :, :1].clone().requires_grad_(True)
-        optimizer = torch.optim.LBFGS([z, x0], max_iter=4, line_search_fn="strong_wolfe")
-        best, evaluations = float("inf"), 0
-
-        def closure(z: Tensor = z, x0: Tensor = x0, scale: Tensor = scale, i: int = i) -> Tensor:
-            nonlocal best, evaluations
-            value: Tensor = problem.evaluate(z * scale, x0).values.objective.sum()
-            evaluations += 1
-            if float(value.detach()) < best:
-                best = float(value.detach())
-                found[i] = (z * scale).detach()[0]
-            grads = torch.autograd.grad(value, (z, x0))
-            z.grad, x0.grad = (torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in grads)
-            return value.nan_to_num(1e30, 1e30, 1e30)
-
-        before = float("inf")
-        while time.process_time() < deadline:
-            optimizer.step(closure)
-            if not best < before * (1 - 1e-9):
-                break
-            before = best
-        counts.append(float(evaluations))
-        times.append(time.process_time() - begin)
-    return Outcome(found, counts, times, "iterations are evaluations")
+    theta, steps = _adam(rollouts, guesses, budget, jump=0.0, free=True)
+    note = f"compiling took {rollouts.building:.0f} s more"
+    return _together(theta, float(steps), time.process_time() - begin, note)
 
 
 def segments(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
     """Segments of 5 samples restarted from the data, jumps penalised by a fixed weight of 100, Adam; no free states."""
-    problem, path = _setup(example, seed, 5)
-    states = path[:, :, ::5].expand(len(guesses), -1, -1, -1)
-
-    def loss(theta: Tensor, _: Tensor) -> Tensor:
-        values = problem.evaluate(theta, states).values
-        jumps = problem.scaled_defect(values).square().flatten(1).sum(1)
-        total: Tensor = values.objective + 100.0 * jumps
-        return total
-
+    rollouts = Rollouts.of(example, seed, guesses, 5)
     begin = time.process_time()
-    none = torch.zeros(len(guesses), 1, dtype=torch.float64)
+    theta, steps = _adam(rollouts, guesses, budget, jump=100.0, free=False)
+    note = f"compiling took {rollouts.building:.0f} s more"
+    return _together(theta, float(steps), time.process_time() - begin, note)
 
-    def with_unused(theta: Tensor, unused: Tensor) -> Tensor:
-        return loss(theta, unused) + 0.0 * unused.sum()
 
-    theta, steps = _descend(with_unused, guesses, none, parameter_scale(problem.functions, guesses), budget)
-    each = (time.process_time() - begin) / len(guesses)
-    return Outcome(theta, [float(steps)] * len(guesses), [each] * len(guesses), f"{steps} steps")
+def lbfgs(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
+    """Backprop through the whole rollout, L-BFGS (memory 10, backtracking), all guesses together, each its own step."""
+    rollouts = Rollouts.of(example, seed, guesses, example.samples)
+    shape = rollouts.first(len(guesses)).shape
+
+    def value(v: Tensor) -> tuple[Tensor, Tensor]:
+        p = guesses.shape[1]
+        f, by_theta, by_state = rollouts.value(v[:, :p], v[:, p:].view(shape), 0.0)
+        gradient = torch.cat([by_theta, by_state.flatten(1)], 1)
+        bad = ~torch.isfinite(f) | ~torch.isfinite(gradient).all(1)
+        return f.masked_fill(bad, float("inf")), gradient.masked_fill(bad[:, None], 0.0)
+
+    begin, evaluations = time.process_time(), 1
+    v = torch.cat([guesses / rollouts.scale, rollouts.first(len(guesses)).flatten(1)], 1)
+    f, g = value(v)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    length = torch.ones_like(f)
+    direction = _two_loops(g, pairs)
+    while time.process_time() - begin < budget and evaluations < 4000:
+        trial = v + length[:, None] * direction
+        new, slope_there = value(trial)
+        evaluations += 1
+        good = new <= f + 1e-4 * length * (g * direction).sum(1)
+        good &= torch.isfinite(new)
+        step = torch.where(good[:, None], trial - v, 0.0)
+        pairs = [*pairs[-9:], (step, torch.where(good[:, None], slope_there - g, 0.0))]
+        v, f = v + step, torch.where(good, new, f)
+        g = torch.where(good[:, None], slope_there, g)
+        direction = torch.where(good[:, None], _two_loops(g, pairs), direction)
+        length = torch.where(good, 1.0, 0.5 * length)
+    theta = v[:, : guesses.shape[1]] * rollouts.scale
+    note = f"iterations are evaluations; compiling took {rollouts.building:.0f} s more"
+    return _together(theta, float(evaluations), time.process_time() - begin, note)
+
+
+def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """L-BFGS direction of each guess; pairs of negative curvature, and those of steps not made, are left out."""
+    q, kept = gradient.clone(), []
+    scale = 1.0 / gradient.norm(dim=1).clamp_min(1e-300)
+    scale = scale.clamp_max(1.0)
+    for step, change in pairs:
+        product = (step * change).sum(1)
+        sound = product > 1e-12 * change.square().sum(1).clamp_min(1e-300)
+        kept.append((step, change, torch.where(sound, 1.0 / product, 0.0)))
+        scale = torch.where(sound, product / change.square().sum(1).clamp_min(1e-300), scale)
+    weights = []
+    for step, change, inverse in reversed(kept):
+        weights.append(inverse * (step * q).sum(1))
+        q = q - weights[-1][:, None] * change
+    q = scale[:, None] * q
+    for (step, change, inverse), weight in zip(kept, reversed(weights), strict=True):
+        q = q + (weight - inverse * (change * q).sum(1))[:, None] * step
+    return -q
 
 
 def _field(ca: Any, name: str, x: Any, t: Any, u: Any) -> Any:
@@ -255,13 +318,15 @@ class Ipopt:
 def casadi(example: Example, seed: int, guesses: Tensor, budget: float) -> Outcome:
     """CasADi and IPOPT with stages of 5 samples (1 for the map), guess after guess until the budget is spent."""
     solver = Ipopt(example, seed, 1 if example.name == "logistic" else 5)
-    found, counts, times = guesses.clone(), [], []
+    found: list[Tensor] = []
+    counts: list[float] = []
+    times: list[float] = []
     begin = time.process_time()
-    for i, guess in enumerate(guesses):
-        if time.process_time() - begin > budget:
+    for guess in guesses:
+        if found and time.process_time() - begin > budget:
             break
-        found[i], iterations, seconds = solver.solve(guess)
+        theta, iterations, seconds = solver.solve(guess)
+        found.append(theta)
         counts.append(iterations)
         times.append(seconds)
-    note = f"{len(times)} of {len(guesses)} guesses in the budget; building took {solver.build_seconds:.1f} s more"
-    return Outcome(found, counts, times, note)
+    return Outcome(torch.stack(found), counts, times, f"building took {solver.build_seconds:.1f} s more")
