@@ -20,6 +20,8 @@ from lagcompile.runtime.kinks import AT
 
 MOST = 60
 """Kinks for which slopes are looked for."""
+STEPS = 15
+"""Gauss-Newton steps from one start."""
 
 
 class Slopes(TorchFunctionMode):
@@ -89,8 +91,11 @@ class Slopes(TorchFunctionMode):
         if count < 2:
             return value
         self.seen += 1
-        weights = self._next(count).clamp_min(1e-12)
-        return value.detach() + ((weights / weights.sum()) * (x - plain)[near]).sum()
+        moves = (x - plain)[near]
+        mixed = moves[0]
+        for k, slope in enumerate(self._next(count - 1)):  # a tournament: affine in each slope
+            mixed = mixed + slope * (moves[k + 1] - mixed)
+        return value.detach() + mixed
 
 
 _MAXIMA = frozenset({"amax", "max"})
@@ -148,26 +153,48 @@ _RULES: dict[str, Rule] = {
 
 
 def fit_slopes(residual: Callable[[Tensor], Tensor], count: int, tolerance: float) -> Tensor:
-    """Slopes in [0, 1] with the smallest residual, by bounded least squares.
+    """Slopes in [0, 1] with a small residual, by Gauss-Newton steps within the bounds.
+
+    The residual is affine in each slope alone, so that differences between its ends are exact derivatives.
 
     Args:
         residual: slopes (count,) -> a vector that should vanish.
         count: number of slopes.
         tolerance: largest entry of the residual at which to stop looking.
     """
-    from scipy.optimize import least_squares
-
-    def function(s: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return residual(torch.from_numpy(np.clip(s, 0.0, 1.0))).detach().numpy()
-
-    best, least = np.full(count, 0.5), np.inf
-    for start in (0.5, 0.05, 0.95):  # the residual is linear in each slope, not in all of them together
-        found = least_squares(
-            function, np.full(count, start), bounds=(0.0, 1.0), xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=60
-        )
-        worst = float(np.abs(found.fun).max())
+    best, least = torch.full((count,), 0.5, dtype=torch.float64), np.inf
+    for start in (0.5, 0.05, 0.95):
+        found = _improved(residual, torch.full((count,), start, dtype=torch.float64), tolerance)
+        worst = float(residual(found).detach().abs().max())
         if worst < least:
-            best, least = found.x, worst
+            best, least = found, worst
         if least <= tolerance:
             break
-    return torch.from_numpy(np.clip(best, 0.0, 1.0))
+    return best
+
+
+def _improved(residual: Callable[[Tensor], Tensor], slopes: Tensor, tolerance: float) -> Tensor:
+    from scipy.optimize import lsq_linear
+
+    value = residual(slopes).detach()
+    for _ in range(STEPS):
+        if float(value.abs().max()) <= tolerance:
+            break
+        columns = []
+        for j in range(len(slopes)):
+            ends = [slopes.index_fill(0, torch.tensor(j), end) for end in (0.0, 1.0)]
+            columns.append(residual(ends[1]).detach() - residual(ends[0]).detach())
+        matrix = torch.stack(columns, dim=1).numpy()
+        goal = (matrix @ slopes.numpy()) - value.numpy()
+        new = torch.from_numpy(np.clip(lsq_linear(matrix, goal, bounds=(0.0, 1.0), method="bvls").x, 0.0, 1.0))
+        length = 1.0
+        while length > 1e-3:
+            trial = slopes + length * (new - slopes)
+            at = residual(trial).detach()
+            if float(at.norm()) < float(value.norm()):
+                break
+            length *= 0.5
+        else:
+            break
+        slopes, value = trial, at
+    return slopes

@@ -26,6 +26,8 @@ from lagcompile.workbench.prepare import Prepared, placing
 
 LARGEST = 5000
 """Variables above which an exact comparison is refused."""
+EXACT = ("sqp", "convex", "mixed_integer", "ipopt")
+"""Backends whose certificate counts, in this order."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,21 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether the exact backend's certificate holds."""
-        return "sqp" in self.certificates and self.certificates["sqp"].ok
+        """Whether the exact backend's certificate holds: SQP's, or a global solver's where SQP refuses."""
+        found = self.exact
+        return found is not None and found.ok
+
+    @property
+    def exact(self) -> Certificate | None:
+        """The certificate of the first exact backend that gave a solution."""
+        return next((self.certificates[n] for n in EXACT if n in self.certificates), None)
 
     def __str__(self) -> str:
         head = ("backend", "status", "objective", "primal", "dual", "from", "d primal", "d multipliers", "seconds", "")
         rows = [head, *(_cells(line) for line in self.lines)]
         widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
         table = ["  ".join(c.rjust(w) if i > 1 else c.ljust(w) for i, (c, w) in _numbered(r, widths)) for r in rows]
-        facts = self.certificates["sqp"].facts if "sqp" in self.certificates else ()
+        facts = () if self.exact is None else (*self.exact.unassessed, *self.exact.facts)
         return "\n".join([*(line.rstrip() for line in table), *(f"  {fact}" for fact in facts)])
 
 
@@ -123,7 +131,9 @@ class _Table:
             solution = backend.solve(self.instance, options, original=self.original, start=start)
         except (MissingExtraError, ProgramError) as error:
             seconds = time.perf_counter() - begin
-            self.lines.append(Line(name, "no result", nan, nan, nan, "", None, seconds, str(error)))
+            more = len(error.problems) - 1
+            note = error.problems[0] + (f" (and {more} more)" if more else "")
+            self.lines.append(Line(name, "no result", nan, nan, nan, "", None, seconds, note))
             return
         seconds = time.perf_counter() - begin
         self.reset()

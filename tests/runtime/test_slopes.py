@@ -22,7 +22,7 @@ CASES: list[tuple[str, Function, list[float], list[float]]] = [
     ("clamp_max", lambda x: torch.clamp_max(x, 1.0), [0.0, 1.0, 3.0], [1.0, 0.75, 0.0]),
     ("hardtanh", F.hardtanh, [-1.0, 0.0, 1.0], [0.25, 1.0, 0.25]),
     ("relu6", F.relu6, [0.0, 1.0, 6.0], [0.25, 1.0, 0.25]),
-    ("amax", lambda x: x.amax().reshape(1), [1.0, 3.0, 3.0], [0.0, 0.25, 0.75]),
+    ("amax", lambda x: x.amax().reshape(1), [1.0, 3.0, 3.0], [0.0, 0.75, 0.25]),
     ("smooth", torch.tanh, [0.0], [1.0]),
 ]
 
