@@ -9,7 +9,7 @@ from torch import nn
 from lagcompile.backends.shooting import Shooting, ShootingExtragradient, fit
 from lagcompile.backends.shooting_lagrangian import Place, slope
 from lagcompile.backends.shooting_metric import Blocks, Diagonal
-from lagcompile.dynamics import Rollout, Trajectories
+from lagcompile.dynamics import Euler, Rollout, Trajectories
 from lagcompile.dynamics.functional import FORWARD_DIRECTIONS, CellFunctions
 from lagcompile.dynamics.starts import random_starts
 from lagcompile.dynamics.systems import Example, FitzHughNagumo, Pendulum, examples
@@ -17,6 +17,13 @@ from lagcompile.ir.solution import Status
 from tests.backends.test_shooting_kkt import case, lagrangian
 
 PENDULUM = Example(name="pendulum", samples=161, dt=0.02, noise=0.02, initial=(0.5, 0.0), observed=(0,))
+
+
+def swing() -> tuple[Rollout, Trajectories]:
+    """Data of a pendulum and a model of it in one evaluation of its field a step."""
+    return Rollout(Euler(Pendulum()), 160, state_size=2, readout=[0]), PENDULUM.data()
+
+
 MAP = examples()["logistic"].model_copy(update={"samples": 120})
 
 
@@ -85,11 +92,10 @@ def test_every_start_finds_the_parameters(metric: str) -> None:
 
 
 def test_it_converges_to_the_solution_of_second_order_with_its_multipliers() -> None:
-    rollout, data = PENDULUM.rollout(), PENDULUM.data()
+    rollout, data = swing()
     second = fit(rollout, data, noise=0.02, method=Shooting(stage_length=32, tolerance=1e-10))
     method = ShootingExtragradient(stage_length=32, iterations=500, tolerance=1e-6)
-    traced = CellFunctions(rollout, compile="eager")
-    first = fit(rollout, data, noise=0.02, method=method, functions=traced)
+    first = fit(rollout, data, noise=0.02, method=method)
     assert first.status is Status.SOLVED
     assert torch.allclose(first.theta, second.theta, rtol=1e-5)
     assert torch.allclose(first.states, second.states, atol=1e-5)
@@ -100,15 +106,14 @@ def test_it_converges_to_the_solution_of_second_order_with_its_multipliers() -> 
 
 
 def test_a_polish_ends_where_second_order_ends() -> None:
-    rollout, data = PENDULUM.rollout(), PENDULUM.data()
+    rollout, data = swing()
     truth = CellFunctions(rollout).start()
     starts = random_starts(truth, 3, factor=2.0, seed=4)
     second = fit(rollout, data, starts=starts, noise=0.02, method=Shooting(stage_length=32))
     short = ShootingExtragradient(stage_length=32, iterations=60)
-    traced = CellFunctions(rollout, compile="eager")
-    rough = fit(rollout, data, starts=starts, noise=0.02, method=short, functions=traced)
+    rough = fit(rollout, data, starts=starts, noise=0.02, method=short)
     then = short.model_copy(update={"polish": Shooting(iterations=15)})
-    polished = fit(rollout, data, starts=starts, noise=0.02, method=then, functions=traced)
+    polished = fit(rollout, data, starts=starts, noise=0.02, method=then)
     assert set(polished.statuses) == {Status.SOLVED}
     assert torch.allclose(polished.theta, second.theta, rtol=1e-5)
     assert not torch.allclose(rough.theta, second.theta, rtol=1e-5)
