@@ -85,6 +85,7 @@ class Rates:
         multipliers: step of the multipliers.
         rho: quadratic weight.
         steps: number of steps, of the full batch.
+        momentum: of weights and states.
     """
 
     weights: float
@@ -92,11 +93,14 @@ class Rates:
     multipliers: float
     rho: float = 1.0
     steps: int = 500
+    momentum: float = 0.0
 
     def solve(self, problem: Problem, start: lc.Solution) -> lc.Solution:
         """Run extragradient from a solution's weights; states by a forward pass, multipliers zero."""
         method = lc.Extragradient(
-            weights=lc.SGD(lr=self.weights), states=lc.SGD(lr=self.states), multipliers=lc.SGD(lr=self.multipliers)
+            weights=lc.SGD(lr=self.weights, momentum=self.momentum),
+            states=lc.SGD(lr=self.states, momentum=self.momentum),
+            multipliers=lc.SGD(lr=self.multipliers),
         )
         options = lc.RunOptions(steps=self.steps, batch_size=10_000, look_every=10_000)
         return problem.solve(method, self.rho, options=options, start=start)
@@ -325,7 +329,7 @@ RATES: dict[str, Rates] = {
     "features_mean": Rates(0.49, 0.22, 2.2, steps=240),
     "logistic_map": Rates(0.16, 0.21, 1.6, steps=100),
     "pendulum": Rates(0.21, 0.1, 2.3, rho=2.0, steps=120),
-    "penalty": Rates(0.39, 0.13, 0.1, steps=3000),
+    "penalty": Rates(0.15, 0.05, 0.1, steps=500, momentum=0.8),
     "bounded_states": Rates(0.52, 0.23, 1.2, rho=0.5, steps=200),
     "nonnegative_states": Rates(0.31, 0.25, 0.1, steps=600),
     "tube": Rates(0.53, 0.18, 1.0, rho=0.5, steps=400),
