@@ -6,6 +6,8 @@ In: a `Network` whose shapes are known. Out: tensors in the order of the call. I
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,8 @@ def examples_of(network: Network, batch: int = BATCH) -> list[Tensor]:
         else:
             found.append(torch.ones(shape, dtype=dtype))
     return found
+
+
+def rows_of(tensors: Sequence[Tensor]) -> int:
+    """Number of examples, as the first axis says; 1 where there is none."""
+    return next((t.shape[0] for t in tensors if t.dim()), 1)

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from lagcompile.export.check import check
-from lagcompile.export.examples import examples_of
+from lagcompile.export.examples import BATCH, examples_of
 from lagcompile.export.programs import Exported, Source, export_program, known_tensors
 from lagcompile.export.record import (
     FORMULATION,
@@ -44,7 +44,7 @@ from lagcompile.export.templates import encode, plain_containers
 from lagcompile.frontend.graph import Node
 from lagcompile.frontend.lower import Formulation
 from lagcompile.frontend.partition import Partition
-from lagcompile.frontend.receipt import Receipt
+from lagcompile.frontend.receipt import Receipt, resized
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network, StageModule
 from lagcompile.ir.base import DataError, Frozen, LiftError
@@ -139,7 +139,8 @@ def folder_files(
         LiftError: the model cannot be written.
     """
     network, captured = contents.network, contents.network.capture
-    inputs = list(tensors) if tensors is not None else examples_of(network)
+    dynamic = contents.receipt.batch == "dynamic"
+    inputs = (resized(tensors, BATCH) if dynamic else list(tensors)) if tensors is not None else examples_of(network)
     with torch.no_grad(), quiet(captured.original):
         values = network.glue([t.clone() for t in inputs])
     known = known_tensors(captured)
