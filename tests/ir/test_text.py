@@ -99,3 +99,13 @@ def test_json_round_trip_of_any_program(depth: int, stages: int, table: bool, pe
     assert from_json(to_json(lifted.program)) == lifted.program
     again = lc.lift(torch.nn.Sequential(*layers), torch.randn(2, 3), split=min(depth, stages), formulation=formulation)
     assert to_text(again.program) == to_text(lifted.program)
+
+
+def test_an_augmented_weight_is_said_and_stored() -> None:
+    formulation = lc.Formulation(transform=lc.Softshrink(epsilon=0.05), weight=lc.AugmentedWeight(value=2.0))
+    layers = torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)
+    program = lc.lift(torch.nn.Sequential(*layers), torch.randn(2, 3), split=2, formulation=formulation).program
+    line = next(line for line in to_text(program).splitlines() if "c_h1" in line)
+    assert "softshrink(f0(input_1) - h1, 0.05) == 0" in line
+    assert line.endswith("multiplier lambda1 (full, start zero), rho 2 on the excess")
+    assert from_json(to_json(program)) == program
