@@ -61,10 +61,12 @@ class Descent:
                 self.run.timed_out = True
                 break
             if not self._step():
-                return
+                break
             self.steps += 1
         if len(self.live):
             self._look(last=True)
+        if not self.held:
+            self.run.steps_before = self.steps
 
     def _step(self) -> bool:
         """One extrapolation and one update; False where no start is left."""

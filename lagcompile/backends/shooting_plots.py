@@ -55,7 +55,7 @@ def plot_simulation(
             axis.plot(times, smooth[:length, c], lw=1, label="smoothed")
         axis.plot(times, free[:length, c], "--", lw=1, label="free run")
         axis.set_ylabel(f"output {c}")
-    axes[0].legend(loc="upper right", fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize="small")
     axes[-1].set_xlabel("time")
     return figure
 
@@ -72,19 +72,21 @@ def plot_defects(result: FitResult, data: Trajectories, *, trajectory: int = 0) 
     axes[0].set_ylabel("|defect|")
     axes[1].set_ylabel("multiplier")
     axes[1].set_xlabel("time")
-    axes[0].legend(loc="upper right", fontsize="small")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles[:_MOST_LINES], labels[:_MOST_LINES], loc="outside upper right", ncols=6, fontsize="small")
     return figure
 
 
 def plot_parameters(result: FitResult) -> Figure:
-    """Parameters relative to their final value along the iterations: the best start heavy, others light."""
+    """Parameters from the guesses on along the iterations: the best start heavy, others light."""
     count = min(result.theta.shape[1], _MOST_LINES)
-    figure, axes = _figure(count, height=1.4)
+    figure, axes = _figure(count, height=max(1.4, 2.4 / count))
+    steps = [0.0, *result.history.column("step")]
     for j, axis in enumerate(axes):
-        paths = result.theta_history[:, :, j]
+        paths = torch.cat([result.first[None, :, j], result.theta_history[:, :, j]])[: len(steps)]
         others = [i for i in range(paths.shape[1]) if i != result.best][:50]
-        axis.plot(paths[:, others], color="0.8", lw=0.7)
-        axis.plot(paths[:, result.best], lw=1.5)
+        axis.plot(steps, paths[:, others], color="0.8", lw=0.7)
+        axis.plot(steps, paths[:, result.best], lw=1.5)
         axis.set_ylabel(result.labels[j].rsplit(".", 1)[-1])
     axes[-1].set_xlabel("iteration")
     return figure

@@ -96,6 +96,7 @@ class Run:
         self.barriers = self._barriers(self.point, self.starts) if self.bounded else None
         self.trace = Trace()
         self.step_count = 0
+        self.steps_before = 0
         self.timed_out = False
 
     # ---------------------------------------------------------------- the loop
@@ -140,7 +141,7 @@ class Run:
         run.hard.fill_(True)
         run.damping.fill_(1e-8)
         run.iterations = self.iterations.clone()
-        run.trace, run.first = self.trace, self.first
+        run.trace, run.first, run.steps_before = self.trace, self.first, self.steps_before + self.step_count
         return run
 
     def statuses(self) -> tuple[Status, ...]:
@@ -365,4 +366,9 @@ class Run:
 
     def _record(self, error: Tensor) -> None:
         values = self.point.values
-        self.record(error, defect=self.problem.scaled_defect(values), objective=values.objective, step=self.step_count)
+        self.record(
+            error,
+            defect=self.problem.scaled_defect(values),
+            objective=values.objective,
+            step=self.steps_before + self.step_count + 1,
+        )

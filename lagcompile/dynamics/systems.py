@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lagcompile.dynamics.integrators import RK4
@@ -109,13 +110,23 @@ class Example(Frozen):
     """A system, how it is sampled and how noisy the measurements are."""
 
     name: Name
-    samples: int
-    dt: float
-    noise: float
+    samples: int = Field(ge=2)
+    dt: float = Field(gt=0)
+    """Time between two samples."""
+    noise: float = Field(gt=0)
     """Standard deviation of the measurement noise."""
     initial: tuple[float, ...]
-    observed: tuple[int, ...]
+    observed: tuple[int, ...] = Field(min_length=1)
     """Measured components of the state."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Example:
+        size = {"logistic": 1, "lorenz": 3}.get(self.name, 2)
+        if len(self.initial) != size:
+            raise ValueError(f"{self.name} has {size} states, initial has {len(self.initial)} numbers")
+        if not all(0 <= c < size for c in self.observed):
+            raise ValueError(f"observed names components {self.observed}; {self.name} has 0 to {size - 1}")
+        return self
 
     def rollout(self) -> Rollout:
         """The system with its true parameters."""

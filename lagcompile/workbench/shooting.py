@@ -47,7 +47,8 @@ def solve(path: Path, folder: Path | None, *, force: bool, say: Callable[[str], 
     if place.exists() and not force:
         raise DataError(f"{place} exists: give another folder with --out, or --force to write into it")
     result = spec.run()
-    text = f"{result}\n\n{spec.starts.count} guesses: {spec.recovered(result):.0%} recover every parameter within 2 %"
+    share = f"{spec.starts.count} guesses: {spec.recovered(result):.0%} recover every parameter within 2 %"
+    text = f"{result}\n{result.message}\n\n{share}"
     say(text)
     place.mkdir(parents=True, exist_ok=True)
     (place / "result.txt").write_text(text + "\n")

@@ -124,10 +124,13 @@ class Rollouts:
     building: float
 
     @classmethod
-    def of(cls, example: Example, seed: int, guesses: Tensor, length: int) -> Rollouts:
+    def of(
+        cls, example: Example, seed: int, guesses: Tensor, length: int, *, functions: CellFunctions | None = None
+    ) -> Rollouts:
         """Set the problem up and compile."""
         begin = time.process_time()
-        functions, data = CellFunctions(example.rollout(), compile=True), example.data(seed)
+        functions = functions or CellFunctions(example.rollout(), compile=True)
+        data = example.data(seed)
         weights = torch.full((data.outputs,), 1.0 / example.noise, dtype=torch.float64)
         path = states_from_observations(data, observation_map(functions.rollout, data), functions.n)[None]
         stages = Stages(functions, data, length, weights)

@@ -1,5 +1,7 @@
 """Multiple shooting against CasADi with IPOPT on the Lorenz problem: one start, 100 starts, 10,000 steps.
 
+`python -m tests.benchmarks.shooting_speed [step | short | long]`; `step` is the cost of a first-order step alone.
+
 Out: `run()`. Invariant: both solve the same data from the same guesses to the same parameters (checked), take turns,
 and are charged the CPU seconds of this process, so that other work on the machine counts little. CasADi's building of
 its graph is counted apart: it pays once per data set and stage length.
@@ -15,12 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lagcompile.backends.shooting import FitResult, fit
+from lagcompile.backends.shooting import FitResult, Shooting, ShootingExtragradient, fit
+from lagcompile.backends.shooting_gradient import Descent
+from lagcompile.backends.shooting_run import Run
 from lagcompile.dynamics.functional import CellFunctions
 from lagcompile.dynamics.starts import random_starts
 from lagcompile.dynamics.systems import Example, examples
-from tests.benchmarks.shooting_rivals import Ipopt
-from tests.benchmarks.timing import Row, at_most
+from tests.benchmarks.shooting_rivals import Ipopt, Rollouts
+from tests.benchmarks.timing import Row, at_most, side_by_side
 
 LENGTH = 5
 """CasADi's stage length: where it is fastest and most reliable on this problem."""
@@ -74,6 +78,35 @@ def _one_start(example: Example, guesses: Tensor) -> Times:
     return Times(medians[0], medians[1], compiling, medians[2], solver.build_seconds, len(rows))
 
 
+def step_cost(name: str = "lorenz", starts: int = 100, *, steps: int = 20, rounds: int = 5) -> list[Row]:
+    """A first-order step, metric included, against two batched forward and backward passes of the same stages."""
+    example = examples()[name]
+    functions = CellFunctions(example.rollout(), compile=True)
+    guesses = random_starts(functions.start(), starts, seed=1)
+    rollouts = Rollouts.of(example, 0, guesses, 8, functions=functions)
+    problem, first = rollouts.problem, rollouts.first(starts)
+    rows = []
+    for metric in ("blocks", "diagonal"):
+        method = ShootingExtragradient.model_validate({"metric": metric, "iterations": steps, "tolerance": 1e-300})
+        states = (first * problem.state_scale).clone()
+
+        def descend(method: ShootingExtragradient = method, states: Tensor = states) -> None:
+            with torch.no_grad():
+                Descent(Run(problem, Shooting(), guesses, states, clock=0.0), method).solve()
+
+        def passes(states: Tensor = states) -> None:
+            with torch.no_grad():
+                for _ in range(2 * steps):
+                    values, sweep = problem.stages.taped(guesses, states)
+                    sweep(values.defect, values.residual)
+
+        ours, floor = side_by_side(descend, passes, rounds=rounds, warm_up=1)
+        detail = f"{1e3 * ours / steps:.1f} ms against {1e3 * floor / steps:.1f} ms, {starts} starts, same kernels"
+        words = f"shooting, {example.name}: extragradient step ({metric}) / two forward+backward passes of all stages"
+        rows.append(at_most(words, ours / floor, 1.5, detail))
+    return rows
+
+
 def run(long: bool = True) -> list[Row]:
     """Rows of the benchmark table; `long` with the one of 10,000 steps, whose CasADi problem takes gigabytes."""
     example = examples()["lorenz"]
@@ -81,7 +114,7 @@ def run(long: bool = True) -> list[Row]:
     guesses = random_starts(truth, 100, seed=1)
     name = "shooting, Lorenz"
     t = _one_start(example, guesses[:9])
-    rows = _rows(f"{name}, one start", t, 1.5)
+    rows = [*step_cost(), *_rows(f"{name}, one start", t, 1.5)]
     for words, compiled in (("", False), (", compiled", True)):
         functions = CellFunctions(example.rollout(), compile=compiled)
         if compiled:
@@ -114,5 +147,6 @@ def _rows(name: str, t: Times, bound: float) -> list[Row]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for row in run(long=len(sys.argv) > 1):
+    parts = {"step": step_cost, "short": lambda: run(long=False), "long": run}
+    for row in parts[sys.argv[1] if len(sys.argv) > 1 else "short"]():
         print(row, flush=True)
