@@ -14,38 +14,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lagcompile.export.examples import BATCH, examples_of, rows_of
+from lagcompile.export.examples import BATCH, rows_of
 from lagcompile.export.load import load_folder
 from lagcompile.frontend.receipt import resized
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
-from lagcompile.ir.base import LiftError
+from lagcompile.ir.base import DataError, LiftError
 from lagcompile.runtime.instance import quiet
 
 TOLERANCE = 1e-6
 SEED = 20211006
 
 
-def check(network: Network, folder: Path, tensors: Sequence[Tensor] | None, *, weights: nn.Module | None) -> None:
+def check(network: Network, folder: Path, tensors: Sequence[Tensor], *, weights: nn.Module | None, free: bool) -> None:
     """Compare a folder with the network that it was made of.
 
     Args:
         network: the network; not changed.
         folder: the folder.
-        tensors: example inputs; None makes them up.
+        tensors: example inputs.
         weights: a module whose weights the folder holds instead of the network's.
+        free: whether the batch size is free.
 
     Raises:
         LiftError: they do not do the same.
     """
-    original, loaded = network.copy(), load_folder(folder).network
+    try:
+        loaded = load_folder(folder).network
+    except DataError as error:
+        damage = [p.replace(str(folder), "the exported folder") for p in error.problems]
+        raise LiftError(["what was written cannot be read again:", *damage]) from error
+    original = network.copy()
     if weights is not None:
         original.capture.original.load_state_dict(weights.state_dict())
-    given = list(tensors) if tensors is not None else examples_of(network)
-    free = any(isinstance(d, str) for n in network.capture.signature.names for d in _shape(network, n))
-    problems = []
+    problems: list[str] = []
     for training, size in ((False, BATCH - 1), (True, BATCH + 1)):
-        batch = resized(given, size) if free else given
+        batch = resized(tensors, size) if free else tensors
         mode = f"in {'train' if training else 'eval'} mode with {rows_of(batch)} examples"
         expected = _run(original, batch, training)
         for what, whole in (("the stages", False), ("the network", True)):
@@ -64,11 +68,6 @@ def check(network: Network, folder: Path, tensors: Sequence[Tensor] | None, *, w
                 "keeps state outside of its buffers, must be written as tensor operations",
             ]
         )
-
-
-def _shape(network: Network, name: str) -> tuple[int | str, ...]:
-    kind = network.partition.graph.by_name[name].type
-    return () if kind is None or kind.shape is None else kind.shape
 
 
 def _run(

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from lagcompile.export.check import check
-from lagcompile.export.examples import BATCH, examples_of
+from lagcompile.export.examples import BATCH, examples_of, rows_of
 from lagcompile.export.programs import Exported, Source, export_program, known_tensors
 from lagcompile.export.record import (
     FORMULATION,
@@ -75,6 +75,11 @@ class Contents:
     receipt: Receipt
     name: str
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether the capture holds for any batch size."""
+        return self.receipt.batch == "dynamic"
+
 
 def write_folder(
     contents: Contents,
@@ -108,7 +113,8 @@ def write_folder(
     try:
         for name, data in files.items():
             (part / name).write_bytes(data)
-        check(contents.network, part, tensors, weights=None if solution is None else solution.model)
+        weights = None if solution is None else solution.model
+        check(contents.network, part, _inputs(contents, tensors), weights=weights, free=contents.dynamic)
         old = target.parent / f".{target.name}.old-{os.getpid()}"
         if target.exists():
             os.replace(target, old)
@@ -139,15 +145,15 @@ def folder_files(
         LiftError: the model cannot be written.
     """
     network, captured = contents.network, contents.network.capture
-    dynamic = contents.receipt.batch == "dynamic"
-    inputs = (resized(tensors, BATCH) if dynamic else list(tensors)) if tensors is not None else examples_of(network)
+    if solution is not None:
+        _fits(contents, solution)
+    inputs = _inputs(contents, tensors)
     with torch.no_grad(), quiet(captured.original):
         values = network.glue([t.clone() for t in inputs])
     known = known_tensors(captured)
-    graph = network.partition.graph
     whole = _whole(network)
     exported = [
-        export_program(s, captured, graph, values, known)
+        export_program(s, captured, _types(contents), values, known)
         for s in (_source(network.prologue), *map(_source, network.stages), whole)
     ]
     records = _tensor_records(network, exported)
@@ -170,7 +176,9 @@ def folder_files(
         name=contents.name,
         model=_class_name(captured.original),
         front_end=captured.front_end,
+        training=captured.original.training,
         batch=contents.receipt.batch,
+        rows=rows_of(inputs),
         call=_call(captured.signature),
         output=encode(captured.output, "the model's output"),
         tensors=records,
@@ -184,6 +192,49 @@ def folder_files(
     )
     files[MANIFEST] = (sealed(manifest).model_dump_json(indent=2) + "\n").encode()
     return files
+
+
+def _inputs(contents: Contents, tensors: Sequence[Tensor] | None) -> list[Tensor]:
+    """Inputs with which the programs are exported.
+
+    Raises:
+        LiftError: they must be given.
+    """
+    if tensors is not None:
+        return resized(tensors, BATCH) if contents.dynamic else list(tensors)
+    if not contents.dynamic:
+        raise LiftError(
+            f"give example_inputs: the model was captured for one batch size only ({contents.receipt.batch})"
+        )
+    return examples_of(contents.network)
+
+
+def _types(contents: Contents) -> dict[str, tuple[int, ...]]:
+    """Axes of each value whose sizes are free: those with the batch in them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for node in contents.network.partition.graph.nodes:
+        shape = node.type.shape if node.type is not None and contents.dynamic else None
+        found[node.name] = tuple(i for i, d in enumerate(shape or ()) if isinstance(d, str))
+    return found
+
+
+def _fits(contents: Contents, solution: Solution) -> None:
+    """Whether a solution is of this program.
+
+    Raises:
+        LiftError: it is of another model, or of other states.
+    """
+    own, other = contents.network.capture.original.state_dict(), solution.model.state_dict()
+    different = sorted(n for n in own.keys() | other.keys() if n not in own or n not in other)
+    different += sorted(n for n in own.keys() & other.keys() if own[n].shape != other[n].shape)
+    if different:
+        raise LiftError(f"the solution is of another model: it differs in {', '.join(different[:4])}")
+    names, theirs = ([s.name for s in p.states] for p in (contents.program, solution.program))
+    if names != theirs:
+        raise LiftError(
+            f"the solution is of another split: its states are {', '.join(theirs) or 'none'}, those of the lifted "
+            f"model are {', '.join(names) or 'none'}"
+        )
 
 
 def sealed(manifest: Manifest) -> Manifest:

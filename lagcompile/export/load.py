@@ -178,6 +178,8 @@ def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
         notes=manifest.notes,
     )
     network = Network(captured, Partition(graph, extended, reasons), prologue, stages)
+    for module in (model, whole, prologue.module, *(s.module for s in stages)):
+        module.train(manifest.training)
     return Parts(network, program, files[SPLIT].decode(), formulation, receipt, manifest)
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, fx, nn
 from lagcompile.export.record import Baked, ProgramRecord
 from lagcompile.export.templates import encode
 from lagcompile.frontend.capture import Capture, reason_of
-from lagcompile.frontend.graph import Graph
 from lagcompile.frontend.regions import Layer
 from lagcompile.ir.base import LiftError
 
@@ -58,14 +57,18 @@ def known_tensors(captured: Capture) -> dict[str, Tensor]:
 
 
 def export_program(
-    source: Source, captured: Capture, graph: Graph, values: Mapping[str, Any], known: Mapping[str, Tensor]
+    source: Source,
+    captured: Capture,
+    free: Mapping[str, Sequence[int]],
+    values: Mapping[str, Any],
+    known: Mapping[str, Tensor],
 ) -> Exported:
     """Export a module in both modes; the modes of the captured model are put back.
 
     Args:
         source: the module.
         captured: the capture that it comes from.
-        graph: types of the values, with the batch axis marked.
+        free: axes of each value whose sizes are free.
         values: example values by name.
         known: tensors by name (`known_tensors`).
 
@@ -82,7 +85,7 @@ def export_program(
         for training in (True, False) if _has_modes(source.module) else (True,):
             for root in roots:
                 root.train(training)
-            programs.append(_export(function, graph))
+            programs.append(_export(function, free))
     finally:
         for module, mode in before:
             module.training = mode
@@ -193,7 +196,7 @@ def _used(source: Source, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {names[t]: t for _, t in own}
 
 
-def _export(function: _Function, graph: Graph) -> Any:
+def _export(function: _Function, axes: Mapping[str, Sequence[int]]) -> Any:
     source = function.source
     inputs: list[Any] = []
     free: list[Any] = []
@@ -203,9 +206,7 @@ def _export(function: _Function, graph: Graph) -> Any:
             continue
         if isinstance(value, Tensor):
             inputs.append(value.detach().clone())
-            kind = graph.by_name[name].type
-            shape = kind.shape if kind is not None and kind.shape is not None else ()
-            free.append({i: torch.export.Dim.AUTO for i, d in enumerate(shape) if isinstance(d, str)} or None)
+            free.append(dict.fromkeys(axes.get(name, ()), torch.export.Dim.AUTO) or None)
         else:
             sizes = value if isinstance(value, tuple) else (value,)
             inputs += sizes

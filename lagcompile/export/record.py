@@ -101,8 +101,12 @@ class Manifest(Frozen):
     model: str
     """Class of the model that was lifted."""
     front_end: Literal["torch.fx", "torch.export"]
+    training: bool
+    """The mode in which the model was exported, and is after loading."""
     batch: str
     """dynamic, or why the programs hold for one batch size only."""
+    rows: int
+    """Number of examples with which the programs were exported."""
     call: CallRecord
     output: JsonValue
     tensors: Mapping[str, TensorRecord]

@@ -127,9 +127,12 @@ def verify_folder(folder: Path, out: Path | None, examples: int) -> int:
     """
     from lagcompile.check.verify import verify_network
     from lagcompile.export.examples import examples_of
+    from lagcompile.export.load import read_manifest
     from lagcompile.saved import load
 
-    lifted = load(folder)
+    lifted, manifest = load(folder), read_manifest(folder)
+    if manifest.batch != "dynamic":
+        examples = manifest.rows
     tensors = examples_of(lifted.network, examples)
     certificate = verify_network(lifted.network, lifted.program, tensors, None, loss=measure)
     typer.echo(str(certificate))
