@@ -207,6 +207,7 @@ def _check(item: Trajectory, name: str, problems: list[str]) -> Trajectory:
     times = torch.arange(count, dtype=torch.float64) if item.times is None else item.times.double()
     if times.shape != (count,):
         problems.append(f"{where}: {count} samples need {count} time stamps, got shape {tuple(times.shape)}")
+        times = torch.arange(count, dtype=torch.float64)
     elif not bool((times[1:] > times[:-1]).all()):
         late = int((~(times[1:] > times[:-1])).nonzero()[0])
         problems.append(
@@ -225,25 +226,30 @@ def _check(item: Trajectory, name: str, problems: list[str]) -> Trajectory:
             f"{where}: output {col} is {float(obs[row, col])} at sample {row} (time {float(times[row]):.6g}) "
             "without a mask: pass mask=~isnan(observations) to leave missing values out"
         )
-    inputs = _check_inputs(item.inputs, count, where, problems)
+    inputs = _check_inputs(item.inputs, times, where, problems)
     return Trajectory(torch.where(mask, obs, torch.zeros_like(obs)), times, inputs, mask, name=name)
 
 
-def _check_inputs(inputs: Tensor | None, count: int, where: str, problems: list[str]) -> Tensor | None:
+def _check_inputs(inputs: Tensor | None, times: Tensor, where: str, problems: list[str]) -> Tensor | None:
     if inputs is None:
         return None
+    count = len(times)
     values = _columns(inputs).double()
     if values.shape[0] < count - 1:
+        last = max(values.shape[0] - 1, 0)
         problems.append(
-            f"{where}: inputs end at sample {values.shape[0] - 1}, the trajectory of {count} samples needs at least "
-            f"{count - 1} rows of inputs"
+            f"{where}: inputs end at sample {last} (time {float(times[last]):.6g}), "
+            f"the trajectory of {count} samples needs at least {count - 1} rows of inputs"
         )
         return values
     values = values[:count]
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         row, col = (int(v) for v in (~finite).nonzero()[0])
-        problems.append(f"{where}: input {col} is {float(values[row, col])} at sample {row}: inputs cannot be masked")
+        problems.append(
+            f"{where}: input {col} is {float(values[row, col])} at sample {row} (time {float(times[row]):.6g}): "
+            "inputs cannot be masked"
+        )
     return torch.cat([values, values[-1:]]) if values.shape[0] == count - 1 else values
 
 

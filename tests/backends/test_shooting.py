@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lagcompile.backends.shooting import Shooting, fit
+from lagcompile.backends.shooting import Shooting, ShootingExtragradient, fit
 from lagcompile.backends.shooting_problem import Gaussian
 from lagcompile.dynamics import RK4, Rollout, Trajectories, Trajectory
 from lagcompile.dynamics.functional import CellFunctions
@@ -212,6 +212,28 @@ def test_an_exploding_simulation_is_named_by_trajectory_and_time() -> None:
         x, time = 18.0 * x * (1.0 - x), time + 1
     assert result.status is Status.DIVERGED
     assert result.message.startswith(f"the simulation is not finite in trajectory 'logistic' at time {time}:")
+
+
+class Widening(nn.Module):
+    """A cell that returns one number more than it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 2, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+@pytest.mark.parametrize("method", [Shooting(), ShootingExtragradient()])
+def test_a_cell_of_another_shape_is_refused(method: Shooting | ShootingExtragradient) -> None:
+    data = Trajectories.single(torch.randn(20, 2, dtype=torch.float64))
+    with pytest.raises(BindError) as error:
+        fit(Rollout(Widening(), 19, state_size=2), data, starts=3, method=method)
+    assert error.value.problems == (
+        "cell Widening returned (20, 3) for states of shape (20, 2): a cell returns the next state in the shape of the "
+        "state",
+    )
 
 
 def test_wrong_input_is_refused_in_the_words_of_the_user() -> None:

@@ -46,16 +46,22 @@ def test_nan_under_a_mask_is_a_missing_value() -> None:
 
 
 def test_short_inputs_are_refused() -> None:
-    with pytest.raises(
-        DataError, match=r"trajectory '0': inputs end at sample 2, the trajectory of 6 samples needs at"
-    ):
+    with pytest.raises(DataError) as error:
         Trajectories.single(torch.ones(6, 1), inputs=torch.ones(3, 1))
+    assert error.value.problems == (
+        "trajectory '0': inputs end at sample 2 (time 2), the trajectory of 6 samples needs at least 5 rows of inputs",
+    )
 
 
 def test_inputs_cannot_be_missing() -> None:
     inputs = torch.tensor([0.0, float("inf"), 0.0])
-    with pytest.raises(DataError, match="input 0 is inf at sample 1: inputs cannot be masked"):
+    with pytest.raises(DataError, match=r"input 0 is inf at sample 1 \(time 1\): inputs cannot be masked"):
         Trajectories.single(torch.ones(3, 1), inputs=inputs)
+
+
+def test_time_stamps_of_a_wrong_number_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^trajectory 'run': 4 samples need 4 time stamps, got shape \(3,\)$"):
+        Trajectories.single(torch.ones(4, 1), times=torch.arange(3), inputs=torch.ones(4, 1), name="run")
 
 
 def test_csv(tmp_path: Path) -> None:
