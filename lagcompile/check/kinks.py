@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lagcompile.runtime.kinks import AT, KINKS, is_norm_of_sizes
 
 LISTED = 3
+MOST = 200
+"""Kinks of one operation that are told apart; what lies beyond is known to be there, and no more."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class KinkRecorder(TorchDispatchMode):
         if margin is None or not margin.numel():
             return
         flat = margin.reshape(-1)
-        near = torch.nonzero(flat <= AT).flatten().tolist()
+        near = torch.nonzero(flat <= AT).flatten()[: MOST + 1].tolist()
         if near:
             self._found.append((self.place, name, reached[0], near, flat[near].tolist()))
 
@@ -87,7 +89,7 @@ class KinkRecorder(TorchDispatchMode):
                 argument.sum(), list(leaves.values()), retain_graph=True, allow_unused=True
             )
             touched = frozenset(k for k, g in zip(leaves, gradients, strict=True) if g is not None)
-            for position, distance in zip(near, distances, strict=True):
+            for position, distance in zip(near[:MOST], distances[:MOST], strict=True):
                 found.append(Kink(place, name, _unit(position, argument.shape), distance, touched))
         return tuple(found)
 
@@ -104,4 +106,5 @@ def _unit(position: int, shape: Sequence[int]) -> str:
 def sentence(kinks: Sequence[Kink]) -> str:
     """The kinks in words."""
     more = len(kinks) - LISTED
-    return "; ".join(str(k) for k in kinks[:LISTED]) + (f"; and {more} more" if more > 0 else "")
+    rest = f"; and {more if more < MOST - LISTED else 'many'} more" if more > 0 else ""
+    return "; ".join(str(k) for k in kinks[:LISTED]) + rest

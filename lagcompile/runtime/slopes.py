@@ -22,6 +22,8 @@ MOST = 60
 """Kinks for which slopes are looked for."""
 STEPS = 15
 """Gauss-Newton steps from one start."""
+FEW = 10
+"""Slopes up to which three starts are tried: the residual is not affine in all of them together."""
 
 
 class Slopes(TorchFunctionMode):
@@ -163,7 +165,7 @@ def fit_slopes(residual: Callable[[Tensor], Tensor], count: int, tolerance: floa
         tolerance: largest entry of the residual at which to stop looking.
     """
     best, least = torch.full((count,), 0.5, dtype=torch.float64), np.inf
-    for start in (0.5, 0.05, 0.95):
+    for start in (0.5, 0.05, 0.95) if count <= FEW else (0.5,):
         found = _improved(residual, torch.full((count,), start, dtype=torch.float64), tolerance)
         worst = float(residual(found).detach().abs().max())
         if worst < least:

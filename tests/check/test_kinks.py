@@ -76,6 +76,7 @@ def test_a_leaf_that_no_kink_touches_is_assessed() -> None:
     open_ = [u.split(",")[0] for u in certificate.unassessed]
     assert open_ == ["weight stationarity of 0.weight", "weight stationarity of 0.bias"]
     assert all("relu in stage f0, example 4, feature 1" in u for u in certificate.unassessed)
+    assert all(u.endswith("and others were not tried, since other conditions fail") for u in certificate.unassessed)
     failing = {r.name for r in certificate.residuals if not r.ok}
     assert failing == {"2.weight", "2.bias"}
 
@@ -160,3 +161,15 @@ def test_multipliers_of_states_behind_a_kink_go_with_the_slopes_taken_there(seed
     assert any(
         f.startswith("stationary with slopes between the one-sided ones at relu in s") for f in certificate.facts
     )
+
+
+def test_many_kinks_are_not_told_apart() -> None:
+    """Inputs of zeros and no bias: every unit lies at its kink."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 40, bias=False), nn.ReLU(), nn.Linear(40, 2)).double()
+    x = torch.zeros(30, 3, dtype=torch.float64)
+    problem = Problem("dead", lambda: net, (x,), normal(4, 30, 2), split=2)
+    start = problem.solve(lc.Extragradient(), options=lc.RunOptions(steps=0))
+    certificate = certify_kkt(problem.bind(), start, largest=5000)
+    assert not certificate.ok
+    assert any("relu in stage f0, example 0, feature 2; and many more)" in f for f in certificate.facts)
