@@ -80,3 +80,14 @@ def test_modes_of_a_part() -> None:
     torch.manual_seed(1)
     assert torch.equal(lifted(x), expected)
     assert int(lifted.module.state_dict()["1.num_batches_tracked"]) == 0
+
+
+def test_what_follows_from_a_buffer_follows_when_it_changes() -> None:
+    torch.manual_seed(0)
+    model = ZOO["functions of buffers"].build()
+    x = torch.randn(5, 6)
+    lifted = lc.lift(model, (x,), split=2)
+    changed = {n: v + 0.3 for n, v in model.state_dict().items()}
+    model.load_state_dict(changed)
+    lifted.module.load_state_dict(changed)
+    assert torch.equal(lifted(x), model(x))

@@ -62,7 +62,30 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
     Raises:
         Exception: whatever the model's own forward raises on stand-ins for tensors.
     """
+    traced = _trace(model, signature, whole, buffers=False)
+    if traced.faults or not _folded(traced.graph):
+        return traced
+    try:  # what follows from buffers must follow when they change, or are converted
+        again = _trace(model, signature, whole, buffers=True)
+    except Exception:  # control flow on a buffer, for one: a constant as long as the model is the same
+        return traced
+    worse = (
+        again.faults
+        or dict(again.whole) != dict(traced.whole)
+        or len(_folded(again.graph)) >= len(_folded(traced.graph))
+    )
+    return traced if worse else again
+
+
+def _folded(graph: fx.Graph) -> list[fx.Node]:
+    """Constants that the trace computed: from buffers, or from nothing."""
+    return [n for n in graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor_constant")]
+
+
+def _trace(model: nn.Module, signature: Signature, whole: Mapping[str, str], *, buffers: bool) -> Traced:
+    """A trace in which buffers are values (`buffers`), or constants."""
     tracer = _Tracer(signature, whole)
+    tracer.proxy_buffer_attributes = buffers
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     versions = {n: b._version for n, b in held.items()}

@@ -240,6 +240,21 @@ class HardCodedFloat32(nn.Module):
         return self.b(h * scale + angle.cos() * weights)
 
 
+class OfBuffers(nn.Module):
+    """Constants that follow from buffers, and are no round numbers."""
+
+    variance: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("variance", torch.rand(6) + 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 / (self.variance**0.5 + 1e-8)
+        return self.b(torch.tanh(self.a(x * scale)) * scale)
+
+
 class HalfPrecision(nn.Module):
     """bfloat16 in the middle."""
 
@@ -420,6 +435,7 @@ ZOO: Mapping[str, Case] = {
     "norms": Case(Norms, lambda n: (torch.randn(n, 2, 4, 4),)),
     "frozen": Case(Frozen),
     "hard-coded float32": Case(HardCodedFloat32),
+    "functions of buffers": Case(OfBuffers),
     "bfloat16": Case(HalfPrecision),
     "several": Case(
         Several,
