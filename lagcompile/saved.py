@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lagcompile.export.folder import Contents, write_folder
 from lagcompile.export.load import load_folder, read_files
 from lagcompile.export.record import SPLIT
@@ -69,6 +71,18 @@ def load(folder: str | Path) -> Lifted:
     parts = load_folder(folder)
     policy = check(read_text(parts.split, str(Path(folder) / SPLIT)), SplitFile).split
     return Lifted(parts.network, parts.receipt, policy, parts.formulation, parts.manifest.name)
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The model of an exported folder, to be lifted anew: with another split, or from a spec.
+
+    In a spec: `model: {name: "lagcompile.saved:load_model", args: {folder: out}}`, the folder from where the command
+    runs. Values are then called by the names of torch.export's operations.
+
+    Raises:
+        DataError: a file is missing, was changed or is of another version; each is named.
+    """
+    return load_folder(folder).network.capture.original
 
 
 def load_solution(folder: str | Path) -> Solution:

@@ -52,7 +52,7 @@ from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.text import to_json
 from lagcompile.ir.yamlfile import dumps
-from lagcompile.runtime.instance import quiet
+from lagcompile.runtime.instance import convert, quiet
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def write_folder(
     """
     target = Path(path)
     _free(target, replace=replace)
+    contents, tensors = _on_cpu(contents, tensors)
     files = folder_files(contents, tensors, solution)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.parent / f".{target.name}.part-{os.getpid()}"
@@ -125,6 +126,15 @@ def write_folder(
         if part.exists():
             shutil.rmtree(part)
     return target
+
+
+def _on_cpu(contents: Contents, tensors: Sequence[Tensor] | None) -> tuple[Contents, Sequence[Tensor] | None]:
+    """A copy on the CPU of what stands on another device: a folder is read on machines without it."""
+    given = None if tensors is None else [t.cpu() for t in tensors]
+    model = contents.network.capture.original
+    if all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers())):
+        return contents, given
+    return changed(contents, network=convert(contents.network.copy(), torch.device("cpu"), None)), given
 
 
 def _free(path: Path, *, replace: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 import lagcompile as lc
 from lagcompile.check.certificate import Certificate
-from tests.workbench.specs import moons
+from lagcompile.workbench.models import MLP
+from tests.workbench.specs import moons, replaced
 from tests.workbench.test_cli import call
 
 Captured = pytest.CaptureFixture[str]
@@ -56,6 +58,17 @@ def test_weights_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     saved, state = torch.load(weights, weights_only=True), lc.load("out").module.state_dict()
     assert saved.keys() == state.keys()
     assert all(torch.equal(saved[n], state[n]) for n in saved)
+
+
+def test_a_spec_solves_an_exported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    lc.lift(MLP([2, 6, 6, 2]), (torch.randn(4, 2),), split=2).save("out")
+    spec = replaced(tmp_path, "split: {policy: at, after: [layers.2, layers.4]}", "split: 3")
+    model = '{name: "lagcompile.saved:load_model", args: {folder: out}}'
+    spec.write_text(re.sub("model: .*", f"model: {model}", spec.read_text()))
+    assert call(monkeypatch, "solve", spec, "--steps", "2", "--quiet") == 0
+    capsys.readouterr()
+    solved = torch.load("runs/moons/model.pt", weights_only=True)
+    assert solved.keys() == lc.load("out").module.state_dict().keys()
 
 
 @pytest.mark.parametrize(
