@@ -106,10 +106,10 @@ def _mode(
         with _same_start(network):
             data = {**values, **network.prepare(inputs)}
             swept = sweep(network, {n: v for n, v in data.items() if n not in states}, states, loss)
-            lagrangian = _lagrangian(swept, states)
+            # states in each group: PyTorch's group_norm crashes where its input's gradient alone is not asked for
+            found = _gradients(_lagrangian(swept, states), {**{f"h:{n}": s for n, s in states.items()}, **weights})
             if number == 0:
-                yield from _in_states(swept, lagrangian, states, adjoints, by_node)
-            found = _gradients(lagrangian, weights)
+                yield from _in_states(swept, found, states, adjoints, by_node)
             for name in names:
                 yield "weight gradient", name, ratio(found[name] - gradients[name], gradients[name])
 
@@ -124,20 +124,19 @@ def _lagrangian(swept: Sweep, states: Mapping[str, Tensor]) -> Tensor:
 
 def _in_states(
     swept: Sweep,
-    lagrangian: Tensor,
+    found: Mapping[str, Tensor],
     states: Mapping[str, Tensor],
     adjoints: Mapping[str, Tensor],
     by_node: Mapping[str, StateVariable],
 ) -> Iterator[tuple[Kind, str, float]]:
-    """Defects against zero, multipliers against adjoints, autograd of L in states against zero."""
+    """Defects against zero, multipliers against adjoints, gradients of L in states ("h:" and the name) against zero."""
     for name, prediction in swept.predictions.items():
         label = _label(by_node[name].name, by_node[name].module or name)
         yield "defect", label, ratio(prediction.detach() - states[name].detach(), states[name])
         yield "adjoint", label, ratio(swept.multipliers[name] - adjoints[name], adjoints[name])
-    found = _gradients(lagrangian, states)
     for name in states:
         label = _label(by_node[name].name, by_node[name].module or name)
-        yield "state stationarity", label, ratio(found[name], swept.multipliers[name])
+        yield "state stationarity", label, ratio(found[f"h:{name}"], swept.multipliers[name])
 
 
 def _groups(parameters: Mapping[str, Tensor], size: int = 2**28) -> Iterator[list[str]]:
