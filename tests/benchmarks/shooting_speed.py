@@ -9,10 +9,14 @@ its graph is counted apart: it pays once per data set and stage length.
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,10 +128,14 @@ def run(long: bool = True) -> list[Row]:
         detail = f"{together:.2f} s, {solved} solved, CasADi {100 * t.theirs:.2f} s"
         figure = together / (100 * t.theirs)
         rows.append(at_most(f"{name}, 100 starts{words}: CPU seconds over 100 times CasADi's", figure, 0.1, detail))
-    if long:
-        more = example.model_copy(update={"samples": 10001})
-        rows += _rows(f"{name} of 10,000 steps, one start", _one_start(more, guesses[:3]), 1.0)
-    return rows
+    return [*rows, *run_long(3)] if long else rows
+
+
+def run_long(count: int) -> list[Row]:
+    """The rows of 10,000 steps from some guesses."""
+    example = examples()["lorenz"].model_copy(update={"samples": 10001})
+    guesses = random_starts(CellFunctions(example.rollout()).start(), count, seed=1)
+    return _rows("shooting, Lorenz of 10,000 steps, one start", _one_start(example, guesses), 1.0)
 
 
 def _rows(name: str, t: Times, bound: float) -> list[Row]:
@@ -145,8 +153,22 @@ def _rows(name: str, t: Times, bound: float) -> list[Row]:
     ]
 
 
-if __name__ == "__main__":
+def main(part: str) -> None:
+    """Measure a part, print it and keep it in results/shooting_speed.json and .md; other rows stay as they are."""
     torch.set_num_threads(1)
-    parts = {"step": step_cost, "short": lambda: run(long=False), "long": run}
-    for row in parts[sys.argv[1] if len(sys.argv) > 1 else "short"]():
+    parts = {"step": step_cost, "short": lambda: run(long=False), "long": lambda: run_long(3)}
+    file = Path(__file__).parent / "results" / "shooting_speed.json"
+    kept: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    for row in parts[part]():
         print(row, flush=True)
+        kept[row.name] = asdict(row) | {"date": date.today().isoformat()}
+    file.write_text(json.dumps(kept, indent=1) + "\n")
+    lines = ["| what | measured | asked for | times |", "|---|---|---|---|"]
+    for name, r in kept.items():
+        mark = "" if r["reached"] else " (not reached)"
+        lines.append(f"| {name} | {r['value']:.3g}{mark} | {r['target']} | {r['detail']} |")
+    file.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "short")
