@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lagcompile.export.symbols import features
+from lagcompile.export.symbols import features, shapes_known
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.plan import size
 from lagcompile.ir.axes import Eliminated, NonNegative, Range
@@ -98,7 +98,8 @@ def _cell(program: Program, k: int, largest: int) -> Cell:
     used = [w for w in program.weights if w.name in stage.weights]
     total = sum(w.type.count or 0 for w in used)
     held = sum((w.type.count or 0) * dtype_of(w.type.dtype).itemsize for w in used)
-    facts = (f"{total:,} weights, {size(held)}", f"{quantity(stage.flops)}flop")
+    known = shapes_known(program)
+    facts = (f"{total:,} weights, {size(held)}", f"{quantity(stage.flops)}flop" if known else "shapes not known")
     last = k + 1 == len(program.stages)
     after = set() if last else set(program.stages[k + 1].reads)
     states = {s.name: s for s in program.states}
@@ -108,10 +109,16 @@ def _cell(program: Program, k: int, largest: int) -> Cell:
         labels = [*labels[: STATES - 1], Label("...", (rest,), False, True)]
     outputs = [w for w in stage.writes if w in program.objective.reads and w not in states]
     labels += [Label(shortened(w, LONGEST), ("output",), last, False) for w in outputs]
-    inputs = {d.name: d.type for d in program.data}
+    inputs = {d.name: d.type if known else TensorType() for d in program.data}
     data = [f"{shortened(r, LONGEST)}: {shape(inputs[r])}" for r in stage.reads if r in inputs]
     return Cell(
-        stage.name, _modules(stage), facts, stage.flops / largest, tuple(labels), None if last else k + 1, tuple(data)
+        stage.name,
+        _modules(stage),
+        facts,
+        stage.flops / largest if known else 0.0,
+        tuple(labels),
+        None if last else k + 1,
+        tuple(data),
     )
 
 

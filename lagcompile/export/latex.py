@@ -58,7 +58,7 @@ def _variables(symbols: Symbols) -> Iterator[str]:
     yield r"symbol & set & meaning \\ \hline"
     for d in program.data:
         own = "" if len(d.name) == 1 or len(program.data) > 1 else f" ({code(d.name)})"
-        yield _row(symbols.value(d.name), space(d.type), _data(d) + own)
+        yield _row(symbols.value(d.name), space(symbols.data[d.name]), _data(d) + own)
     yield from _weight_rows(symbols)
     for group in groups(symbols):
         yield from _state_rows(symbols, group)

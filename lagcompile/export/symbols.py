@@ -56,7 +56,8 @@ class Symbols:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.states = {s.name: s for s in program.states}
-        self.data = {d.name: d.type for d in program.data}
+        unknown = None if shapes_known(program) else TensorType()
+        self.data = {d.name: unknown or d.type for d in program.data}
         self.synthetic = _synthetic(program)
         self.writer = {w: s for s in program.stages for w in s.writes}
 
@@ -126,6 +127,11 @@ class Symbols:
     def variables(self) -> list[StateVariable]:
         """States that are variables."""
         return [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
+
+
+def shapes_known(program: Program) -> bool:
+    """Whether the program was lifted with inputs: without them its types and costs say nothing."""
+    return all(s.type.shape is not None for s in program.states) and any(d.type.shape for d in program.data)
 
 
 def features(kind: TensorType) -> tuple[int, ...] | None:

@@ -135,6 +135,9 @@ def test_what_is_said() -> None:
     assert said.cells[2].data == ("gt: 1", "size: 1")
     assert said.notes == ("second.weight is one variable in f1, f2",)
     assert said.cells[-1].breakpoint is None
+    unknown = picture(PROGRAMS["unknown"]())
+    assert unknown.cells[0].data == ("input_1: ?",)
+    assert unknown.cells[0].facts == ("30 weights, 120 B", "shapes not known")
     mixed = picture(PROGRAMS["mixed"]())
     assert not mixed.cells[0].labels[0].kept
     many = picture(PROGRAMS["many"]())

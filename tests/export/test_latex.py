@@ -85,7 +85,9 @@ def test_an_unknown_method_is_refused() -> None:
 
 def test_a_document_and_shapes_that_are_not_known() -> None:
     lifted = lc.lift(deep(3), split=3)
-    assert r"$\mathbb{R}^{d}$" in lifted.to_latex()
+    written = lifted.to_latex()
+    assert r"$x^{(i)}$ & $\mathbb{R}^{d}$ & data" in written
+    assert r"$h_{1}^{(i)}$ & $\mathbb{R}^{d}$ & state" in written
     whole = latex(lifted.program, document=True)
     assert whole.startswith(r"\documentclass{article}")
     assert whole.endswith("\\end{document}\n")
