@@ -258,11 +258,13 @@ def _rival(prepared: Prepared, evaluations: int, *, look: Look | None, stop: Sto
 def _concluded(prepared: Prepared, solution: Solution, rival: Trained | None, place: RunFolder | None) -> Outcome:
     data, loss = prepared.data, prepared.loaded.loss
     solved = relift(prepared, solution.model)
+    moved: Mapping[str, Tensor] = solution.details.get("inputs") or {}  # inputs that were solved for
+    x = next(iter(moved.values())).to(data.train_x.dtype) if moved else data.train_x
     found = Outcome(
         prepared=prepared,
         solution=solution,
         test=outcome(solution.model, data.test_x, data.test_y, loss=loss),
-        defects=state_defects(solved, solution.states, data.train_x) if solution.states else (),
+        defects=state_defects(solved, solution.states, x) if solution.states else (),
         certificate=certify(prepared, solution.model),
         baseline=rival,
         baseline_test=outcome(rival.model, data.test_x, data.test_y, loss=loss) if rival is not None else {},

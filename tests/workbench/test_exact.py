@@ -41,6 +41,11 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)).double()
 
 
+def relu() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+
+
 def data() -> dict[str, tuple[Tensor, Tensor]]:
     pair = normal(1, 8, 3), normal(2, 8, 2)
     return {"train": pair, "test": pair}
@@ -115,6 +120,18 @@ def test_an_infeasible_spec_names_what_excludes_each_other(tmp_path: Path) -> No
     assert "infeasible: the constraints contradict each other" in found.output
     assert "the smallest set found that excludes each other: c_h1: stage f0, state h1, example" in found.output
     assert "excludes each other" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["sqp", "mixed_integer"])
+def test_inputs_that_were_solved_for_count_in_the_defects_of_the_report(tmp_path: Path, method: str) -> None:
+    text = SPEC[: SPEC.index("formulation:")].replace(":net", ":net" if method == "sqp" else ":relu")
+    text = text.replace("loss: mse", "loss: mse" if method == "sqp" else "loss: l1")
+    text += "formulation: {frozen: ['*'], inputs: {input_1: {lower: -0.5, upper: 0.5}}}\n"
+    path = _spec(tmp_path, text + f"method: {{kind: {method}}}\n")
+    found = CliRunner().invoke(app, ["solve", str(path), "--out", str(tmp_path / "run"), "--quiet"])
+    assert found.exit_code == 0, found.output
+    kept = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert kept["defects"][0]["largest"] <= 1e-6
 
 
 def test_a_refused_spec_says_how_much_it_would_need(tmp_path: Path) -> None:
