@@ -40,7 +40,7 @@ from lagcompile.export.record import (
     versions,
 )
 from lagcompile.export.solutions import solution_files
-from lagcompile.export.templates import encode, plain_containers
+from lagcompile.export.templates import encode, encode_output, plain_containers
 from lagcompile.frontend.graph import Node
 from lagcompile.frontend.lower import Formulation
 from lagcompile.frontend.partition import Partition
@@ -155,6 +155,7 @@ def folder_files(
         LiftError: the model cannot be written.
     """
     network, captured = contents.network, contents.network.capture
+    _one_mode(captured.original)
     if solution is not None:
         _fits(contents, solution)
     inputs = _inputs(contents, tensors)
@@ -190,7 +191,7 @@ def folder_files(
         batch=contents.receipt.batch,
         rows=rows_of(inputs),
         call=_call(captured.signature),
-        output=encode(captured.output, "the model's output"),
+        output=encode_output(captured.output),
         tensors=records,
         ties=_aliases(network),
         whole=dict(captured.whole),
@@ -226,6 +227,21 @@ def _types(contents: Contents) -> dict[str, tuple[int, ...]]:
         shape = node.type.shape if node.type is not None and contents.dynamic else None
         found[node.name] = tuple(i for i, d in enumerate(shape or ()) if isinstance(d, str))
     return found
+
+
+def _one_mode(model: nn.Module) -> None:
+    """Whether all modules are in the mode that the model is in.
+
+    Raises:
+        LiftError: some are not (a frozen batch normalisation, for one).
+    """
+    other = [n for n, m in model.named_modules() if m.training != model.training]
+    if other:
+        own, theirs = ("train", "eval") if model.training else ("eval", "train")
+        raise LiftError(
+            f"the model is in {own} mode, but {', '.join(other[:4])} in {theirs} mode: an exported program has one "
+            "mode for all. Call train() or eval() on the lifted model first, or replace what is to stay frozen"
+        )
 
 
 def _fits(contents: Contents, solution: Solution) -> None:

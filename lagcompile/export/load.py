@@ -33,7 +33,7 @@ from lagcompile.export.record import (
     ProgramRecord,
     digest_of,
 )
-from lagcompile.export.templates import decode
+from lagcompile.export.templates import decode, decode_output
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.lower import Formulation, lower
@@ -217,7 +217,7 @@ def _tensors(data: bytes, manifest: Manifest) -> dict[str, Tensor]:
 
 def _model(manifest: Manifest, tensors: Mapping[str, Tensor]) -> ExportedModel:
     signature = signature_from(manifest.call)
-    model = ExportedModel(Exported(manifest.model, signature, decode(manifest.output)))
+    model = ExportedModel(Exported(manifest.model, signature, decode_output(manifest.output)))
     fill_tensors(model, tensors, manifest.tensors, manifest.ties)
     return model
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from lagcompile.export.record import TensorRecord
+from lagcompile.frontend.capture import ModeOutput
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, fill
 
@@ -49,7 +50,10 @@ class ExportedModel(nn.Module):
         tensors = own.signature.flatten(args, kwargs)
         flat = own.network(*tensors, *(_tensor(self, n) for n in own.tensors))
         values = dict(zip(own.returns, flat, strict=True))
-        return fill(own.output, lambda v: values[v.name] if isinstance(v, Reference) else v)
+        template = own.output
+        if isinstance(template, ModeOutput):
+            template = template.train if self.training else template.evaluation
+        return fill(template, lambda v: values[v.name] if isinstance(v, Reference) else v)
 
     def extra_repr(self) -> str:
         """The class of the model that was exported."""

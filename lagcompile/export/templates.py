@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lagcompile.frontend.capture import ModeOutput
 from lagcompile.frontend.structure import Nest, Reference, nest_of
 from lagcompile.ir.base import DataError, LiftError
 
@@ -73,6 +74,28 @@ def encode(value: Any, what: str) -> Any:
         f"{what} holds a {type(value).__module__}.{type(value).__qualname__}, which a folder cannot hold as data: "
         "pass tensors, numbers, strings, None, a dtype or a device"
     )
+
+
+def encode_output(output: Any) -> Any:
+    """JSON data of an output's template; of two templates where the modes return different structures.
+
+    Raises:
+        LiftError: a leaf or a container cannot be written as data.
+    """
+    if isinstance(output, ModeOutput):
+        return {"train": encode_output(output.train), "evaluation": encode_output(output.evaluation)}
+    return encode(output, "the model's output")
+
+
+def decode_output(data: Any) -> Any:
+    """The template, or the two of them.
+
+    Raises:
+        DataError: the data are not what `encode_output` writes.
+    """
+    if isinstance(data, dict) and "train" in data:
+        return ModeOutput(decode(data["train"]), decode(data["evaluation"]))
+    return decode(data)
 
 
 def _kind(nest: Nest, what: str) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_used_in_a_process_without_the_source(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     "name",
-    ["buffers of the model", "stochastic depth", "several", "no grad", "dataclass out"],
+    ["buffers of the model", "stochastic depth", "several", "no grad", "dataclass out", "auxiliary head"],
 )
 def test_both_modes_any_batch_and_buffers(name: str, tmp_path: Path) -> None:
     case = ZOO[name]
@@ -313,6 +313,15 @@ def test_the_mode_and_a_fixed_batch_size_are_kept(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "out")
     assert (manifest.batch, manifest.rows) == (lifted.receipt.batch, 4)
     assert loaded.verify(x, None, loss=zoo_loss).ok
+
+
+def test_mixed_modes_are_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    model[1].eval()
+    lifted = lc.lift(model, (torch.randn(4, 5),), split=2)
+    with pytest.raises(lc.LiftError, match=r"the model is in train mode, but 1 in eval mode: .* Call train"):
+        lifted.save(tmp_path / "out")
+    assert lc.load(lifted.eval().save(tmp_path / "out")).module.training is False
 
 
 def test_every_damaged_file_is_named(tmp_path: Path) -> None:
