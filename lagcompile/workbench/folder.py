@@ -19,6 +19,7 @@ from lagcompile.ir.base import DataError
 
 SPEC, PROGRAM, PROGRAM_JSON, LOG = "spec.yaml", "program.txt", "program.json", "log.jsonl"
 KKT = "kkt.json"
+SOLUTION = "solution.pt"
 CHECKPOINT, MODEL, CERTIFICATE, REPORT, REPORT_JSON = (
     "checkpoint.pt",
     "model.pt",

@@ -272,6 +272,10 @@ def _concluded(prepared: Prepared, solution: Solution, rival: Trained | None, pl
     )
     if place is not None:
         place.save(files.MODEL, solution.model.state_dict())
+        if moved or not isinstance(prepared.loaded.spec.method, Method):  # small, and what was asked for
+            exact = dict(solution.details.get("weights", {}))
+            parts = {"states": dict(solution.states), "multipliers": dict(solution.multipliers), "inputs": dict(moved)}
+            place.save(files.SOLUTION, parts | {"weights": exact})
         place.write(files.CERTIFICATE, found.certificate.model_dump_json(indent=2) + "\n")
     return found
 

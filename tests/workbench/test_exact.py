@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import lagcompile as lc
 from lagcompile.workbench.cli import app
 from lagcompile.workbench.exact import verify_exact
+from lagcompile.workbench.folder import load_tensors
 from lagcompile.workbench.prepare import prepare
 from lagcompile.workbench.spec import load
 from lagcompile.workbench.spy import spy
@@ -132,6 +133,9 @@ def test_inputs_that_were_solved_for_count_in_the_defects_of_the_report(tmp_path
     assert found.exit_code == 0, found.output
     kept = json.loads((tmp_path / "run" / "report.json").read_text())
     assert kept["defects"][0]["largest"] <= 1e-6
+    solved = load_tensors(tmp_path / "run" / "solution.pt")
+    assert float(solved["inputs"]["input_1"].abs().max()) <= 0.5
+    assert solved["multipliers"]["lambda1"].shape == solved["states"]["h1"].shape == (8, 2)
 
 
 def test_a_refused_spec_says_how_much_it_would_need(tmp_path: Path) -> None:
