@@ -127,7 +127,8 @@ def _sentences(facts: Facts) -> list[str]:
     else:
         said.append(f"The {facts.active} active gradients have rank {facts.rank}: the multipliers need not be unique.")
     if facts.weakly_active:
-        said.append(f"{facts.weakly_active} active constraints carry no multiplier: sensitivities are one-sided there.")
+        which = "constraint carries" if facts.weakly_active == 1 else "constraints carry"
+        said.append(f"{facts.weakly_active} active {which} no multiplier: sensitivities are one-sided there.")
     if facts.strict_local_minimum:
         said.append("The second-order sufficient condition holds: a strict local minimum.")
     elif facts.strict_local_minimum is False:
