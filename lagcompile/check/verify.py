@@ -139,7 +139,7 @@ def _in_states(
         yield "state stationarity", label, ratio(found[f"h:{name}"], swept.multipliers[name])
 
 
-def _groups(parameters: Mapping[str, Tensor], size: int = 2**28) -> Iterator[list[str]]:
+def _groups(parameters: Mapping[str, Tensor], size: int = 2**27) -> Iterator[list[str]]:
     """Parameter names in groups of about `size` numbers, one group at least.
 
     Everything is run again for each, so that two gradients of a group are held beside the weights, not of all of them.
