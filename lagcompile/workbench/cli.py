@@ -66,7 +66,7 @@ def show(
     from lagcompile.ir.text import to_json
 
     if spec.is_dir():
-        typer.echo(exporting.show_folder(spec), nl=False)
+        typer.echo(exporting.show_folder(spec, as_json=as_json, receipt=receipt), nl=False)
         return
     prepared = _prepared(spec)
     if as_json:
@@ -165,6 +165,8 @@ def verify(
     An exported folder in the place of a spec is checked on made-up inputs, without the model's source.
     """
     if spec.is_dir():
+        others = {"--weights": weights, "--against": against, "--exact": exact or None, "--seed": seed}
+        exporting.refuse(spec, others)
         raise typer.Exit(exporting.verify_folder(spec, out, examples))
     if exact:
         from lagcompile.workbench.exact import verify_exact

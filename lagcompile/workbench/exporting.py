@@ -7,6 +7,7 @@ is checked on inputs made up from its types, as the identities hold for any inpu
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -100,18 +101,38 @@ def _program(spec: Path, to: Path | None, weights: Path | None, *, force: bool) 
     return prepared.program, loaded.spec.method
 
 
-def show_folder(folder: Path) -> str:
+def show_folder(folder: Path, *, as_json: bool = False, receipt: bool = False) -> str:
     """Program and versions of an exported folder.
+
+    Args:
+        folder: the folder.
+        as_json: the program alone, as JSON.
+        receipt: also whether the trace did what the model did, when it was lifted.
 
     Raises:
         DataError: it is no exported folder, or damaged.
     """
-    from lagcompile.export.load import read_manifest
-    from lagcompile.saved import load
+    from lagcompile.export.load import load_folder
+    from lagcompile.ir.text import to_json
 
-    lifted, manifest = load(folder), read_manifest(folder)
+    parts = load_folder(folder)
+    if as_json:
+        return to_json(parts.program) + "\n"
+    manifest = parts.manifest
     made = f"lagcompile {manifest.lagcompile}, torch {manifest.torch}, batch size {manifest.batch}"
-    return f"{lifted.program}exported from {manifest.model} by {made}\n"
+    shown = f"{parts.program}exported from {manifest.model} by {made}\n"
+    return f"{shown}\n{parts.receipt}\n" if receipt else shown
+
+
+def refuse(folder: Path, options: Mapping[str, object]) -> None:
+    """Whether options were given that go with a spec.
+
+    Raises:
+        SpecError: some were.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise SpecError(f"{', '.join(given)} goes with a spec: {folder} is an exported folder")
 
 
 def verify_folder(folder: Path, out: Path | None, examples: int) -> int:

@@ -10,6 +10,7 @@ import torch
 
 import lagcompile as lc
 from lagcompile.check.certificate import Certificate
+from lagcompile.ir.text import from_json
 from lagcompile.workbench.models import MLP
 from tests.workbench.specs import moons, replaced
 from tests.workbench.test_cli import call
@@ -40,6 +41,10 @@ def test_folder_latex_and_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     printed = capsys.readouterr().out
     assert printed.startswith("program moons\n")
     assert "exported from MLP by lagcompile" in printed
+    assert call(monkeypatch, "show", "out", "--json") == 0
+    assert from_json(capsys.readouterr().out) == lc.load("out").program
+    assert call(monkeypatch, "show", "out", "--receipt") == 0
+    assert "receipt for MLP, captured by" in capsys.readouterr().out
     assert call(monkeypatch, "export", "out", "--draw", "again.png", "--latex", "again.tex", "--document") == 0
     assert Path("again.tex").read_text().startswith(r"\documentclass")
 
@@ -98,6 +103,8 @@ def test_wrong_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     for command in (("verify",), ("show",), ("export", "--draw", "x.svg")):
         assert call(monkeypatch, command[0], "empty", *command[1:]) == 2
         assert capsys.readouterr().err == "empty is no exported folder: it has no manifest.json\n"
+    assert call(monkeypatch, "verify", "empty", "--seed", "1", "--exact") == 2
+    assert capsys.readouterr().err == "--exact, --seed goes with a spec: empty is an exported folder\n"
     assert call(monkeypatch, "export", "empty", "--to", "out") == 2
     assert capsys.readouterr().err == "--to out: empty is a folder already, copy it\n"
     assert call(monkeypatch, "export", "absent.yaml", "--to", "out") == 2
