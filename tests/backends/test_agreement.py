@@ -11,6 +11,8 @@ import torch
 import lagcompile as lc
 from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_oracle import Ipopt
+from lagcompile.backends.sqp_program import ExactProgram
+from lagcompile.backends.sqp_result import start_values
 from lagcompile.check.agreement import distance
 from tests.checks import assert_adjoints, assert_kkt, backprop_optimum, nearby
 from tests.problems import RATES, ZOO
@@ -79,6 +81,21 @@ def test_against_extragradient(name: str) -> None:
     assert far.primal <= 1e-4, far
     assert not solution.multipliers or far.multipliers <= 1e-4, far
     assert_kkt(ZOO[name], other, tolerance=1e-3, rho=rates.rho)
+
+
+def test_the_one_signed_multiplier_of_a_tube_is_the_difference_of_the_exact_two() -> None:
+    """r - epsilon <= 0 and -r - epsilon <= 0 have mu+ and mu-, of which one is zero; extragradient has lambda."""
+    problem = ZOO["tube"]
+    exact = ExactProgram(problem.bind())
+    with exact.default_double():
+        z = exact.variables.pack(start_values(exact, solved("tube")))
+        result = SQP().minimized(exact, SQP().compiled(exact, z), z)
+    above, below = result.multipliers_ineq.reshape(2, 6, 2) * 6  # the mean over six examples
+    assert float(torch.minimum(above, below).abs().max()) <= 1e-7
+    assert float(above.max()) > 0.1
+    assert float(below.max()) > 0.1
+    other = RATES["tube"].solve(problem, nearby(solved("tube")))
+    torch.testing.assert_close(other.multipliers["lambda1"], above - below, rtol=0.0, atol=1e-6)
 
 
 def test_polishing_a_first_order_solution() -> None:
