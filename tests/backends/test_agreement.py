@@ -84,7 +84,7 @@ def test_against_extragradient(name: str) -> None:
 
 
 def test_the_one_signed_multiplier_of_a_tube_is_the_difference_of_the_exact_two() -> None:
-    """r - epsilon <= 0 and -r - epsilon <= 0 have mu+ and mu-, of which one is zero; extragradient has lambda."""
+    """SQP has mu+ and mu- for r - epsilon <= 0 and -r - epsilon <= 0, one of them zero; extragradient has lambda."""
     problem = ZOO["tube"]
     exact = ExactProgram(problem.bind())
     with exact.default_double():
