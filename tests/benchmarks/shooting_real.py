@@ -160,7 +160,7 @@ def tasks(folder: Path, samples: int = 8192) -> list[Task]:
             test,
             (1.0, ""),
             onward=True,
-            options=Shooting(iterations=60),
+            options=Shooting(iterations=40, lengthen=4),  # chosen by the training error
         )
     )
     return found
@@ -244,7 +244,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         )
         spent = f"{r['seconds']:.1f} | {r['backprop_seconds']:.0f}"
         lines.append(f"| {name} | {r['samples']} | {figures} | {spent} | {r['status'].lower()} |")
-    return "\n".join(lines) + "\n"
+    known = (
+        "Silverbox: training on a part of the multisine signal, test on the arrow-head signal. Of published models the "
+        "good ones stay below 1 mV there. Backprop: Adam through the whole rollout, same cells, at least the CPU seconds."
+    )
+    return "\n".join([*lines, "", known]) + "\n"
 
 
 def main() -> None:
