@@ -246,7 +246,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {name} | {r['samples']} | {figures} | {spent} | {r['status'].lower()} |")
     known = (
         "Silverbox: training on a part of the multisine signal, test on the arrow-head signal. Of published models the "
-        "good ones stay below 1 mV there. Backprop: Adam through the whole rollout, same cells, at least the CPU seconds."
+        "good ones stay below 1 mV there. Backprop: Adam through the whole rollout, same cells."
     )
     return "\n".join([*lines, "", known]) + "\n"
 
