@@ -74,6 +74,13 @@ class MnistConvNet(nn.Module):
         return self.fc2(self.relu3(self.fc1(x)))
 
 
+def _channels_last(module: nn.Module) -> None:
+    """Filters in the order that takes a fifth off a step where channels are few."""
+    for p in module.parameters():
+        if p.dim() == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+
+
 class MnistConvNetSmall(nn.Module):
     """A cheap LeNet for images [N, 1, 28, 28]: about a tenth of the time of `MnistConvNet`; logits [N, classes]."""
 
@@ -89,7 +96,7 @@ class MnistConvNetSmall(nn.Module):
         self.fc1 = nn.Linear(2 * channels * 16, hidden)
         self.relu3 = nn.ReLU()
         self.fc2 = nn.Linear(hidden, classes)
-        self.to(memory_format=torch.channels_last)  # a fifth off a step with few channels
+        _channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         # Pooling before the ReLU gives the same values for a quarter of the work.
@@ -118,7 +125,7 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(120, 84)
         self.relu4 = nn.ReLU()
         self.fc3 = nn.Linear(84, classes)
-        self.to(memory_format=torch.channels_last)
+        _channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool1(self.relu1(self.conv1(x)))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
 import torch
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from lagcompile.backends.base import RunOptions
 from lagcompile.frontend.lower import Formulation
@@ -60,8 +60,19 @@ class Baseline(Frozen):
     """Its step rule."""
 
 
+def _with_backend(schema: dict[str, Any]) -> None:
+    """Add the short form `backend:` to the JSON schema of a run."""
+    schema["required"].remove("method")
+    kinds = list(schema["properties"]["method"]["discriminator"]["mapping"])
+    words = "Short for method.kind: `backend: sqp` is `method: {kind: sqp}`; options may stand under method."
+    schema["properties"]["backend"] = {"enum": kinds, "description": words}
+    schema["anyOf"] = [{"required": ["method"]}, {"required": ["backend"]}]
+
+
 class RunSpec(Frozen):
     """One run. `lagcompile schema` prints the JSON schema of this class."""
+
+    model_config = ConfigDict(json_schema_extra=_with_backend)
 
     lagcompile: Literal[1]
     """Version of this format."""
@@ -145,7 +156,7 @@ def load(path: str | Path, **overrides: object) -> Loaded:
     Raises:
         SpecError: every problem of the file, in the order of its lines.
     """
-    document = read(path)
+    document = _long(read(path))
     spec = check(document, RunSpec)
     wanted = {
         "model": Wanted(spec.model.name, MODELS, document.problem(("model", "name"), "")[:-2], spec.model.args),
@@ -172,6 +183,22 @@ def load(path: str | Path, **overrides: object) -> Loaded:
         raise SpecError([text for _, text in sorted(problems, key=lambda p: p[0])])
     spec = spec.model_copy(update={"run": Running(**{**spec.run.model_dump(), **changed})})
     return Loaded(spec, document, targets["model"], targets["data"], targets["loss"], folder)
+
+
+def _long(document: Document) -> Document:
+    """The document with `method.kind` where it has the short form `backend`."""
+    if not isinstance(document.data, dict) or "backend" not in document.data:
+        return document
+    data = dict(document.data)
+    backend, method = data.pop("backend"), data.get("method", {})
+    if not isinstance(method, dict):
+        return replace(document, data=data)
+    kind = method.get("kind", backend)
+    if kind != backend:
+        message = f"'{backend}' here and '{kind}' in method.kind say different things: keep one of them"
+        raise SpecError(document.problem(("backend",), message))
+    lines = {**document.lines, ("method", "kind"): document.line(("backend",))}
+    return replace(document, data={**data, "method": {**method, "kind": backend}}, lines=lines)
 
 
 def _split(split: int | str | SplitPolicy, folder: Path, document: Document) -> int | SplitPolicy:

@@ -112,8 +112,11 @@ _PASSING: dict[str, Any] = {
 
 
 def _saddle(kind: str) -> dict[str, Any]:
-    """Saddle-point method on a table. A row is visited 15 times in 6,500 steps of batch 128: inner steps, which run the
-    stages behind the table alone, make up for it, in every system alike that keeps a table."""
+    """Saddle-point method on a table.
+
+    A row is visited 15 times in 6,500 steps of batch 128. Inner steps, which run the stages behind the table alone,
+    make up for it, in every system alike that keeps a table.
+    """
     return {
         "kind": kind,
         "weights": _rule("adam", 2e-3),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lagcompile.backends.first_order import Extragradient
+from lagcompile.backends.sqp import SQP
 from lagcompile.frontend.split import AtSplit, BalancedSplit
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.yamlfile import dumps, validate
@@ -43,6 +44,26 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
     spec = load(moons(tmp_path)).spec
     (tmp_path / "again.yaml").write_text(dumps(spec))
     assert validate(tmp_path / "again.yaml", RunSpec) == spec
+
+
+def test_backend_is_short_for_the_kind_of_the_method(tmp_path: Path) -> None:
+    head = MOONS[: MOONS.index("method:")]
+    path = tmp_path / "moons.yaml"
+    for text in ("backend: sqp\n", "backend: sqp\nmethod: {}\n", "backend: sqp\nmethod: {kind: sqp}\n"):
+        path.write_text(head + text)
+        assert load(path).spec.method == SQP()
+    path.write_text(head + "backend: sqp\nmethod: {solver: osqp}\n")
+    assert load(path).spec.method == SQP(solver="osqp")
+    path.write_text(head + "backend: sqp\nmethod: {kind: convex}\n")
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    (problem,) = caught.value.problems
+    assert problem.endswith(
+        "moons.yaml:8: backend: 'sqp' here and 'convex' in method.kind say different things: keep one of them"
+    )
+    path.write_text(head + "backend: sqpp\n")
+    with pytest.raises(SpecError, match=r"moons\.yaml:8: method\.kind: .*sqpp"):
+        load(path)
 
 
 def test_every_problem_of_the_form_at_once(tmp_path: Path) -> None:
