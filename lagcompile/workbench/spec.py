@@ -197,7 +197,8 @@ def _long(document: Document) -> Document:
     if kind != backend:
         message = f"'{backend}' here and '{kind}' in method.kind say different things: keep one of them"
         raise SpecError(document.problem(("backend",), message))
-    lines = {**document.lines, ("method", "kind"): document.line(("backend",))}
+    here = document.line(("backend",))
+    lines = {("method",): here, **document.lines, ("method", "kind"): here}
     return replace(document, data={**data, "method": {**method, "kind": backend}}, lines=lines)
 
 
