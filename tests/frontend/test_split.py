@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import lagcompile as lc
 from lagcompile.frontend.memory import bytes_of
 from lagcompile.frontend.split import SplitPolicy, split_of
+from lagcompile.ir.yamlfile import validate
+from lagcompile.lift import SplitFile
 from tests.frontend.zoo import TiedTransformer, Unrolled
 from tests.nets import Residual, deep
 
@@ -291,3 +293,14 @@ def test_the_plan_explains_each_breakpoint() -> None:
     assert all(a.width == 20 and a.largest > explained.largest for a in explained.alternatives)
     assert "after _3, balanced" in str(plan)
     assert "1 (20 B, " in str(plan)
+
+
+# ---------------------------------------------------------------- the README's table
+def test_each_policy_has_its_entry_in_the_readme(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    entries = re.findall(r"^\| `(\w+)` \| `(\{policy: .*?\})` \|", text, re.MULTILINE)
+    assert {name for name, _ in entries} == {p.policy for p in POLICIES}
+    for name, entry in entries:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"split: {entry}\n")
+        assert validate(path, SplitFile).split.policy == name
