@@ -81,16 +81,16 @@ def _share(value: float | None) -> str:
 def table(cells: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| problem | method | starts within | runs | recovered (2 %) | ends within factor 2 | median iterations | "
-        "median CPU seconds | note |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| problem | method | starts within | budget (s) | runs | recovered (2 %) | ends within factor 2 | "
+        "median iterations | median CPU seconds | note |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key, cell in sorted(cells.items()):
         problem, name, _ = key.split(" / ")
         lines.append(
-            f"| {problem} | {name} | factor {cell['factor']:g} | {cell['runs']} | {cell['recovered']:.0%} | "
-            f"{_share(cell['within_factor_2'])} | {cell['median_iterations']:g} | {cell['median_seconds']:.3g} | "
-            f"{cell['note']} |"
+            f"| {problem} | {name} | factor {cell['factor']:g} | {cell['budget']:g} | {cell['runs']} | "
+            f"{cell['recovered']:.0%} | {_share(cell['within_factor_2'])} | {cell['median_iterations']:g} | "
+            f"{cell['median_seconds']:.3g} | {cell['note']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -110,6 +110,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "shooting.json"
     cells: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    (RESULTS / "shooting.md").write_text(table(cells))
     for name in chosen.methods:
         for problem, example in examples(chosen.problems).items():
             key = f"{problem} / {name} / factor {chosen.factor:g} seed {chosen.seed}"
