@@ -257,8 +257,12 @@ def _field(ca: Any, name: str, x: Any, t: Any, u: Any) -> Any:
     return fields[name]()
 
 
+EXPANDED = 2000
+"""Samples up to which CasADi's graph is written out, which evaluates fastest."""
+
+
 class Ipopt:
-    """Multiple shooting in CasADi (fully expanded SX graph, exact Hessian) solved by IPOPT.
+    """Multiple shooting in CasADi (exact Hessian) solved by IPOPT.
 
     Args:
         example: the problem.
@@ -287,17 +291,20 @@ class Ipopt:
             following = x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + slope(x + dt * k3))
         step = ca.Function("step", [x, t, u], [following])
         stages = -(-count // length)
-        states, theta = ca.SX.sym("states", n, stages), ca.SX.sym("theta", p)
-        cost, defects = 0, []
-        for k in range(stages):
-            z = states[:, k]
-            for sample in range(k * length, min((k + 1) * length, count)):
-                cost += ca.sumsqr((z[list(example.observed)] - self.y[sample]) / example.noise) / 2
-                if sample < count - 1:
-                    z = step(z, theta, 0.0 if data.inputs is None else float(data.inputs[0, sample, 0]))
-            if k < stages - 1:
-                defects.append(z - states[:, k + 1])
-        problem: dict[str, Any] = {"x": ca.vertcat(theta, ca.vec(states)), "f": cost, "g": ca.vertcat(*defects)}
+        if count > EXPANDED and data.inputs is None:
+            problem = self._mapped(ca, step, example, (n, p, length, count))
+        else:
+            states, theta = ca.SX.sym("states", n, stages), ca.SX.sym("theta", p)
+            cost, defects = 0, []
+            for k in range(stages):
+                z = states[:, k]
+                for sample in range(k * length, min((k + 1) * length, count)):
+                    cost += ca.sumsqr((z[list(example.observed)] - self.y[sample]) / example.noise) / 2
+                    if sample < count - 1:
+                        z = step(z, theta, 0.0 if data.inputs is None else float(data.inputs[0, sample, 0]))
+                if k < stages - 1:
+                    defects.append(z - states[:, k + 1])
+            problem = {"x": ca.vertcat(theta, ca.vec(states)), "f": cost, "g": ca.vertcat(*defects)}
         options: dict[str, Any] = {
             "ipopt.print_level": 0,
             "print_time": 0,
@@ -309,6 +316,30 @@ class Ipopt:
         first[:, list(example.observed)] = data.observations[0, ::length]
         self.first = first.reshape(-1)
         self.build_seconds = time.process_time() - begin
+
+    def _mapped(self, ca: Any, step: Any, example: Example, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
+        """The same problem by one function mapped over the stages: an expanded graph of many steps takes gigabytes."""
+        n, p, length, count = sizes
+        observed = list(example.observed)
+
+        def stage(samples: int) -> Any:
+            start, t, y = ca.SX.sym("z", n), ca.SX.sym("t", p), ca.SX.sym("y", len(observed), samples)
+            z, cost = start, 0
+            for i in range(samples):
+                cost += ca.sumsqr((z[observed] - y[:, i]) / example.noise) / 2
+                z = step(z, t, 0.0)
+            return ca.Function("stage", [start, t, y], [z, cost])
+
+        whole, rest = divmod(count, length)
+        states, theta = ca.MX.sym("states", n, whole + bool(rest)), ca.MX.sym("theta", p)
+        y = ca.DM(self.y.T)
+        repeated = ca.repmat(theta, 1, whole)
+        ends, costs = stage(length).map(whole)(states[:, :whole], repeated, y[:, : whole * length])
+        cost = ca.sum2(costs)
+        if rest:
+            cost += stage(rest)(states[:, whole], theta, y[:, whole * length :])[1]
+        defects = ends[:, : states.shape[1] - 1] - states[:, 1:]
+        return {"x": ca.vertcat(theta, ca.vec(states)), "f": cost, "g": ca.vec(defects)}
 
     def solve(self, guess: Tensor, limit: float | None = None) -> tuple[Tensor, float, float]:
         """Parameters, iterations and seconds from one guess."""

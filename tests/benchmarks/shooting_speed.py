@@ -3,8 +3,8 @@
 `python -m tests.benchmarks.shooting_speed [step | short | long]`; `step` is the cost of a first-order step alone.
 
 Out: `run()`. Invariant: both solve the same data from the same guesses to the same parameters (checked), take turns,
-and are charged the CPU seconds of this process, so that other work on the machine counts little. CasADi's building of
-its graph is counted apart: it pays once per data set and stage length.
+and are charged the CPU seconds of this process, so that other work on the machine counts little. Making the
+data is not counted. CasADi's building of its graph is counted apart: it pays once per data set and stage length.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lagcompile.backends.shooting_run import Run
 from lagcompile.dynamics.functional import CellFunctions
 from lagcompile.dynamics.starts import random_starts
 from lagcompile.dynamics.systems import Example, examples
+from lagcompile.dynamics.trajectories import Trajectories
 from tests.benchmarks.shooting_rivals import Ipopt, Rollouts
 from tests.benchmarks.timing import Row, at_most, side_by_side
 
@@ -34,9 +35,9 @@ LENGTH = 5
 """CasADi's stage length: where it is fastest and most reliable on this problem."""
 
 
-def _ours(functions: CellFunctions, example: Example, guesses: Tensor) -> tuple[FitResult, float]:
+def _ours(functions: CellFunctions, example: Example, guesses: Tensor, data: Trajectories) -> tuple[FitResult, float]:
     begin = time.process_time()
-    result = fit(functions.rollout, example.data(), starts=guesses, noise=example.noise, functions=functions)
+    result = fit(functions.rollout, data, starts=guesses, noise=example.noise, functions=functions)
     return result, time.process_time() - begin
 
 
@@ -67,14 +68,14 @@ class Times:
 
 def _one_start(example: Example, guesses: Tensor) -> Times:
     solver = Ipopt(example, 0, LENGTH)
-    rollout = example.rollout()
+    rollout, data = example.rollout(), example.data()
     plain, fused = CellFunctions(rollout), CellFunctions(rollout, compile=True)
-    _ours(plain, example, guesses[:1])
-    _, compiling = _ours(fused, example, guesses[:1])
+    _ours(plain, example, guesses[:1], data)
+    _, compiling = _ours(fused, example, guesses[:1], data)
     rows = []
     for guess in guesses:
-        first, ours = _ours(plain, example, guess[None])
-        second, compiled = _ours(fused, example, guess[None])
+        first, ours = _ours(plain, example, guess[None], data)
+        second, compiled = _ours(fused, example, guess[None], data)
         theta, _, rival = solver.solve(guess)
         if _agree(first.theta[0], theta) and _agree(second.theta[0], theta):
             rows.append((ours, compiled, rival))
@@ -112,9 +113,9 @@ def step_cost(name: str = "lorenz", starts: int = 100, *, steps: int = 20, round
 
 
 def run(long: bool = True) -> list[Row]:
-    """Rows of the benchmark table; `long` with the one of 10,000 steps, whose CasADi problem takes gigabytes."""
+    """Rows of the benchmark table; `long` with the one of 10,000 steps."""
     example = examples()["lorenz"]
-    truth = CellFunctions(example.rollout()).start()
+    truth, data = CellFunctions(example.rollout()).start(), example.data()
     guesses = random_starts(truth, 100, seed=1)
     name = "shooting, Lorenz"
     t = _one_start(example, guesses[:9])
@@ -122,8 +123,8 @@ def run(long: bool = True) -> list[Row]:
     for words, compiled in (("", False), (", compiled", True)):
         functions = CellFunctions(example.rollout(), compile=compiled)
         if compiled:
-            _ours(functions, example, guesses)
-        result, together = _ours(functions, example, guesses)
+            _ours(functions, example, guesses, data)
+        result, together = _ours(functions, example, guesses, data)
         solved = sum(s.name == "SOLVED" for s in result.statuses)
         detail = f"{together:.2f} s, {solved} solved, CasADi {100 * t.theirs:.2f} s"
         figure = together / (100 * t.theirs)
