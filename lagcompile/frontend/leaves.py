@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import library as operators
 
 from lagcompile.frontend.structure import Reference, fill, leaves, transform
 from lagcompile.frontend.symbolic import is_leaf
@@ -77,17 +78,17 @@ def _call(calls: Calls, path: str, layer: nn.Module, forward: Callable[..., Any]
 @functools.cache
 def operator() -> Any:
     """The operator that stands for a layer's call; it exists for the tracer only and cannot be run."""
-    library = torch.library.Library("lagcompile_export", "FRAGMENT")
-    library.define("layer(Tensor[] tensors, int call) -> Tensor[]")
-    torch.library.register_fake("lagcompile_export::layer", _shapes, lib=library)
-    return _Held(library, torch.ops.lagcompile_export.layer.default)
+    declared = operators.Library("lagcompile_export", "FRAGMENT")
+    declared.define("layer(Tensor[] tensors, int call) -> Tensor[]")
+    operators.register_fake("lagcompile_export::layer", _shapes, lib=declared)
+    return _Held(declared, torch.ops.lagcompile_export.layer.default)
 
 
 class _Held:
-    """An operator together with the library that defines it (the definition goes when the library is collected)."""
+    """An operator together with its declaration (the operator goes when the declaration is collected)."""
 
-    def __init__(self, library: torch.library.Library, target: Any) -> None:
-        self.library = library
+    def __init__(self, declared: operators.Library, target: Any) -> None:
+        self.declared = declared
         self.target = target
 
     def __call__(self, tensors: Sequence[Tensor], call: int) -> list[Tensor]:

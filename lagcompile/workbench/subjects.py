@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import library as operators
 from torch import nn
 
 from lagcompile.ir.base import MissingExtraError, SpecError
@@ -58,7 +59,7 @@ def operator_names() -> None:
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         for declaration in _OPERATORS:
-            _library().define(declaration)
+            _declarations().define(declaration)
         import torchvision  # noqa: F401
 
 
@@ -69,8 +70,8 @@ _OPERATORS = (
 
 
 @functools.cache
-def _library() -> torch.library.Library:
-    return torch.library.Library("torchvision", "FRAGMENT")
+def _declarations() -> operators.Library:
+    return operators.Library("torchvision", "FRAGMENT")
 
 
 # ------------------------------------------------------------------ torchvision
