@@ -17,22 +17,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.convex_losses import ConvexLoss, convex_loss
-from lagcompile.backends.sqp import DEFAULT_SECONDS, SQP
+from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_constraints import Ball, Equal, Piece, Point
 from lagcompile.backends.sqp_derivatives import ProgramFunctions
 from lagcompile.backends.sqp_observe import Operation, random_problems
 from lagcompile.backends.sqp_program import ExactProgram
-from lagcompile.backends.sqp_result import history_of, solution_of, spans, start_values
+from lagcompile.backends.sqp_result import spans, start_values
+from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, Written
 from lagcompile.backends.sqp_values import Custom
 from lagcompile.backends.sqp_variables import Values
 from lagcompile.exact import KKT, Facts, IterationTable, Multipliers, Result, Status, Timings, minimize
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution
-from lagcompile.runtime.instance import Instance
 
 GAP = 1e-11
 """Duality gap and infeasibility at which Clarabel stops."""
@@ -40,7 +39,7 @@ SLACK = 1e-8
 """How far above the proven bound the objective may lie in float64."""
 
 
-class Convex(Solver):
+class Convex(ExactSolver):
     """One convex problem through cvxpy, for programs that are convex; others are refused with the reason."""
 
     kind: Literal["convex"] = "convex"
@@ -49,43 +48,26 @@ class Convex(Solver):
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds; None takes the run's, or ten minutes."""
 
-    def solve(
-        self,
-        instance: Instance,
-        options: RunOptions,
-        *,
-        original: nn.Module,
-        evaluate: Evaluate | None = None,
-        watch: Watch | None = None,
-        start: Solution | None = None,
-    ) -> Solution:
-        """Solve a convex instance; see `Solver.solve`. A start is not needed and not used.
+    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+        """Solve a convex instance; see `ExactSolver.found`. A start is not needed and not used.
 
         Raises:
             ProgramError: the program is not convex by its operations: each of them, with its stage and module path.
         """
-        begin = time.perf_counter()
-        exact = ExactProgram(instance, step=options.steps)
-        with exact.default_double():
-            z = exact.variables.pack(start_values(exact, None))
-            constant = constant_states(exact)
-            operations = exact.observe(z, constant).operations
-            loss = _checked(exact, z, operations)
-            functions = ProgramFunctions(exact.fused, z, exact.sizes, trace=False)
-            seconds = self.time_limit or options.time_limit or DEFAULT_SECONDS
-            model = _Model(exact, z, constant)
-            found = model.solve(loss, seconds)
-            kinked = any(o.kinked for o in operations)
-            result = found if kinked or not found.status.solved else self._polished(exact, functions, found)
-            elapsed = time.perf_counter() - begin
-            history = history_of(result, elapsed)
-            solution = solution_of(exact, result, original=original, history=history, seconds=elapsed)
-        if not result.status.solved:
-            return solution
-        bound = {} if model.bound is None else {"bound": {"value": model.bound, "slack": SLACK}}
+        z = exact.variables.pack(start_values(exact, None))
+        constant = constant_states(exact)
+        operations = exact.observe(z, constant).operations
+        loss = _checked(exact, z, operations)
+        model = _Model(exact, z, constant)
+        found = model.solve(loss, self.time_limit or seconds or DEFAULT_SECONDS)
+        if not found.status.solved:
+            return Found(found)
+        kinked = any(o.kinked for o in operations)
+        functions = ProgramFunctions(exact.fused, z, exact.sizes, trace=False)
+        result = found if kinked else self._polished(exact, functions, found)
         proof = f"global optimum: all stages are affine in the variables and {loss.name} is convex"
-        details = {**solution.details, "facts": (proof, *solution.details["facts"]), **bound}
-        return Solution(**{**vars(solution), "details": details})
+        bound = {} if model.bound is None else {"bound": {"value": model.bound, "slack": SLACK}}
+        return Found(result, (proof,), details=bound)
 
     def _polished(self, exact: ExactProgram, functions: ProgramFunctions, found: Result) -> Result:
         """The same point to the tolerance asked for, by Newton steps from the conic solver's primal and dual."""

@@ -14,22 +14,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.mip_forms import PIECEWISE, Form, Forms, Switch, Vector
 from lagcompile.backends.mip_highs import multiplied, proven, run
-from lagcompile.backends.sqp import DEFAULT_SECONDS
 from lagcompile.backends.sqp_constraints import Equal, Point
 from lagcompile.backends.sqp_observe import Operation
 from lagcompile.backends.sqp_program import ExactProgram
-from lagcompile.backends.sqp_result import history_of, solution_of, spans, start_values
+from lagcompile.backends.sqp_result import spans, start_values
+from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, Written
 from lagcompile.backends.sqp_values import Bounded, Custom
 from lagcompile.backends.sqp_variables import Values, state_rows
 from lagcompile.exact import KKT, Facts, IterationTable, Result, Status, Timings
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution
-from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
 REPRODUCED = 1e-5
@@ -38,7 +36,7 @@ STATIONARY = 1e-10
 """Residual at which slopes at kinks are good enough."""
 
 
-class MixedInteger(Solver):
+class MixedInteger(ExactSolver):
     """HiGHS, through cvxpy, on the exact mixed-integer form; for up to about 100 ReLUs that may switch."""
 
     kind: Literal["mixed_integer"] = "mixed_integer"
@@ -51,49 +49,31 @@ class MixedInteger(Solver):
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds; None takes the run's, or ten minutes."""
 
-    def solve(
-        self,
-        instance: Instance,
-        options: RunOptions,
-        *,
-        original: nn.Module,
-        evaluate: Evaluate | None = None,
-        watch: Watch | None = None,
-        start: Solution | None = None,
-    ) -> Solution:
-        """Solve an instance to global optimality; see `Solver.solve`. A start is not needed and not used.
+    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+        """Solve an instance to global optimality; see `ExactSolver.found`. A start is not needed and not used.
 
         Raises:
             ProgramError: weights that move, inputs without bounds, operations that are not piecewise linear, tubes or
                 penalties, or too many binaries: all of them, by name.
         """
-        begin = time.perf_counter()
-        exact = ExactProgram(instance, step=options.steps)
-        with exact.default_double():
-            z = exact.variables.pack(start_values(exact, None))
-            problems = _problems(exact, exact.observe(z).operations)
-            if problems:
-                raise ProgramError(problems)
-            search = _Search(exact, z, tighten=self.tighten)
-            if len(search.binaries) > self.largest:
-                raise ProgramError(
-                    f"{len(search.binaries)} ReLUs may switch within the inputs' bounds, more than {self.largest}: "
-                    "narrow the bounds, use fewer examples, or raise 'largest'"
-                )
-            seconds = self.time_limit or options.time_limit or DEFAULT_SECONDS
-            result, facts = search.solve(seconds, self.gap)
-            elapsed = time.perf_counter() - begin
-            history = history_of(result, elapsed)
-            solution = solution_of(exact, result, original=original, history=history, seconds=elapsed)
-        claim = {} if search.bound is None else {"bound": {"value": search.bound, "slack": max(self.gap, REPRODUCED)}}
-        details = {
-            **solution.details,
-            **(claim if result.status is Status.OPTIMAL else {}),
-            "facts": (*facts, *solution.details["facts"]),
+        z = exact.variables.pack(start_values(exact, None))
+        problems = _problems(exact, exact.observe(z).operations)
+        if problems:
+            raise ProgramError(problems)
+        search = _Search(exact, z, tighten=self.tighten)
+        if len(search.binaries) > self.largest:
+            raise ProgramError(
+                f"{len(search.binaries)} ReLUs may switch within the inputs' bounds, more than {self.largest}: "
+                "narrow the bounds, use fewer examples, or raise 'largest'"
+            )
+        result, facts = search.solve(self.time_limit or seconds or DEFAULT_SECONDS, self.gap)
+        details: dict[str, Any] = {
             "binaries": len(search.binaries),
             "relus": len(search.forms.switches) + search.forms.stable,
         }
-        return Solution(**{**vars(solution), "details": details})
+        if search.bound is not None and result.status is Status.OPTIMAL:
+            details["bound"] = {"value": search.bound, "slack": max(self.gap, REPRODUCED)}
+        return Found(result, facts, details=details)
 
 
 def _problems(exact: ExactProgram, operations: tuple[Operation, ...]) -> list[str]:

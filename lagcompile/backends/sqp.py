@@ -8,8 +8,7 @@ own modules are left as they were.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -17,20 +16,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.sqp_derivatives import ProgramFunctions
 from lagcompile.backends.sqp_observe import kink_problems, nearest_kink, random_problems
 from lagcompile.backends.sqp_program import ExactProgram
-from lagcompile.backends.sqp_result import row_of, solution_of, start_multipliers, start_values
+from lagcompile.backends.sqp_result import STATUS, start_multipliers, start_values
+from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, Written
 from lagcompile.exact import IterationRow, Result, minimize
 from lagcompile.ir.base import ProgramError
-from lagcompile.ir.solution import History, Solution, Status
-from lagcompile.runtime.instance import Instance
-
-DEFAULT_SECONDS = 600.0
+from lagcompile.ir.solution import Solution, Status
 
 
-class SQP(Solver):
+class SQP(ExactSolver):
     """Sequential quadratic programming on the whole program (`lagcompile.exact.minimize`), with a certificate.
 
     For programs of up to a few thousand variables; what is larger is refused with the numbers. `RunOptions.steps` does
@@ -58,40 +54,19 @@ class SQP(Solver):
     verbose: bool = False
     """Show the iteration table while solving."""
 
-    def solve(
-        self,
-        instance: Instance,
-        options: RunOptions,
-        *,
-        original: nn.Module,
-        evaluate: Evaluate | None = None,
-        watch: Watch | None = None,
-        start: Solution | None = None,
-    ) -> Solution:
-        """Solve an instance to its KKT conditions; see `Solver.solve`.
+    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+        """Solve an instance to its KKT conditions; see `ExactSolver.found`.
 
         Raises:
             ProgramError: kinks, random numbers in eval mode, states kept per class, or constraints without an exact
                 form: every problem at once, with its stage and module path.
         """
-        begin = time.perf_counter()
-        exact = ExactProgram(instance, step=options.steps)
-        with exact.default_double():
-            values = start_values(exact, start)
-            z = exact.variables.pack(values)
-            functions = self.compiled(exact, z)
-            rows: list[Mapping[str, Any]] = []
-
-            def written(row: IterationRow) -> None:
-                rows.append(row_of(row, time.perf_counter() - begin))
-                if watch is not None:
-                    watch(rows[-1])
-
-            result = self.minimized(exact, functions, z, start, options.time_limit, watch=written)
-            seconds = time.perf_counter() - begin
-            history = History(tuple(rows))
-            solution = solution_of(exact, result, original=original, history=history, seconds=seconds)
-            return self._concluded(exact, result, solution, evaluate)
+        z = exact.variables.pack(start_values(exact, start))
+        functions = self.compiled(exact, z)
+        result = self.minimized(exact, functions, z, start, seconds, watch=written)
+        near = self.kinks == "accept" and STATUS[result.status] is not Status.REFUSED
+        said = nearest_kink(exact.observe(result.x).operations) if near else ""
+        return Found(result, remarks=(said,) if said else ())
 
     def compiled(self, exact: ExactProgram, z: Tensor) -> ProgramFunctions:
         """The program's functions and derivatives, checked for kinks at a point.
@@ -142,20 +117,6 @@ class SQP(Solver):
             watch=watch,
             **extra,
         )
-
-    def _concluded(
-        self, exact: ExactProgram, result: Result, solution: Solution, evaluate: Evaluate | None
-    ) -> Solution:
-        """Add the distance from kinks, and held-out numbers."""
-        details = dict(solution.details)
-        if self.kinks == "accept" and solution.status is not Status.REFUSED:
-            said = nearest_kink(exact.observe(result.x).operations)
-            details["facts"] = (*details["facts"], *([said] if said else []))
-        rows = list(solution.history.rows)
-        if evaluate is not None and rows and solution.status is not Status.REFUSED:
-            with torch.no_grad():
-                rows[-1] = {**rows[-1], **evaluate(solution.model.eval())}
-        return Solution(**{**vars(solution), "details": details, "history": History(tuple(rows))})
 
 
 def residuals_of(exact: ExactProgram) -> Any:

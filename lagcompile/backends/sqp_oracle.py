@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
-from lagcompile.backends.sqp import DEFAULT_SECONDS, SQP
+from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_derivatives import ProgramFunctions
 from lagcompile.backends.sqp_program import ExactProgram
-from lagcompile.backends.sqp_result import history_of, solution_of, start_values
+from lagcompile.backends.sqp_result import start_values
+from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, Written
 from lagcompile.exact import KKT, Facts, IterationRow, IterationTable, Result, Status, Timings
 from lagcompile.exact.linear import toarray
 from lagcompile.ir.base import MissingExtraError
 from lagcompile.ir.solution import Solution
-from lagcompile.runtime.instance import Instance
 
 if TYPE_CHECKING:
     from lagcompile.exact.linear import Matrix
 
 
-class Ipopt(Solver):
+class Ipopt(ExactSolver):
     """IPOPT on the exact program, through CasADi (`pip install 'lagcompile[oracle]'`)."""
 
     kind: Literal["ipopt"] = "ipopt"
@@ -43,30 +42,16 @@ class Ipopt(Solver):
     trace: bool = False
     """As for `SQP`."""
 
-    def solve(
-        self,
-        instance: Instance,
-        options: RunOptions,
-        *,
-        original: nn.Module,
-        evaluate: Evaluate | None = None,
-        watch: Watch | None = None,
-        start: Solution | None = None,
-    ) -> Solution:
-        """Solve an instance; see `Solver.solve`.
+    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+        """Solve an instance; see `ExactSolver.found`.
 
         Raises:
             MissingExtraError: CasADi is not installed.
             ProgramError: as for `SQP`.
         """
-        begin = time.perf_counter()
-        exact = ExactProgram(instance, step=options.steps)
-        with exact.default_double():
-            z = exact.variables.pack(start_values(exact, start))
-            functions = SQP(kinks=self.kinks, trace=self.trace).compiled(exact, z)
-            result = self.minimized(exact, functions, z, options.time_limit or DEFAULT_SECONDS)
-            seconds = time.perf_counter() - begin
-            return solution_of(exact, result, original=original, history=history_of(result, seconds), seconds=seconds)
+        z = exact.variables.pack(start_values(exact, start))
+        functions = SQP(kinks=self.kinks, trace=self.trace).compiled(exact, z)
+        return Found(self.minimized(exact, functions, z, seconds or DEFAULT_SECONDS))
 
     def minimized(self, exact: ExactProgram, functions: ProgramFunctions, z: Tensor, seconds: float) -> Result:
         """The result in the form of the general solver's; its seconds do not hold CasADi's set-up."""

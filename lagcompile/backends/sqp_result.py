@@ -234,12 +234,6 @@ def excluding(exact: ExactProgram, result: Result) -> tuple[str, ...]:
     return tuple(found)
 
 
-def history_of(result: Result, seconds: float) -> History:
-    """The iteration table as history rows."""
-    count = max(len(result.iterations), 1)
-    return History(tuple(row_of(row, seconds * (i + 1) / count) for i, row in enumerate(result.iterations)))
-
-
 def row_of(row: IterationRow, seconds: float) -> Mapping[str, Any]:
     """A line of the iteration table as a history row.
 

@@ -1,0 +1,100 @@
+"""What all exact solvers do alike: the exact program of an instance, its history, and the solution by name.
+
+In: an `Instance`. Out: a `Solution`. Invariant: a solver gives a `Found` and nothing else; rows of the history,
+held-out numbers, seconds and names are made here, so that every exact solver shows and keeps the same things.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
+from lagcompile.backends.sqp_program import ExactProgram
+from lagcompile.backends.sqp_result import row_of, solution_of
+from lagcompile.exact import IterationRow, Result
+from lagcompile.ir.solution import History, Solution, Status
+from lagcompile.runtime.instance import Instance
+
+DEFAULT_SECONDS = 600.0
+
+Written = Callable[[IterationRow], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an exact solver found.
+
+    Attributes:
+        result: in the form of the general solver's.
+        facts: sentences ahead of the result's own.
+        remarks: sentences behind them.
+        details: further details of the solution.
+    """
+
+    result: Result
+    facts: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ExactSolver(Solver):
+    """Frozen options of a solver of the exact program: all rows of the data in one program, in float64."""
+
+    @abstractmethod
+    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+        """Solve the exact program.
+
+        Args:
+            exact: the program; float64 is the default type meanwhile.
+            start: a solution to start from.
+            seconds: the run's limit.
+            written: takes the iteration table's rows as they are made, for solvers that make them one by one.
+
+        Raises:
+            ProgramError: the solver is not defined on this program; the message says what would work.
+        """
+
+    def solve(
+        self,
+        instance: Instance,
+        options: RunOptions,
+        *,
+        original: nn.Module,
+        evaluate: Evaluate | None = None,
+        watch: Watch | None = None,
+        start: Solution | None = None,
+    ) -> Solution:
+        """Solve an instance; see `Solver.solve`.
+
+        Raises:
+            ProgramError: the solver is not defined on this program: every reason at once, with stage and module path.
+        """
+        begin = time.perf_counter()
+        rows: list[Mapping[str, Any]] = []
+
+        def written(row: IterationRow) -> None:
+            rows.append(row_of(row, time.perf_counter() - begin))
+            if watch is not None:
+                watch(rows[-1])
+
+        exact = ExactProgram(instance, step=options.steps)
+        with exact.default_double():
+            found = self.found(exact, start, options.time_limit, written)
+            for row in list(found.result.iterations)[len(rows) :]:
+                written(row)
+            seconds = time.perf_counter() - begin
+            history = History(tuple(rows))
+            solution = solution_of(exact, found.result, original=original, history=history, seconds=seconds)
+            if evaluate is not None and rows and solution.status is not Status.REFUSED:
+                with torch.no_grad():
+                    rows[-1] = {**rows[-1], **evaluate(solution.model.eval())}
+        facts = (*found.facts, *solution.details["facts"], *found.remarks)
+        details = {**solution.details, **found.details, "facts": facts}
+        return Solution(**{**vars(solution), "details": details, "history": History(tuple(rows))})
