@@ -87,7 +87,8 @@ class ExactSolver(Solver):
         exact = ExactProgram(instance, step=options.steps)
         with exact.default_double():
             found = self.found(exact, start, options.time_limit, written)
-            for row in list(found.result.iterations)[len(rows) :]:
+            table = list(found.result.iterations) or _closing(found.result)
+            for row in table[len(rows) :]:
                 written(row)
             seconds = time.perf_counter() - begin
             history = History(tuple(rows))
@@ -98,3 +99,25 @@ class ExactSolver(Solver):
         facts = (*found.facts, *solution.details["facts"], *found.remarks)
         details = {**solution.details, **found.details, "facts": facts}
         return Solution(**{**vars(solution), "details": details, "history": History(tuple(rows))})
+
+
+def _closing(result: Result) -> list[IterationRow]:
+    """The point alone, for solvers that have no iterations of their own to show."""
+    if not result.status.solved:
+        return []
+    kkt = result.kkt
+    return [
+        IterationRow(
+            index=0,
+            objective=result.objective,
+            primal=kkt.primal,
+            dual=max(kkt.stationarity, kkt.dual, kkt.complementarity),
+            step=0.0,
+            step_norm=0.0,
+            regularisation=0.0,
+            convexification=0.0,
+            mode="start",
+            trials=0,
+            active=0,
+        )
+    ]
