@@ -8,8 +8,6 @@ checked, in one move, or not at all: what was written has been loaded and run ag
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -48,6 +46,7 @@ from lagcompile.frontend.receipt import Receipt, resized
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network, StageModule
 from lagcompile.ir.base import DataError, Frozen, LiftError
+from lagcompile.ir.folders import appearing
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.text import to_json
@@ -108,23 +107,11 @@ def write_folder(
     _free(target, replace=replace)
     contents, tensors = _on_cpu(contents, tensors)
     files = folder_files(contents, tensors, solution)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".{target.name}.part-{os.getpid()}"
-    part.mkdir()
-    try:
+    weights = None if solution is None else solution.model
+    with appearing(target) as part:
         for name, data in files.items():
             (part / name).write_bytes(data)
-        weights = None if solution is None else solution.model
         check(contents.network, part, _inputs(contents, tensors), weights=weights, free=contents.dynamic)
-        old = target.parent / f".{target.name}.old-{os.getpid()}"
-        if target.exists():
-            os.replace(target, old)
-        os.replace(part, target)
-        if old.exists():
-            shutil.rmtree(old)
-    finally:
-        if part.exists():
-            shutil.rmtree(part)
     return target
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lagcompile.export.programs import quietly
 from lagcompile.export.record import ProgramRecord
 from lagcompile.export.templates import decode
+from lagcompile.frontend.export import quietly
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.modes import merge
 from lagcompile.frontend.regions import Region, region_of

@@ -8,10 +8,8 @@ wherever the capture leaves it free; a module is exported in train and in eval m
 from __future__ import annotations
 
 import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor, fx, nn
 from lagcompile.export.record import Baked, ProgramRecord
 from lagcompile.export.templates import encode
 from lagcompile.frontend.capture import Capture, reason_of
+from lagcompile.frontend.export import quietly
 from lagcompile.frontend.regions import Layer
 from lagcompile.ir.base import LiftError
 
@@ -308,16 +307,3 @@ def _give_something(module: fx.GraphModule) -> None:
         body.recompile()
     module.graph.eliminate_dead_code(lambda n: n.op != "get_attr")
     module.recompile()
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep torch.export's own log and warnings to itself: what went wrong is in its exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

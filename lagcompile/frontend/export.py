@@ -76,7 +76,7 @@ def export(
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     try:
-        with layers_as_calls(model, whole) as calls, _quietly():
+        with layers_as_calls(model, whole) as calls, quietly():
             adapter = _Adapter(model, signature, calls)
             program = torch.export.export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False
@@ -87,7 +87,7 @@ def export(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep torch.export's own log and warnings to itself: what went wrong is in its exception."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -139,12 +139,12 @@ def _measured(subject: Subject) -> Iterator[tuple[str, Any]]:
         got = leaves(lifted.eval()(*args, **kwargs))
     yield "difference", _difference(expected, got)
     del expected, got
-    certificate = lifted.verify(args, None, loss=_loss, kwargs=kwargs)
+    certificate = lifted.verify(args, None, loss=smooth_loss, kwargs=kwargs)
     yield "certificate", max(r.value for r in certificate.residuals)
     yield "certified", certificate.ok
 
 
-def _loss(output: Any, target: None) -> Tensor:
+def smooth_loss(output: Any, target: None) -> Tensor:
     """A smooth function of every floating output.
 
     It weighs each entry differently: a plain mean of squares is constant behind a layer norm.

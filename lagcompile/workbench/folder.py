@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +15,7 @@ from typing import Any, final
 import torch
 
 from lagcompile.ir.base import DataError
+from lagcompile.ir.folders import appearing
 
 SPEC, PROGRAM, PROGRAM_JSON, LOG = "spec.yaml", "program.txt", "program.json", "log.jsonl"
 KKT = "kkt.json"
@@ -108,21 +108,9 @@ def create(path: Path, texts: Mapping[str, str], *, force: bool) -> RunFolder:
         DataError: something is there, and it may not be replaced.
     """
     check_free(path, force=force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{path.name}.part-{os.getpid()}"
-    part.mkdir()
-    try:
+    with appearing(path) as part:
         for name, text in texts.items():
             (part / name).write_text(text, encoding="utf-8")
-        old = path.parent / f".{path.name}.old-{os.getpid()}"
-        if path.exists():
-            os.replace(path, old)
-        os.replace(part, path)
-        if old.exists():
-            shutil.rmtree(old)
-    finally:
-        if part.exists():
-            shutil.rmtree(part)
     return RunFolder(path)
 
 

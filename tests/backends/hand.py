@@ -1,18 +1,20 @@
 """Hand-written loops that the executors are compared with: step rules and a two-hidden-layer net, in plain PyTorch.
 
-Nothing here uses lagcompile's runtime: rules stand as in their papers, one variable at a time.
+Rules stand as in their papers, one variable at a time; of lagcompile only `executor` makes use, for the other side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
+from lagcompile.backends.first_order import FirstOrder, FirstOrderExecutor
 
 Move = Callable[[str, Tensor, Tensor, float], Tensor]
 """(name, value, gradient, sign) -> new value; sign -1 climbs."""
@@ -126,3 +128,9 @@ class HandLagrangian:
         of_weights = dict(zip(w, found, strict=False))
         of_states = {n: g * len(rows) for n, g in zip(h, found[len(w) :], strict=True)}
         return of_weights, of_states, {"lambda1": r1.detach(), "lambda2": r2.detach()}
+
+
+def executor(method: FirstOrder, **options: Any) -> FirstOrderExecutor:
+    """An executor of a first-order method on the hand-written network and data."""
+    instance = lifted(**options).bind(data(), loss=F.cross_entropy)
+    return method.executor(instance)
