@@ -26,7 +26,7 @@ def test_the_solution_is_the_users_model(name: str) -> None:
     lifted = lc.lift(model, inputs, split=3)
     target = torch.zeros(6, 1)
     solution = lifted.solve(
-        (inputs, target), loss=lambda out, _: smooth_loss(out, None), options=lc.RunOptions(steps=2)
+        (inputs, target), loss=smooth_loss, options=lc.RunOptions(steps=2)
     )
     assert digest(model) == before
     assert type(solution.model) is type(model)
