@@ -12,6 +12,7 @@ attached to h_k, which makes the term inert). Cut ahead of the activations, so t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from lagcompile.backends.local import (
     StageNetwork,
     Values,
     bare_weights,
+    calls,
     gradients_of,
     weight_penalty,
     weighted_layers,
@@ -93,6 +95,10 @@ class AltMinExecutor(StageExecutor):
         stepped = [p for p in self.leaves if p not in remembered]
         self.hidden = [p for p in stepped if p not in last]
         self.seen = [p for p in stepped if p in last]
+        self._owners: dict[Tensor, Code] = {}
+        for code in self.network.codes:
+            for p in code.writer.module.parameters():
+                self._owners.setdefault(p, code)
         self.optimizers = {
             "weights": Extra(self.hidden or [torch.empty(0)], method.weights, "descent"),
             "output": Extra(self.seen or [torch.empty(0)], method.output or method.weights, "descent"),
@@ -178,7 +184,7 @@ class AltMinExecutor(StageExecutor):
                         loss, coupling, defect = self.energies(batch, values)
                 else:
                     loss, coupling, defect = self.energies(batch, values)
-                own = weight_penalty(self.instance, self.hidden)
+                own = self._penalty()
                 seen = weight_penalty(self.instance, self.seen)
             if self.hidden:
                 self.apply(gradients_of(coupling if own is None else coupling + own, self.hidden))
@@ -189,11 +195,32 @@ class AltMinExecutor(StageExecutor):
                 self.apply(gradients, "output")
         for name, memory in self.memories.items():
             code = next(c for c in self.network.codes if c.writer.name == name)
-            memory.learn(values, values[code.state.node], self.instance)
+            memory.learn(values, values[code.state.node], self.instance, unit=self._unit(code, batch, values))
         self.look(loss=loss, defect=defect)
 
+    def _penalty(self) -> Tensor | None:
+        """Regularisers of the hidden weights, over the mu of the stage that holds them."""
+        total: Tensor | None = None
+        for p in self.hidden:
+            own = weight_penalty(self.instance, [p])
+            if own is not None:
+                own = own / self._mu(self._owners[p])
+                total = own if total is None else total + own
+        return total
+
+    def _unit(self, code: Code, batch: Batch, values: Values) -> float:
+        """What E multiplies the mean over rows of one code's squared error by."""
+        h = values[code.state.node]
+        features = h.shape[-1]
+        rows = h.numel() / features
+        each = batch.size / features if code.constraint.features == "mean" else rows
+        return self._mu(code) * each * self.instance.scale(batch)
+
     def energies(self, batch: Batch, values: Values) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, sum of the local objectives of the hidden stages, and the mean absolute defect, at given codes."""
+        """Loss, sum of the local objectives of the stages that write codes, mean absolute defect, at given codes.
+
+        A hidden stage's part is of E/mu, with the mu of its first code; that of a stage which the loss sees, of E.
+        """
         loss = self.network.loss(batch, values)
         coupling, absolute, count = loss.new_zeros(()), loss.new_zeros(()), 0
         for stage in dict.fromkeys(c.writer for c in self.network.codes):
@@ -203,61 +230,96 @@ class AltMinExecutor(StageExecutor):
                     continue
                 h, f = values[code.state.node], written[code.state.node]
                 r = f - h
+                share = self._mu(code) / (1.0 if stage in self.network.last else self._mu(self._first(stage)))
                 absolute, count = absolute + r.detach().abs().sum(), count + r.numel()
                 if self.method.hidden == "squared":
-                    coupling = coupling + self._squared(code, r, batch)
+                    coupling = coupling + share * self._squared(code, r, batch)
                 else:
                     hinge = F.relu(-f * h.sign()).sum() * self.instance.scale(batch)
-                    coupling = coupling + (
+                    coupling = coupling + share * (
                         hinge * batch.size / h.numel() if code.constraint.features == "mean" else hinge
                     )
         return loss, coupling, absolute / max(count, 1)
 
+    def _first(self, stage: StageModule) -> Code:
+        return next(c for c in self.network.codes if c.writer is stage)
+
     def _memories(self) -> dict[str, Memory]:
         problems: list[str] = []
         found: dict[str, Memory] = {}
+        users = Counter(p for s in self.network.stages for p in dict.fromkeys(s.module.parameters()))
         for stage in dict.fromkeys(c.writer for c in self.network.codes):
-            layers = weighted_layers(stage)
+            layers = [(p, m) for p, m in weighted_layers(stage) if any(q.requires_grad for q in m.parameters())]
+            if not layers and not bare_weights(stage):
+                continue  # all frozen
+            path, layer = layers[0] if layers else ("", None)
             wrong = [(p, m) for p, m in layers if not isinstance(m, nn.Linear)]
-            for path, module in wrong:
+            for name, module in wrong:
                 problems.append(
-                    f"altmin: the memory variant is for nn.Linear layers, but {path} is a {type(module).__name__}: "
+                    f"altmin: the memory variant is for nn.Linear layers, but {name} is a {type(module).__name__}: "
                     "set 'memory: false' (steps on the weights), or cut so that it is in the last stage"
                 )
-            if not wrong and (len(layers) != 1 or bare_weights(stage) or not _ends_in(stage, layers[0][0])):
+            if wrong:
+                continue
+            if len(layers) != 1 or bare_weights(stage) or not _ends_in(stage, path):
                 names = ", ".join([p for p, _ in layers] + bare_weights(stage)) or "no weights"
                 problems.append(
                     f"altmin: the memory variant needs stages that end in one nn.Linear layer, but {stage.name} holds "
                     f"{names}: cut after each linear layer, ahead of its activation, or set 'memory: false'"
                 )
-            if not wrong and len(layers) == 1 and isinstance(layers[0][1], nn.Linear):
-                l1 = sum(
-                    t.weight
-                    for t in self.instance.program.objective.regularisers
-                    if t.on == "weights" and t.kind == "l1"
+                continue
+            assert isinstance(layer, nn.Linear)
+            own = list(layer.parameters())
+            if calls(stage)[path] > 1 or any(users[p] > 1 for p in own):
+                problems.append(
+                    f"altmin: the memory variant solves each layer on its own, but the weights of {path} are used in "
+                    "several places: set 'memory: false' (steps on the weights)"
                 )
-                found[stage.name] = Memory(stage, layers[0][1], self.method, l1)
+            elif not all(p.requires_grad for p in own):
+                problems.append(
+                    f"altmin: weight and bias of {path} must both be solved for, or both frozen, or set 'memory: false'"
+                )
+            else:
+                terms = [t for t in self.instance.program.objective.regularisers if t.on == "weights"]
+                l1, l2 = (sum(t.weight for t in terms if t.kind == kind) for kind in ("l1", "l2"))
+                found[stage.name] = Memory(stage, layer, self.method, l1=l1, l2=l2)
         if problems:
             raise ProgramError(problems)
         return found
 
     def extra_state(self) -> dict[str, Tensor]:
         """The memories."""
-        return {f"{n}.{k}": t for n, m in self.memories.items() for k, t in (("a", m.a), ("b", m.b))}
+        return {f"{n}.{k}": t for n, m in self.memories.items() for k, t in m.tensors().items()}
 
 
 class Memory:
-    """Surrogate of all batches seen by one linear layer: A = sum s s^T, B = sum h s^T, with s its input (and 1)."""
+    """Surrogate of all batches seen by one linear layer: A = sum s s^T, B = sum h s^T, with s its input (and 1).
 
-    def __init__(self, stage: StageModule, layer: nn.Linear, method: AltMin, l1: float) -> None:
-        self.stage, self.layer, self.method, self.l1 = stage, layer, method, l1
+    The layer minimises tr(W A W^T - 2 B W^T) + p (l1 |W|_1 + l2/2 |W|^2), p the weight that the batches give to the
+    regularisers.
+    """
+
+    def __init__(self, stage: StageModule, layer: nn.Linear, method: AltMin, *, l1: float, l2: float) -> None:
+        self.stage, self.layer, self.method, self.l1, self.l2 = stage, layer, method, l1, l2
         width = layer.in_features + (layer.bias is not None)
         self.a = layer.weight.new_zeros((width, width)).detach()
         self.b = layer.weight.new_zeros((layer.out_features, width)).detach()
+        self.p = layer.weight.new_zeros(()).detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept from batch to batch."""
+        return {"a": self.a, "b": self.b, "p": self.p}
 
     @torch.no_grad()
-    def learn(self, values: Values, codes: Tensor, instance: Instance) -> None:
-        """Take in a batch and minimise the surrogate by coordinate descent over columns (Mairal et al. 2009)."""
+    def learn(self, values: Values, codes: Tensor, instance: Instance, *, unit: float) -> None:
+        """Take in a batch and minimise the surrogate by coordinate descent over columns (Mairal et al. 2009).
+
+        Args:
+            values: states and data of the batch.
+            codes: the states that the layer should give.
+            instance: for its module.
+            unit: weight of the mean squared error against the regularisers.
+        """
         caught: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -274,26 +336,28 @@ class Memory:
         new_share = self.method.memory_rate or 1.0
         self.a.mul_(keep_share).add_(s.T @ s, alpha=new_share / rows)
         self.b.mul_(keep_share).add_(h.T @ s, alpha=new_share / rows)
+        self.p.mul_(keep_share).add_(new_share / unit)
         self._descend()
 
     def _descend(self) -> None:
         biases = [p[:, None] for n, p in self.layer.named_parameters() if n == "bias"]
         w = torch.cat([self.layer.weight.detach(), *(b.detach() for b in biases)], dim=1)
         diagonal = self.a.diagonal()
-        curvature = diagonal + self.method.memory_damping * diagonal.mean()
+        l1, l2 = 0.5 * self.p * self.l1, 0.5 * self.p * self.l2
+        curvature = diagonal + self.method.memory_damping * diagonal.mean() + l2
         used = diagonal > 1e-10 * diagonal.max().clamp_min(1e-30)
         columns = used.nonzero().flatten().tolist()
         for _ in range(self.method.memory_sweeps):
             for j in columns:
-                step = (self.b[:, j] - w @ self.a[:, j]) / curvature[j]
-                w[:, j] = _shrunk(w[:, j] + step, self.l1, curvature[j])
+                step = (self.b[:, j] - w @ self.a[:, j] - l2 * w[:, j]) / curvature[j]
+                w[:, j] = _shrunk(w[:, j] + step, l1 / curvature[j])
         self.layer.weight.data.copy_(w[:, : self.layer.in_features])
         if self.layer.bias is not None:
             self.layer.bias.data.copy_(w[:, -1])
 
 
-def _shrunk(column: Tensor, l1: float, curvature: Tensor) -> Tensor:
-    return column.sign() * (column.abs() - 0.5 * l1 / curvature).clamp_min(0.0)
+def _shrunk(column: Tensor, by: Tensor) -> Tensor:
+    return column.sign() * (column.abs() - by).clamp_min(0.0)
 
 
 def _sum(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:

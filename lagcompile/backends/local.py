@@ -7,6 +7,7 @@ own parameters (no stacking), so that autograd of a stage alone gives gradients 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -262,6 +263,11 @@ def weighted_layers(stage: StageModule) -> list[tuple[str, nn.Module]]:
             if any(True for _ in module.parameters()):
                 found[str(node.target)] = module
     return list(found.items())
+
+
+def calls(stage: StageModule) -> Counter[str]:
+    """How often a stage calls each of its layers."""
+    return Counter(str(n.target) for n in stage.module.graph.nodes if n.op == "call_module")
 
 
 def bare_weights(stage: StageModule) -> list[str]:

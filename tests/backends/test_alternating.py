@@ -187,6 +187,69 @@ def test_states_that_are_not_codes_are_refused() -> None:
         executor(AltMin(), split={"policy": "none"})
 
 
+@pytest.mark.parametrize("features", ["sum", "mean"])
+def test_the_memorys_weights_minimise_the_programs_energy_with_its_regularisers(features: str) -> None:
+    l1, l2 = 0.04, 0.3
+    runs = executor(
+        AltMin(memory=True, memory_sweeps=400, memory_damping=0.0, codes=lc.SGD(lr=0.05)),
+        features=features,
+        regularisers=(
+            Regulariser(kind="l1", on="weights", weight=l1),
+            Regulariser(kind="l2", on="weights", weight=l2),
+        ),
+    )
+    rows = torch.arange(30)
+    batch = runs.instance.batch(rows)
+    with torch.no_grad():
+        codes = runs.sweep(batch, runs.network.forward(batch))
+    for _ in range(3):  # the memory of the same batch three times has the same minimiser
+        runs.memories["f0"].learn(
+            batch.values, codes["_0"], runs.instance, unit=runs._unit(runs.network.codes[0], batch, codes)
+        )
+    layer = runs.memories["f0"].layer
+    error = (layer(data()[0]) - codes["_0"]).square().sum() / 30 / (5 if features == "mean" else 1)
+    slopes = torch.autograd.grad(MU * error, [layer.weight, layer.bias])
+    zero = 0
+    for p, g in zip((layer.weight.detach(), layer.bias.detach()), slopes, strict=True):
+        on = p != 0
+        torch.testing.assert_close((g + l2 * p)[on], -l1 * p.sign()[on], rtol=1e-8, atol=1e-10)
+        assert (g[~on].abs() <= l1 * (1 + 1e-8)).all()
+        zero += int((~on).sum())
+    assert zero > 0
+
+
+def test_regularisers_of_hidden_weights_are_divided_by_mu_as_the_energy_is() -> None:
+    rate, weight, rows = 0.1, 0.3, torch.arange(20)
+    plain, kept = (
+        executor(AltMin(weights=lc.SGD(lr=rate)), regularisers=terms)
+        for terms in ((), (Regulariser(kind="l2", on="weights", weight=weight),))
+    )
+    plain.step(rows)
+    kept.step(rows)
+    a, b = (r.instance.recover(net()).state_dict() for r in (plain, kept))
+    for name, start in net().state_dict().items():
+        share = weight if name.startswith("4") else weight / MU
+        torch.testing.assert_close(b[name], a[name] - rate * share * start, rtol=1e-12, atol=1e-12)
+
+
+def test_the_memory_leaves_frozen_layers_alone_and_refuses_shared_ones() -> None:
+    model = net()
+    for p in model[0].parameters():
+        p.requires_grad_(False)
+    runs = executor(AltMin(memory=True), model)
+    runs.step(torch.arange(20))
+    moved = runs.instance.recover(net()).state_dict()
+    assert torch.equal(moved["0.weight"], net().state_dict()["0.weight"])
+    assert not torch.equal(moved["2.weight"], net().state_dict()["2.weight"])
+    with pytest.raises(lc.ProgramError, match="weight and bias of 0 must both be solved for, or both frozen"):
+        executor(AltMin(memory=True), frozen=["0.bias"])
+    torch.manual_seed(0)
+    shared = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    shared[2].weight = shared[0].weight
+    with pytest.raises(lc.ProgramError, match=r"weights of 0 are used in several places: set 'memory: false'"):
+        executor(AltMin(memory=True), shared)
+
+
 # ---------------------------------------------------------------- checkpoints and learning
 def test_a_resumed_run_is_the_unbroken_run() -> None:
     method = AltMin(memory=True)
