@@ -27,6 +27,7 @@ from lagcompile.backends.local import (
     StageExecutor,
     StageNetwork,
     bare_weights,
+    calls,
     gradients_of,
     weight_penalty,
     weighted_layers,
@@ -103,12 +104,12 @@ class ProxPropExecutor(StageExecutor):
         index = {id_of(p): i for i, p in enumerate(self.leaves)}
         found: dict[str, Affine] = {}
         problems: list[str] = []
-        seen: dict[str, str] = {}
+        users: dict[int, list[str]] = {}
+        paths: list[str] = []
         for stage in self.network.stages:
-            for slot in stage.weights:
-                if slot in seen:
-                    problems.append(f"proxprop: the weight {slot} is shared by {seen[slot]} and {stage.name}")
-                seen[slot] = stage.name
+            paths += [p for p, _ in weighted_layers(stage)]
+            for q in stage.module.parameters():
+                users.setdefault(id_of(q), []).append(stage.name)
             if stage in self.network.last:
                 continue
             layers = [(p, m) for p, m in weighted_layers(stage) if any(q.requires_grad for q in m.parameters())]
@@ -122,6 +123,19 @@ class ProxPropExecutor(StageExecutor):
                         problems.append(f"proxprop: weight and bias of {path} must both be solved for, or both frozen")
                         continue
                     found[stage.name] = Affine(path, module, weight, bias)
+        for layer in {a.path: a for a in found.values()}.values():
+            for name, q in layer.module.named_parameters():
+                if len(users[id_of(q)]) > 1:
+                    problems.append(
+                        f"proxprop: {layer.path}.{name} is shared by the stages {', '.join(users[id_of(q)])}, so the "
+                        f"implicit step of {layer.path} is not defined: name it under 'explicit', or use method "
+                        "backprop, altmin or extragradient"
+                    )
+        problems += [
+            f"proxprop: explicit: no layer is called '{pattern}' (layers with weights: {', '.join(paths)})"
+            for pattern in self.method.explicit
+            if not fnmatch.filter(paths, pattern)
+        ]
         if problems:
             raise ProgramError(problems)
         return found
@@ -252,7 +266,13 @@ def _layer_problems(
         if not _is_affine(module):
             problems.append(
                 f"proxprop: the layer {path} ({type(module).__name__}) has no implicit step, which needs nn.Linear or "
-                f"an ungrouped nn.Conv2d with zero padding: name it under 'explicit', or use method backprop or altmin"
+                "an ungrouped nn.Conv2d whose padding is a number of zeros: name it under 'explicit', or use method "
+                "backprop or altmin"
+            )
+        elif calls(stage)[path] > 1:
+            problems.append(
+                f"proxprop: stage {stage.name} calls the layer {path} {calls(stage)[path]} times, so its implicit step "
+                "is not defined: name it under 'explicit', or use method backprop, altmin or extragradient"
             )
     problems += [
         f"proxprop: stage {stage.name} uses the parameter {name} outside any layer, so its implicit step is not "

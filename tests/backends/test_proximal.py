@@ -133,6 +133,52 @@ def test_a_layer_that_is_not_affine_is_refused_by_path() -> None:
         executor(ProxProp(), model, {"policy": "at", "after": ["1", "2"]})
 
 
+class Twice(nn.Module):
+    """One layer called twice, behind another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(128, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images."""
+        h = self.first(x.flatten(1)).relu()
+        h = self.middle(self.middle(h).relu()).relu()
+        out: Tensor = self.last(h)
+        return out
+
+
+@pytest.mark.parametrize("after", [["relu", "relu_2"], ["relu", "relu_1", "relu_2"]])
+def test_a_layer_used_twice_is_refused_by_path_unless_it_is_explicit(after: list[str]) -> None:
+    torch.manual_seed(0)
+    model, split = Twice().double(), {"policy": "at", "after": after}
+    said = (
+        r"calls the layer middle 2 times.*'explicit'" if len(after) == 2 else r"shared by the stages f1, f2.*'explicit'"
+    )
+    with pytest.raises(lc.ProgramError, match=said):
+        executor(ProxProp(), model, split)
+    runs = executor(ProxProp(explicit=("*",), tau=0.1, weights=PLAIN), model, split)
+    runs.step(torch.arange(EXAMPLES))
+    moved, (x, y) = runs.instance.recover(model).state_dict(), data()
+    F.cross_entropy(model(x), y).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(moved[name], p.detach() - 0.1 * p.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_two_layers_of_one_weight_are_seen_under_both_names() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)).double()
+    model[3].weight = model[2].weight
+    with pytest.raises(lc.ProgramError, match=r"3\.weight is shared by the stages f1, f2.*'explicit'"):
+        executor(ProxProp(), model, {"policy": "at", "after": ["1", "2", "3"]})
+
+
+def test_a_pattern_that_names_no_layer_is_said() -> None:
+    with pytest.raises(lc.ProgramError, match=r"no layer is called 'fc\*' \(layers with weights: 0, 4, 6\)"):
+        executor(ProxProp(explicit=("fc*", "0")))
+
+
 def test_tables_and_multipliers_are_refused_with_what_to_write() -> None:
     lifted = lc.lift(net(), data()[0][:4], split=CUT)
     instance = lifted.bind(data(), loss=F.cross_entropy)
