@@ -34,7 +34,6 @@ from lagcompile.backends.local import (
     weighted_layers,
 )
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.axes import Identity
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Batch, Instance, quiet
@@ -379,8 +378,6 @@ def _check(network: StageNetwork) -> None:
                 f"altmin couples by a quadratic penalty, but {c.name} has no weight: give 'weight: {{kind: constant, "
                 "value: 2*mu}}'"
             )
-        if not isinstance(c.transform, Identity):
-            problems.append(f"altmin: {c.name} must have transform identity, it has {c.transform.kind}")
     if not network.codes:
         problems.append("altmin needs at least one state: cut ahead of each activation (split at, before: [...])")
     if problems:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import Executor, Method
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.axes import Eliminated, NonNegative, Transient
+from lagcompile.ir.axes import Eliminated, Identity, NonNegative, Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
 from lagcompile.runtime.instance import Batch, Instance
@@ -123,6 +123,19 @@ def _problems(instance: Instance, method: str) -> Iterator[str]:
                 f"{method} keeps states in their domain by projection, but {where} is mapped by {s.domain.by}: write "
                 "'domain: {kind: free}' or 'domain: {kind: nonnegative, by: project}'"
             )
+        if s.start.kind != "forward":
+            yield f"{method} starts its states by a forward pass, but {where} by {s.start.kind}: leave out 'start'"
+    for c in instance.program.constraints:
+        if isinstance(c, DefectConstraint) and not isinstance(c.transform, Identity):
+            yield (
+                f"{method} works on the defects themselves, but {c.name} has the transform {c.transform.kind}: leave "
+                "out 'transform', or use method extragradient or descent_ascent"
+            )
+    if method != "altmin" and any(t.on == "states" for t in instance.program.objective.regularisers):
+        yield (
+            f"{method} sets its states without an objective of their own, so that regularisers on states would do "
+            "nothing: leave them out, or use method altmin, extragradient or augmented_lagrangian"
+        )
     for m in instance.program.multipliers:
         yield f"{method} has no multipliers, but the program has {m.name}: write 'multiplier: null'"
     yield from unsupported(instance, method)

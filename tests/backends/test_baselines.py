@@ -147,6 +147,32 @@ def test_target_propagation_refuses_what_is_no_chain() -> None:
         DifferenceTargetPropagation().executor(instance)
 
 
+# ---------------------------------------------------------------- what no method on transient states would do
+IGNORED: dict[str, tuple[dict[str, Any], str]] = {
+    "start": ({"start": {"kind": "zeros"}}, r"h1 \(after _1, 1\) by zeros: leave out 'start'"),
+    "transform": ({"transform": {"kind": "abs"}}, r"c_h1 has the transform abs: leave out 'transform', or use method"),
+    "regularisers": (
+        {"regularisers": [{"kind": "l1", "on": "states", "weight": 0.1}]},
+        r"regularisers on states would do nothing: leave them out, or use method altmin",
+    ),
+}
+
+
+@pytest.mark.parametrize("option", IGNORED)
+@pytest.mark.parametrize(
+    "method",
+    [FeedbackAlignment(), DifferenceTargetPropagation(), lc.ProxProp(), lc.AltMin()],
+    ids=lambda m: type(m).__name__,
+)
+def test_options_that_would_do_nothing_are_refused(method: Method, option: str) -> None:
+    given, said = IGNORED[option]
+    if option == "regularisers" and isinstance(method, lc.AltMin):
+        executor(method, **given).step(ROWS)
+        return
+    with pytest.raises(lc.ProgramError, match=said):
+        executor(method, **given)
+
+
 # ---------------------------------------------------------------- augmented relatives
 def linear() -> nn.Sequential:
     torch.manual_seed(4)
