@@ -87,7 +87,7 @@ class Store:
         dtype = self._dtype(bank)
         if isinstance(storage, ClassGaussian):
             table = torch.zeros((len(bank.states), self._classes(), 2, *features), dtype=dtype, device=device)
-            table[:, :, 1] = math.log(math.expm1(storage.sigma))
+            table[:, :, 1] = storage.sigma + math.log(-math.expm1(-storage.sigma))  # softplus's inverse
             return table
         if isinstance(storage, Table) and storage.dtype is not None:
             dtype = dtype_of(storage.dtype)
@@ -373,6 +373,11 @@ def _refuse(instance: Instance, sweep: bool) -> None:
 def _problems(instance: Instance, sweep: bool) -> Iterator[str]:
     for bank in instance.layout.banks:
         name, storage = bank.first.name, bank.first.storage
+        if bank.constraint.weight is None and bank.multiplier is None:
+            yield (
+                f"the constraint {bank.constraint.name} has neither a multiplier nor a weight: nothing couples the "
+                f"stages at {name} (after {bank.first.node}). Give 'multiplier: {{layout: full}}' or a weight"
+            )
         if bank.first.start.kind == "observed":
             yield f"the state {name} starts from observed values, which trajectories give (method gauss_newton)"
         domain = bank.first.domain

@@ -84,7 +84,7 @@ class Formulation(StateFormulation):
     regularisers: tuple[Regulariser, ...] = ()
     constraints: tuple[ValueConstraint, ...] = ()
     """Further constraints on named values."""
-    classes: int | None = None
+    classes: int | None = Field(default=None, ge=1)
     """Number of classes; needed where a state or a multiplier is kept per class."""
 
 

@@ -27,6 +27,9 @@ from lagcompile.runtime.weights import Weights
 Loss = Callable[[Any, Any], Tensor]
 
 
+INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+"""Types of class numbers."""
+
 Known: TypeAlias = dict[int, tuple[Tensor, ...]]
 """Results of units, by their number."""
 
@@ -114,7 +117,8 @@ class Instance:
     def _labels(self) -> Tensor | None:
         if self.program.classes is None:
             return None
-        if not isinstance(self.target, Tensor) or self.target.dtype.is_floating_point or self.target.dim() != 1:
+        whole = isinstance(self.target, Tensor) and self.target.dtype in INTEGERS
+        if not whole or self.target.dim() != 1:
             kept = [
                 f"{s.name} (after {s.node}, {s.module})"
                 for s in self.program.states
@@ -124,6 +128,11 @@ class Instance:
             raise BindError(
                 f"{what} is kept per class: the target must be one class number per example. Without classes write "
                 "'storage: {kind: table}', with a multiplier of layout full or example"
+            )
+        if int(self.target.min()) < 0:
+            raise BindError(
+                f"the target holds {int(self.target.min())}, but what is kept per class needs classes from 0: number "
+                "them from 0, and leave out examples without a class"
             )
         seen = torch.bincount(self.target, minlength=self.program.classes)
         if seen.numel() > self.program.classes:

@@ -84,7 +84,10 @@ def populations(instance: Instance) -> Populations:
     storages = [b.first.storage for b in banks if isinstance(b.first.storage, ClassGaussian)]
     problems = []
     if len({(s.samples, s.noise) for s in storages}) > 1:
-        problems.append("class_gaussian states must all have the same number of samples and the same noise")
+        drawn = ", ".join(b.first.name for b, g in zip(banks, gaussian, strict=True) if g)
+        problems.append(
+            f"the class_gaussian states {drawn} must all have the same number of samples and the same noise"
+        )
     synthetic: dict[str, bool] = {}
     produced = [False] * len(banks)
     output = False
@@ -107,10 +110,12 @@ def populations(instance: Instance) -> Populations:
                     synthetic.update({unit.stages[k].writes[j]: here for k in range(start, stop)})
                 else:
                     produced[bank] = here
-                    if here and isinstance(banks[bank].first.storage, Table):
+                    if here and not gaussian[bank]:
+                        first = banks[bank].first
+                        what = "a table of examples" if isinstance(first.storage, Table) else first.storage.kind
                         problems.append(
-                            f"the state {banks[bank].first.name} lies behind a class_gaussian state and cannot be a "
-                            "table of examples: make it class_gaussian or eliminated"
+                            f"the state {first.name} (after {first.node}, {first.module}) lies behind a class_gaussian "
+                            f"state and cannot be {what}: make it class_gaussian or eliminated"
                         )
     names = instance.network.output_names
     output = any(synthetic.get(n, False) for n in names)

@@ -213,8 +213,41 @@ def test_targets_without_classes_are_refused() -> None:
 
 
 def test_a_table_behind_prototypes_is_refused() -> None:
-    with pytest.raises(lc.ProgramError, match=r"h2 lies behind a class_gaussian state.*make it class_gaussian"):
+    with pytest.raises(
+        lc.ProgramError, match=r"h2 \(after _3, 3\) lies behind a class_gaussian.*a table.*make it class_g"
+    ):
         bound(at={"_3": {}})
+    with pytest.raises(
+        lc.ProgramError, match=r"h2 \(after _3, 3\) lies behind .* cannot be transient: make it class_gaus"
+    ):
+        bound(at={"_3": {"storage": {"kind": "transient"}}})
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (torch.arange(50) % 3 - 1, "the target holds -1.*number them from 0"),
+        (torch.arange(50) % 2 == 0, "must be one class number per example"),
+        (torch.arange(50) % 4, "holds class 3, the program has classes 0 to 2"),
+        (torch.arange(50) % 2, "no example of class 2"),
+    ],
+)
+def test_targets_that_are_not_the_programs_classes_are_refused(target: Tensor, said: str) -> None:
+    formulation = lc.Formulation(storage=lc.ClassGaussian(samples=2), start=lc.UnitSphere(), classes=M)
+    lifted = lc.lift(net(), data()[0][:4], split=CUT, formulation=formulation)
+    with pytest.raises(lc.BindError, match=said):
+        lifted.bind((data()[0], target), loss=F.cross_entropy)
+
+
+def test_nothing_that_couples_is_refused() -> None:
+    with pytest.raises(lc.ProgramError, match=r"c_h1 has neither a multiplier nor a weight.*Give 'multiplier:"):
+        bound(multiplier=None)
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1.0, 2000.0])
+def test_any_deviation_can_be_the_start(sigma: float) -> None:
+    states, _ = bound(storage={"kind": "class_gaussian", "samples": N, "sigma": sigma}).values()
+    torch.testing.assert_close(states["h1.sigma"], torch.full((M, 5), sigma, dtype=torch.float64), rtol=1e-9, atol=0.0)
 
 
 # ---------------------------------------------------------------- learning
