@@ -40,6 +40,29 @@ def test_every_start_finds_the_parameters(name: str) -> None:
     assert float(deviation.abs().max()) < 5.0
 
 
+def test_the_logistic_map_is_found_from_where_backprop_through_the_rollout_is_stuck() -> None:
+    """100 starts in [2, 3.7]: nearly all by multiple shooting, nearly none by Adam on the simulation error."""
+    example = examples()["logistic"]
+    data, truth = example.data(), 3.78
+    starts = 2.0 + 1.7 * torch.rand(100, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = fit(example.rollout(), data, starts=starts, noise=example.noise)
+    found = int(((result.theta - truth).abs() < 0.05).sum())
+    r = starts[:, 0].clone().requires_grad_()
+    optimizer = torch.optim.Adam([r], lr=0.02)
+    for _ in range(120):
+        x = torch.full_like(r, example.initial[0])  # the true first state: more than multiple shooting is given
+        error = torch.zeros_like(r)
+        for y in data.observations[0, :, 0]:
+            error = error + (x - y) ** 2
+            x = r * x * (1.0 - x)
+        optimizer.zero_grad()
+        error.mean().backward()
+        optimizer.step()
+    stuck = int(((r.detach() - truth).abs() >= 0.05).sum())
+    assert found >= 95
+    assert stuck >= 95
+
+
 def pendulum() -> tuple[Rollout, Trajectories]:
     example = Example(name="pendulum", samples=161, dt=0.02, noise=0.02, initial=(0.5, 0.0), observed=(0,))
     return example.rollout(), example.data()
