@@ -27,6 +27,7 @@ NAMES = (
     "digits_distprop_scalar",
     "digits_distprop_stages",
     "digits_dtp",
+    "digits_extraprop",
     "digits_extraprop_scalar",
     "digits_gda",
     "digits_local_propagation",
@@ -35,6 +36,8 @@ NAMES = (
     "digits_proxprop_exact",
     "digits_regularized",
     "mnist_distprop",
+    "mnist_extraprop",
+    "mnist_extraprop_published",
 )
 
 

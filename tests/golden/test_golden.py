@@ -30,3 +30,7 @@ def test_the_method_takes_two_steps(name: str) -> None:
     measures = runs.measures()
     assert all(torch.isfinite(torch.tensor(v)) for v in measures.values())
     assert set(spec.schedule.given()) <= set(runs.groups())
+
+
+def test_every_spec_has_its_text() -> None:
+    assert {p.stem for p in SPECS.glob("*.yaml")} == set(NAMES) == {p.stem for p in GOLDEN.glob("*.txt")}
