@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from torch import nn
+
 from lagcompile.frontend.stages import Network, StageModule
-from lagcompile.ir.axes import Eliminated
+from lagcompile.ir.axes import ClassGaussian, Eliminated
 from lagcompile.ir.program import DefectConstraint, Multiplier, Program, StateVariable
 
 
@@ -135,12 +137,24 @@ def _groups(
         for slot in {ties.get(s, s) for s in stage.slots}:
             uses[slot] = uses.get(slot, 0) + 1
     stored = {s.node for s in program.states if s.node in states}
-    for _, run in groupby(network.stages, key=lambda s: s.signature):
+    synthetic = _synthetic(network, states)
+    for _, run in groupby(network.stages, key=lambda s: (s.signature, s.name in synthetic)):
         group = list(run)
         if len(group) > 1 and _stackable(group, stored, uses, ties):
             yield tuple(group)
         else:
             yield from ((s,) for s in group)
+
+
+def _synthetic(network: Network, states: Mapping[str, StateVariable]) -> set[str]:
+    """Names of the stages that run on samples of class Gaussians: another number of rows than the data's."""
+    drawn = {node for node, s in states.items() if isinstance(s.storage, ClassGaussian)}
+    found: set[str] = set()
+    for stage in network.stages:
+        if drawn.intersection(stage.reads):
+            found.add(stage.name)
+            drawn.update(w for w in stage.writes if w not in states)
+    return found
 
 
 def _stackable(
@@ -157,7 +171,21 @@ def _stackable(
         own = len(set(names)) == len(names) and all(uses[n] == 1 for n in names)
         if not tied and not own:
             return False
-    return not any(_random(s) for s in group)
+    return not any(_random(s) or _recurrent(s) for s in group)
+
+
+_RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+"""Functions of PyTorch's recurrent layers, for which torch.func has no batching rule."""
+
+
+def _recurrent(stage: StageModule) -> bool:
+    modules = dict(stage.module.named_modules())
+    return any(
+        isinstance(modules[str(n.target)], nn.RNNBase | nn.RNNCellBase)
+        if n.op == "call_module"
+        else n.op == "call_function" and any(w in str(n.target) for w in _RECURRENT)
+        for n in stage.module.graph.nodes
+    )
 
 
 _RANDOM = ("dropout", "rand", "bernoulli", "normal", "multinomial")

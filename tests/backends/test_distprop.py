@@ -112,6 +112,22 @@ def test_the_first_stage_learns_through_the_multipliers_alone() -> None:
     assert not torch.equal(before["4.weight"], after["4.weight"])
 
 
+def test_a_stage_on_data_is_not_batched_with_an_equal_one_on_samples() -> None:
+    """4 - 4 - 4 - 4 - 3: the first stage equals the next two, but only those run on the samples."""
+    torch.manual_seed(0)
+    layers = [m for _ in range(3) for m in (nn.Linear(4, 4), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(4, 3)).double()
+    formulation = lc.Formulation(storage=lc.ClassGaussian(samples=N), start=lc.UnitSphere(), classes=M)
+    split = {"policy": "at", "after": ["1", "3", "5"]}
+    lifted = lc.lift(model, data()[0][:4], split=split, formulation=formulation)
+    runs = lc.Extragradient().executor(lifted.bind(data(), loss=F.cross_entropy), seed=0)
+    assert [[s.name for s in u.stages] for u in runs.instance.layout.units] == [["f0"], ["f1", "f2"], ["f3"]]
+    runs.step(torch.arange(20))
+    assert {n: tuple(v.shape) for n, v in runs.values()[1].items()} == {
+        "lambda1": (50, 4), "lambda2": (N * M, 4), "lambda3": (N * M, 4),
+    }  # fmt: skip
+
+
 # ---------------------------------------------------------------- noise
 def test_fixed_noise_makes_the_run_deterministic_and_the_program_one_program() -> None:
     first, second, other = bound(), bound(), bound()

@@ -136,6 +136,31 @@ def _forward(instance: Instance) -> list[Tensor]:
         return instance.forward(instance.batch(torch.arange(6)))[0]
 
 
+class Recurrent(nn.Module):
+    """Two equal recurrent layers, for which torch.func has no batching rule."""
+
+    def __init__(self, layer: type[nn.GRU | nn.LSTM | nn.RNN]) -> None:
+        super().__init__()
+        self.first, self.second = (layer(3, 3, batch_first=True) for _ in range(2))
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two numbers for each sequence."""
+        out: Tensor = self.last(self.second(self.first(x)[0])[0][:, -1])
+        return out
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_run_one_by_one(layer: type[nn.GRU | nn.LSTM | nn.RNN]) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 5, 3), torch.arange(6) % 2
+    lifted = lc.lift(Recurrent(layer), (x,), split={"policy": "at", "after": ["first", "second"]})
+    runs = lc.Extragradient().executor(lifted.bind((x, y), loss=F.cross_entropy))
+    assert not any(u.stacked for u in runs.instance.layout.units)
+    runs.step(torch.arange(6))
+    assert lifted.verify(x, y, loss=F.cross_entropy).ok
+
+
 def test_transient_states_at_the_adjoint_give_the_backprop_gradient() -> None:
     formulation = lc.Formulation(storage=lc.Transient(), multiplier=lc.MultiplierOptions(start="adjoint"))
     instance = _bound(Residual(), 3, formulation)
