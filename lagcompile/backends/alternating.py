@@ -378,6 +378,8 @@ def _check(network: StageNetwork) -> None:
                 f"altmin couples by a quadratic penalty, but {c.name} has no weight: give 'weight: {{kind: constant, "
                 "value: 2*mu}}'"
             )
+        elif c.weight.at(0) == 0:
+            problems.append(f"altmin divides by mu, but the weight 2*mu of {c.name} starts at 0: give a value above 0")
     if not network.codes:
         problems.append("altmin needs at least one state: cut ahead of each activation (split at, before: [...])")
     if problems:

@@ -189,6 +189,11 @@ def _state(network: Network, node: Node, name: str, option: StateFormulation) ->
                 f"the state after {node.name} ({node.module}) has no batch axis and cannot be kept per class"
             )
         storage = Shared()
+    if isinstance(storage, Shared) and any(isinstance(d, str) for d in kind.shape or ()):
+        raise ProgramError(
+            f"the state after {node.name} ({node.module}) has a batch axis and cannot be one value for all examples: "
+            "write 'storage: {kind: table}' (or transient, class_gaussian)"
+        )
     return StateVariable(
         name=name,
         breakpoint=network.partition.stage_of[node.name] + 1,

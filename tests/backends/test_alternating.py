@@ -179,6 +179,8 @@ def test_the_memory_variant_on_a_convolution_is_refused_by_path() -> None:
 def test_states_that_are_not_codes_are_refused() -> None:
     with pytest.raises(lc.ProgramError, match=r"c_h1 has no weight: give 'weight"):
         executor(AltMin(), weight=None)
+    with pytest.raises(lc.ProgramError, match=r"weight 2\*mu of c_h1 starts at 0: give a value above 0"):
+        executor(AltMin(), weight={"kind": "linear", "start": 0.0, "increment": 0.1})
     with pytest.raises(lc.ProgramError, match=r"h1 \(after _0, 0\) is kept as table: write 'storage"):
         executor(AltMin(), storage={"kind": "table"})
     with pytest.raises(lc.ProgramError, match=r"h1 \(after _0, 0\) is mapped by relu: write 'domain"):

@@ -100,6 +100,11 @@ def test_states_stay_in_the_range_of_their_activation() -> None:
         assert value.abs().max() == 1.0
 
 
+def test_one_value_for_all_examples_is_refused_where_there_are_examples() -> None:
+    with pytest.raises(lc.ProgramError, match=r"after _1 \(1\) has a batch axis.*write 'storage: \{kind: table\}'"):
+        executor(lc.DescentAscent(), storage={"kind": "shared"})
+
+
 def test_inside_the_tube_nothing_is_coupled() -> None:
     """G' = 0 inside: the hidden weights, and the multipliers, stay where they are."""
     wide = {"kind": "softshrink", "epsilon": 50.0}
