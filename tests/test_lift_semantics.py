@@ -25,9 +25,7 @@ def test_the_solution_is_the_users_model(name: str) -> None:
     inputs = case.inputs(6)
     lifted = lc.lift(model, inputs, split=3)
     target = torch.zeros(6, 1)
-    solution = lifted.solve(
-        (inputs, target), loss=smooth_loss, options=lc.RunOptions(steps=2)
-    )
+    solution = lifted.solve((inputs, target), loss=smooth_loss, options=lc.RunOptions(steps=2))
     assert digest(model) == before
     assert type(solution.model) is type(model)
     assert list(solution.model.state_dict()) == list(model.state_dict())

@@ -319,8 +319,9 @@ class Store:
         return states, duals
 
     def bytes(self) -> int:
-        """Bytes of tables and their optimiser rows."""
+        """Bytes of tables and their optimiser rows, and of what is transient in the last batch."""
         tensors = [*self._state_tables, *self._dual_tables]
+        tensors += [t for i in self._passing for t in (self.stored[i], self.multipliers[i]) if t is not None]
         slots = [t for o in self.optimizers.values() for s in o.state.values() for t in s.values()]
         return sum(t.numel() * t.element_size() for t in [*tensors, *slots])
 

@@ -7,7 +7,7 @@ the same folder.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,9 @@ def table1(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every row.")] = 5,
     trials: Annotated[int, typer.Option(min=1, help="Draws of every system's search.")] = 8,
     search_steps: Annotated[int, typer.Option(min=1, help="Steps of each draw.")] = 300,
+    keep: Annotated[
+        Literal["last", "best"], typer.Option(help="Weights: of the last step, or by validation.")
+    ] = "last",
     systems: Systems = None,
     out: Out = None,
 ) -> None:
@@ -37,7 +40,7 @@ def table1(
     from lagcompile.workbench.tables import TableOptions
     from lagcompile.workbench.tables import table1 as run
 
-    options = TableOptions(data=data, steps=steps, seeds=seeds, trials=trials, search_steps=search_steps)
+    options = TableOptions(data=data, steps=steps, seeds=seeds, trials=trials, search_steps=search_steps, keep=keep)
     if systems is not None:
         options = options.model_copy(update={"systems": _names(systems)})
     typer.echo(run(options, out or Path("results") / "tables" / data, say=_say))

@@ -81,7 +81,7 @@ def depth_bench(options: DepthOptions, depth: int) -> Bench:
         "name": "tanh_net",
         "args": {"depth": depth, "width": options.width, "inputs": inputs},
     }
-    splits: Any = {"last": behind, "behind": behind, "prototype": behind, "ahead": ahead}
+    splits: Any = {"last": behind, "behind": behind, "ahead": ahead}
     return Bench(f"{base.name}-tanh{depth}", model, base.data, splits, batch_size=64)
 
 

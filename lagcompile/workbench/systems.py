@@ -18,10 +18,9 @@ from lagcompile.ir.base import SpecError
 from lagcompile.workbench.search import Choice, Draw, Space, Span
 from lagcompile.workbench.spec import RunSpec
 
-Where = Literal["last", "prototype", "ahead", "behind"]
-"""last: behind the activation ahead of the output layer (as published for ExtraProp). prototype: ahead of that
-activation (DistProp: no ReLU at the split). ahead: ahead of every activation (pre-activation codes). behind: behind
-every activation."""
+Where = Literal["last", "ahead", "behind"]
+"""last: behind the activation ahead of the output layer. ahead: ahead of every activation (pre-activation codes).
+behind: behind every activation."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Bench:
     data: Mapping[str, Any]
     splits: Mapping[Where, tuple[str, ...]]
     batch_size: int = 64
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+    """Spec key -> no search draws above it, where its span begins below (ProxProp's rate is of another size)."""
     published: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
     """System -> accuracy and final defect of the DistProp paper's table."""
 
@@ -59,6 +60,15 @@ class System:
         """The system's own values of what is searched: the first trial."""
         whole = {"formulation": self.formulation, "method": self.method}
         return {key: _at(whole, key) for key in self.space}
+
+    def space_on(self, bench: Bench) -> Space:
+        """What may be searched on a bench."""
+        return {
+            key: entry.model_copy(update={"high": min(entry.high, bench.ceilings[key])})
+            if isinstance(entry, Span) and entry.low < bench.ceilings.get(key, 0.0)
+            else entry
+            for key, entry in self.space.items()
+        }
 
     def spec(self, bench: Bench, draw: Draw, *, steps: int, seed: int) -> RunSpec:
         """Run spec of one draw."""
@@ -142,7 +152,7 @@ SYSTEMS: tuple[System, ...] = (
     System(
         "distprop",
         "DistProp",
-        "prototype",
+        "last",  # its authors take the ReLU at the split away; behind it the validation accuracy is higher
         {
             "storage": {"kind": "class_gaussian", "samples": 32, "noise": "fresh"},
             "start": {"kind": "unit_sphere"},
@@ -294,7 +304,6 @@ BENCHES: tuple[Bench, ...] = (
         {"name": "digits"},
         {
             "last": ("relu3",),
-            "prototype": ("fc1",),
             "ahead": ("conv1", "conv2", "fc1"),
             "behind": ("relu1", "pool", "relu3"),
         },
@@ -305,7 +314,6 @@ BENCHES: tuple[Bench, ...] = (
         {"name": "mnist"},
         {
             "last": ("relu3",),
-            "prototype": ("fc1",),
             "ahead": ("pool1", "pool2", "fc1"),
             "behind": ("relu1", "relu2", "relu3"),
         },
@@ -324,10 +332,13 @@ BENCHES: tuple[Bench, ...] = (
         {"name": "cifar10"},
         {
             "last": ("relu4",),
-            "prototype": ("fc2",),
             "ahead": ("conv1", "conv2", "fc1", "fc2"),
             "behind": ("pool1", "pool2", "relu3", "relu4"),
         },
+        batch_size=32,
+        # Above it the short runs of a search do well and full runs overfit: backprop at 3.7e-3 is better than at 1e-3
+        # after 2,500 steps, and three points worse after 20,000.
+        ceilings={"method.weights.lr": 2e-3},
         published={
             "backprop": (0.6309, 0.0),
             "regularized": (0.1726, None),

@@ -32,8 +32,15 @@ from lagcompile.workbench.supervise import Stop, Supervised
 from lagcompile.workbench.systems import SYSTEMS, Bench, System, bench_of, system_of
 
 Say = Callable[[str], None]
+Keep = Literal["last", "best"]
 EVALUATION_BATCH = 1000
 CURVE_POINTS = 65
+_KEPT: dict[Keep, str] = {
+    "last": "Weights of the last step.",
+    "best": "Weights of the best of twenty looks at the validation split, in searches too; defect at the last step.",
+}
+LOOKS = 20
+"""Looks at the validation split in a run that keeps its best weights."""
 
 
 class TableOptions(Frozen):
@@ -53,6 +60,8 @@ class TableOptions(Frozen):
     """Steps of each draw."""
     sampler: Literal["random", "tpe"] = "random"
     """How draws are proposed."""
+    keep: Keep = "last"
+    """Weights that are kept: of the last step, or of the best validation accuracy of twenty looks, in searches too."""
 
 
 class Row(Frozen):
@@ -64,8 +73,10 @@ class Row(Frozen):
     """The run spec, which `lagcompile solve` reads."""
     status: str
     accuracy: float
-    """On the test split, at the last step (at the best step before it where the run diverged)."""
+    """On the test split, with the weights of `step`."""
     validation: float
+    step: int | None = None
+    """Step whose weights were kept; None: the last one (the best one before it where the run diverged)."""
     defect: float
     """Mean |defect|: over all training rows where states are kept, else over the last batch."""
     gradient_evaluations: int
@@ -102,7 +113,7 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
             data = data if data is not None else DATA[str(bench.data["name"])](**_args(bench.data))
             draw = tuned(system, bench, data, options, folder, say=say).draw
             spec = system.spec(bench, draw, steps=options.steps, seed=seed)
-            row = run_row(system.name, spec, data)
+            row = run_row(system.name, spec, data, keep=options.keep)
             write(path, row.model_dump(mode="json"))
             say(f"{bench.name} {system.name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
             write_table(options, folder, draw=False)
@@ -118,17 +129,18 @@ def tuned(
     def score(draw: Draw) -> tuple[float, str]:
         spec = system.spec(bench, draw, steps=options.search_steps, seed=10_000)
         started = time.perf_counter()
-        value, note = score_of(spec, data)
+        value, note = score_of(spec, data, keep=options.keep)
         say(f"{bench.name} {system.name} trial {draw}: {value:.4f}, {time.perf_counter() - started:.0f} s")
         return value, note
 
     path = folder / "search" / f"{system.name}.json"
-    found = search(system.space, score, trials=options.trials, store=path, start=system.start, sampler=options.sampler)
+    space = system.space_on(bench)
+    found = search(space, score, trials=options.trials, store=path, start=system.start, sampler=options.sampler)
     return best(found)
 
 
-def solve(spec: RunSpec, data: DataSplits) -> Solution:
-    """Solve one spec on data that have been loaded."""
+def solve(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Solution:
+    """Solve one spec on data that have been loaded; the solution's model has the weights that are kept."""
     torch.manual_seed(spec.run.seed)
     model = MODELS[spec.model.name](**_args(spec.model.model_dump()))
     inputs, target = as_tensors((data.train_x, data.train_y))
@@ -136,25 +148,37 @@ def solve(spec: RunSpec, data: DataSplits) -> Solution:
     assert not isinstance(split, str)
     lifted = lift(model, inputs[:4], split=split, formulation=spec.formulation, name=spec.name)
     instance = lifted.bind((inputs, target), loss=LOSSES[spec.loss])
-    options = spec.run.options().model_copy(update={"look_every": max(1, spec.run.steps // CURVE_POINTS)})
+    looks = {"look_every": max(1, spec.run.steps // CURVE_POINTS)}
+    if keep == "best":
+        looks["evaluate_every"] = max(1, spec.run.steps // LOOKS)
+    options = spec.run.options().model_copy(update=looks)
     torch.manual_seed(spec.run.seed)
     assert isinstance(spec.method, Method)  # the table's systems are all step-wise
     executor = spec.method.executor(instance, seed=spec.run.seed)
     supervised = Supervised(executor, spec.schedule, total=spec.run.steps, stop=Stop())
-    return drive(supervised, options, original=model)
+    if keep == "last":
+        return drive(supervised, options, original=model)
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        return {"accuracy": _accuracy(module, data.validation_x, data.validation_y)}
+
+    solution = drive(supervised, options, original=model, evaluate=evaluate)
+    if solution.details["best_weights"] is not None:
+        solution.model.load_state_dict(solution.details["best_weights"])
+    return solution
 
 
-def score_of(spec: RunSpec, data: DataSplits) -> tuple[float, str]:
+def score_of(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> tuple[float, str]:
     """Accuracy of one spec on the validation split (minus infinity where it diverged), and its status."""
-    solution = solve(spec, data)
+    solution = solve(spec, data, keep=keep)
     value = _accuracy(solution.model, data.validation_x, data.validation_y)
     return -math.inf if solution.status is Status.DIVERGED else value, solution.status.name.lower()
 
 
-def run_row(system: str, spec: RunSpec, data: DataSplits) -> Row:
+def run_row(system: str, spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Row:
     """One row: solve, then look at the test split once."""
     started = time.process_time()
-    solution = solve(spec, data)
+    solution = solve(spec, data, keep=keep)
     seconds = time.process_time() - started
     final = solution.details["final"].get("defect", solution.history.last.get("defect", math.nan))
     return Row(
@@ -164,6 +188,7 @@ def run_row(system: str, spec: RunSpec, data: DataSplits) -> Row:
         status=solution.status.name.lower(),
         accuracy=_accuracy(solution.model, data.test_x, data.test_y),
         validation=_accuracy(solution.model, data.validation_x, data.validation_y),
+        step=solution.details["best_step"] if keep == "best" else None,
         defect=float(final),
         gradient_evaluations=solution.gradient_evaluations,
         seconds=round(seconds, 2),
@@ -242,9 +267,9 @@ def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str,
     lines = [
         f"# {bench.name}: {bench.model['name']}, {options.steps:,} steps, batch {bench.batch_size}",
         "",
-        f"Mean and standard deviation over seeds. Hyper-parameters: best of {options.trials} draws of "
-        f"{options.search_steps:,} steps on the validation split, the same for every system. Each row's spec and seed: "
-        "rows/. Published: accuracy and defect printed in the DistProp paper (another network, batch 1024).",
+        f"Mean and standard deviation over seeds. {_KEPT[options.keep]} Hyper-parameters: best of {options.trials} "
+        f"draws of {options.search_steps:,} steps on the validation split, the same for every system. Each row's spec "
+        "and seed: rows/. Published: accuracy and defect printed in the DistProp paper (another network, batch 1024).",
         "",
         "| system | seeds | test accuracy | final mean defect | gradient evaluations | processor seconds | state bytes "
         "| published accuracy | published defect |",

@@ -194,6 +194,33 @@ def test_pc_alm_gives_backprops_gradient_on_a_linear_net() -> None:
     assert runs.gradient_evaluations == 400 * 5 + 1
 
 
+def test_bytes_are_those_of_the_table_of_systems() -> None:
+    """States of 5 and 6 numbers in float64, batches of 24 rows of 50 examples."""
+    sgd = AugmentedLagrangian(states=lc.SGD(lr=0.1))
+    found = {}
+    for name, method, options in (
+        ("pc_alm", sgd, {"multiplier": {}}),
+        ("augmented_lagrangian", sgd, {"multiplier": {}, "storage": {"kind": "table"}}),
+        ("auxiliary_coordinates", AugmentedLagrangian(), {"storage": {"kind": "table"}}),
+        ("local_propagation", lc.DescentAscent(), {"storage": {"kind": "table"}, "multiplier": {"layout": "example"}}),
+        ("altmin", lc.AltMin(), {}),
+        ("proxprop", lc.ProxProp(), {}),
+        ("backprop", Backprop(), {}),
+    ):
+        runs = executor(method, **options)
+        runs.step(ROWS)
+        found[name] = runs.bytes() // 8
+    assert found == {
+        "pc_alm": 2 * 24 * 11,
+        "augmented_lagrangian": 50 * 2 * 11,
+        "auxiliary_coordinates": 50 * (11 + 11),  # Adagrad's sums
+        "local_propagation": 50 * (11 + 2 + 11),  # a multiplier for each state
+        "altmin": 24 * 11,
+        "proxprop": 24 * 11,
+        "backprop": 0,
+    }
+
+
 def test_one_dual_ascent_moves_the_multiplier_by_rho_times_the_defect() -> None:
     method = AugmentedLagrangian(weights=lc.SGD(lr=0.0), states=lc.SGD(lr=0.0), state_steps=1)
     runs = executor(

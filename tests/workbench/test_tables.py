@@ -93,6 +93,31 @@ def test_the_table_is_resumable_and_has_a_row_for_each_system_and_seed(tmp_path:
     assert (again[1].accuracy, again[1].curve) == (rows[1].accuracy, rows[1].curve)
 
 
+def test_the_weights_that_did_best_on_validation_are_kept(tmp_path: Path) -> None:
+    rows = {}
+    for keep in ("last", "best"):
+        options = TableOptions(data="digits", systems=("backprop",), steps=60, seeds=1, trials=1, search_steps=5)
+        text = table1(options.model_copy(update={"keep": keep}), tmp_path / keep, say=lambda line: None)
+        assert ("the best of twenty looks" in text) is (keep == "best")
+        (rows[keep],) = rows_of(tmp_path / keep)
+    assert rows["last"].step is None
+    assert rows["best"].step in range(3, 61, 3)
+    assert rows["best"].validation >= rows["last"].validation
+    assert rows["best"].curve == rows["last"].curve  # looking changes nothing
+
+
+def test_no_search_draws_above_a_ceiling_of_its_bench() -> None:
+    bench = bench_of("cifar10")
+    for system in SYSTEMS:
+        for key, highest in bench.ceilings.items():
+            entry = system.space_on(bench).get(key)
+            if isinstance(entry, Span):
+                assert entry.high <= highest or entry == system.space[key]
+    capped = system_of("backprop").space_on(bench)["method.weights.lr"]
+    assert capped == Span(low=3e-4, high=2e-3)
+    assert system_of("backprop").space_on(bench_of("mnist")) == system_of("backprop").space
+
+
 def test_studies_write_their_tables(tmp_path: Path) -> None:
     depth = DepthOptions(
         depths=(3, 5), systems=("backprop", "auglag", "dfa"), steps=8, seeds=1, trials=1, search_steps=3
