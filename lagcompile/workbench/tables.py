@@ -299,7 +299,7 @@ def figure(rows: Sequence[Row], path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    drawing = Figure(figsize=(8, 5), layout="constrained")
+    drawing = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
     for name in dict.fromkeys(r.system for r in rows):
@@ -316,7 +316,7 @@ def figure(rows: Sequence[Row], path: Path) -> bool:
         axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
     axes.set(yscale="log", xlabel="step", ylabel="mean |defect| of the batch")
     if axes.lines:
-        axes.legend(fontsize="small")
+        drawing.legend(loc="outside right upper", fontsize="small")
     drawing.savefig(path, dpi=110)
     return True
 
