@@ -123,7 +123,15 @@ class Extra(_Keeping):
             slots = {n: [t.clone() for t in tensors] for n, tensors in slots.items()}
         turned = [not p.is_contiguous() and p.dim() >= 2 and p.mT.is_contiguous() for p in params]
         values, gradients = _rows_first(params, turned), _rows_first(gradients, turned)
-        self.rule.move(values, gradients, {n: _rows_first(t, turned) for n, t in slots.items()}, lr)
+        slots = {n: _rows_first(t, turned) for n, t in slots.items()}
+        kept = [next((slots[n][i].dtype for n in slots if n != "count"), v.dtype) for i, v in enumerate(values)]
+        if all(v.dtype == t for v, t in zip(values, kept, strict=True)):
+            self.rule.move(values, gradients, slots, lr)
+            return
+        wide = [v.to(t) for v, t in zip(values, kept, strict=True)]  # half-precision weights, slots in float32
+        self.rule.move(wide, [g.to(t) for g, t in zip(gradients, kept, strict=True)], slots, lr)
+        for value, moved in zip(values, wide, strict=True):
+            value.copy_(moved)
 
 
 def _rows_first(tensors: Sequence[Tensor], turned: Sequence[bool]) -> Tensors:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lagcompile as lc
 from lagcompile.runtime.rules import Rule, Scheme
-from lagcompile.runtime.steps import ExtraRows
+from lagcompile.runtime.steps import Extra, ExtraRows
 
 RULES: list[Rule] = [lc.SGD(lr=0.1), lc.SGD(lr=0.1, momentum=0.9), lc.Adagrad(lr=0.1), lc.Adam(lr=0.1)]
 
@@ -152,6 +152,20 @@ def test_half_precision_tables_keep_exact_accumulators() -> None:
     (slots,) = again.state.values()
     assert slots["sum"].dtype == torch.float32
     assert torch.equal(slots["sum"], optimizer.state[table]["sum"])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.kind}{getattr(r, 'momentum', '')}")
+def test_half_precision_weights_move_as_float32_ones_do(rule: Rule) -> None:
+    half = torch.linspace(-1, 1, 12).reshape(3, 4).bfloat16().requires_grad_()
+    whole = half.detach().float().requires_grad_()
+    optimizers = [Extra([p], rule) for p in (half, whole)]
+    for _ in range(3):
+        for p, optimizer in zip((half, whole), optimizers, strict=True):
+            p.grad = torch.full_like(p, 0.5)
+            optimizer.extrapolate()
+            optimizer.step()
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.detach().float(), whole.detach(), rtol=2e-2, atol=2e-2)
 
 
 def test_schedulers_pickles_and_copies() -> None:
