@@ -226,8 +226,10 @@ class ProxPropExecutor(StageExecutor):
     def _implicit(self, directions: list[Tensor | None], layer: Affine, a: Tensor, d: Tensor) -> None:
         with torch.no_grad():
             matrix, right = design(layer.module, a, d)
-            solution = solve(matrix, right, self.method.tau, self.method.implicit)
             weight = layer.module.weight
+            if weight.dtype in {torch.bfloat16, torch.float16}:  # no factorisations, and too few digits for CG
+                matrix, right = matrix.float(), right.float()
+            solution = solve(matrix, right, self.method.tau, self.method.implicit).to(weight.dtype)
             width = weight[0].numel()
             directions[layer.weight] = solution[:width].T.reshape(weight.shape)
             if layer.bias is not None:
@@ -325,13 +327,20 @@ def solve(matrix: Tensor, right: Tensor, tau: float, how: Exact | ConjugateGradi
     if isinstance(how, ConjugateGradients):
         return _conjugate_gradients(matrix, matrix.T @ right, 1.0 / tau, how.iterations)
     rows, inputs = matrix.shape
+    # 1 + tau |A|^2 bounds the condition number: beyond the precision at hand a factorisation may end in nonsense
+    if matrix.dtype != torch.float64 and float(matrix.square().sum()) * tau * torch.finfo(matrix.dtype).eps > 0.1:
+        return solve(matrix.double(), right.double(), tau, how).to(right.dtype)
     if how.woodbury if how.woodbury is not None else rows < inputs:
-        kernel = matrix @ matrix.T
-        kernel.diagonal().add_(1.0 / tau)
-        return matrix.T @ torch.cholesky_solve(right, torch.linalg.cholesky(kernel))
-    normal = matrix.T @ matrix
-    normal.diagonal().add_(1.0 / tau)
-    return torch.cholesky_solve(matrix.T @ right, torch.linalg.cholesky(normal))
+        return matrix.T @ _cholesky(matrix, right, tau)
+    return _cholesky(matrix.T, matrix.T @ right, tau)
+
+
+def _cholesky(factor: Tensor, right: Tensor, tau: float) -> Tensor:
+    """(F F^T + I/tau)^-1 right; not a number where that does not exist, so that a run ends as diverged."""
+    matrix = factor @ factor.T
+    matrix.diagonal().add_(1.0 / tau)
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where(failed == 0, torch.cholesky_solve(right, root), torch.nan)
 
 
 def _conjugate_gradients(matrix: Tensor, right: Tensor, beta: float, iterations: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
-from lagcompile.backends.proximal import ConjugateGradients, Exact, ProxProp, ProxPropExecutor
+from lagcompile.backends.proximal import ConjugateGradients, Exact, ProxProp, ProxPropExecutor, solve
 from lagcompile.workbench.data import digits
 from lagcompile.workbench.models import DigitsConvNet
 
@@ -113,6 +113,30 @@ def test_few_iterations_and_many_are_descent_directions() -> None:
         new = moved(ProxProp(tau=1.0, weights=PLAIN, implicit=how))
         slope = sum(float(((new[n] - p.detach()) * gradients[n]).sum()) for n, p in model.named_parameters())
         assert slope < 0
+
+
+@pytest.mark.parametrize("woodbury", [False, True])
+def test_a_large_step_size_solves_in_float64_what_float32_cannot(woodbury: bool) -> None:
+    torch.manual_seed(0)
+    matrix, right = torch.randn(6, 3).repeat(1, 3), torch.randn(6, 2)  # 9 columns of rank 3
+    for tau in (1.0, 1e6, 1e9):
+        found = solve(matrix, right, tau, Exact(woodbury=woodbury))
+        a = matrix.double()
+        normal = a.T @ a + torch.eye(9, dtype=torch.float64) / tau
+        torch.testing.assert_close(normal @ found.double(), a.T @ right.double(), rtol=1e-4, atol=1e-4)
+    assert solve(torch.zeros(6, 9), right, float("inf"), Exact(woodbury=woodbury)).isnan().all()
+
+
+@pytest.mark.parametrize("how", [Exact(), ConjugateGradients()])
+def test_half_precision_models_take_implicit_steps(how: Exact | ConjugateGradients) -> None:
+    formulation = lc.Formulation(storage=lc.Transient(), multiplier=None)
+    x, y = data()
+    lifted = lc.lift(net().bfloat16(), x[:4].bfloat16(), split=CUT, formulation=formulation)
+    method = ProxProp(weights=lc.Adam(lr=0.01), implicit=how)
+    runs = method.executor(lifted.bind((x.bfloat16(), y), loss=F.cross_entropy))
+    runs.step(torch.arange(EXAMPLES))
+    moved = runs.instance.recover(net().bfloat16()).state_dict()
+    assert all(t.dtype == torch.bfloat16 and t.isfinite().all() for t in moved.values())
 
 
 # ---------------------------------------------------------------- what it refuses
