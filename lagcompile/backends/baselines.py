@@ -111,7 +111,7 @@ class FeedbackAlignmentExecutor(StageExecutor):
             values, written = _detached(self.network, batch)
             output = self.instance.output(values)
             loss = self.instance.loss(output, batch.target)
-            error = torch.autograd.grad(loss, output, retain_graph=True)[0].flatten(1)
+            error = _flat_rows(torch.autograd.grad(loss, output, retain_graph=True)[0])
             total = loss
             for code in self.network.codes:
                 delta = error @ self.feedback[code.state.name]
@@ -214,7 +214,7 @@ class TargetPropagationExecutor(StageExecutor):
         self.steps += 1
 
     def _flat(self, values: Values) -> list[Tensor]:
-        return [to_rows(values[c.state.node].unsqueeze(0), c.state.type)[0].flatten(1) for c in self.network.codes]
+        return [_flat_rows(to_rows(values[c.state.node].unsqueeze(0), c.state.type)[0]) for c in self.network.codes]
 
     def _targets(self, loss: Tensor, values: Values, batch: Batch) -> list[Tensor]:
         """h_K - eta d loss / d h_K, then h_k + g(target_{k+1}) - g(h_{k+1}) downwards (Lee et al. 2015, eq. 15)."""
@@ -223,7 +223,7 @@ class TargetPropagationExecutor(StageExecutor):
         top = self.network.codes[-1].state
         (slope,) = torch.autograd.grad(loss, [values[top.node]], retain_graph=True)
         flat = [v.detach() for v in self._flat(values)]
-        slope = to_rows(slope.unsqueeze(0), top.type)[0].flatten(1) / self.instance.scale(batch)
+        slope = _flat_rows(to_rows(slope.unsqueeze(0), top.type)[0]) / self.instance.scale(batch)
         targets = [flat[-1] - self.method.target_step * slope]
         with torch.no_grad():
             for k in reversed(range(len(self.inverses))):
@@ -242,7 +242,7 @@ class TargetPropagationExecutor(StageExecutor):
             value = to_value(h.reshape(1, -1, *_features(below.state)), below.state.type)[0]
             with quiet(self.instance.module), torch.no_grad():
                 written = self.network.run(above.writer, {**batch.values, below.state.node: value})
-                lifted = to_rows(written[above.state.node].unsqueeze(0), above.state.type)[0].flatten(1)
+                lifted = _flat_rows(to_rows(written[above.state.node].unsqueeze(0), above.state.type)[0])
             with torch.enable_grad():
                 own = self.instance.scale(batch) * (self.back(k, lifted) - h).square().sum()
                 total = own if total is None else total + own
@@ -265,6 +265,11 @@ def _detached(network: StageNetwork, batch: Batch) -> tuple[Values, Values]:
             written[n] = v
             values[n] = v.detach().requires_grad_() if n in nodes else v
     return values, written
+
+
+def _flat_rows(rows: Tensor) -> Tensor:
+    """(rows, ...) -> (rows, numbers of a row), also where a row is one number."""
+    return rows.reshape(rows.shape[0], -1)
 
 
 def _features(state: StateVariable) -> tuple[int, ...]:
@@ -292,6 +297,9 @@ def _output_features(instance: Instance) -> int:
         batch = instance.batch(torch.arange(1))
         _, values = instance.forward(batch)
         output = instance.output(values)
-    if not isinstance(output, Tensor):
-        raise ProgramError("dfa needs a model whose output is one tensor; use method backprop or extragradient")
+    if not isinstance(output, Tensor) or not output.dim():
+        raise ProgramError(
+            "dfa needs a model whose output is one tensor with a row for each example; use method backprop or "
+            "extragradient"
+        )
     return output[0].numel()

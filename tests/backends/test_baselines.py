@@ -147,6 +147,31 @@ def test_target_propagation_refuses_what_is_no_chain() -> None:
         DifferenceTargetPropagation().executor(instance)
 
 
+class OneNumber(nn.Module):
+    """States and an output of one number for each example, without an axis of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 1), nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One number for each row."""
+        h = self.first(x).tanh().squeeze(1)
+        h = self.middle(h.unsqueeze(1)).tanh().squeeze(1)
+        out: Tensor = self.last(h.unsqueeze(1)).squeeze(1)
+        return out
+
+
+@pytest.mark.parametrize("method", [FeedbackAlignment(), DifferenceTargetPropagation()], ids=["dfa", "dtp"])
+def test_states_and_outputs_of_one_number(method: Method) -> None:
+    x = data()[0]
+    split = {"policy": "at", "after": ["squeeze", "squeeze_1"]}
+    lifted = lc.lift(OneNumber().double(), x[:4], split=split, formulation=lc.Formulation.model_validate(PASSING))
+    runs = method.executor(lifted.bind((x, x[:, 0]), loss=F.mse_loss))
+    runs.step(ROWS)
+    assert all(torch.isfinite(torch.tensor(v)) for v in runs.measures().values())
+
+
 # ---------------------------------------------------------------- what no method on transient states would do
 IGNORED: dict[str, tuple[dict[str, Any], str]] = {
     "start": ({"start": {"kind": "zeros"}}, r"h1 \(after _1, 1\) by zeros: leave out 'start'"),
