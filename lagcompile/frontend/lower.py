@@ -264,10 +264,16 @@ def _weights(network: Network, formulation: Formulation) -> tuple[WeightVariable
     ties = network.capture.ties
     used = {w for s in network.stages for w in s.weights}
     aliases = {alias: name for name, others in ties.items() for alias in others}
+    named = [name for name, _ in network.capture.original.named_parameters(remove_duplicate=False)]
+    unknown = [p for p in formulation.frozen if named and not fnmatch.filter(named, p)]
+    if unknown:
+        known = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
+        raise ProgramError([f"formulation.frozen: no weight is called '{p}' (weights: {known})" for p in unknown])
     variables: dict[str, WeightVariable] = {}
     for name, parameter in network.capture.original.named_parameters():
         if name in used or any(aliases.get(u) == name for u in used):
-            frozen = any(fnmatch.fnmatchcase(name, pattern) for pattern in formulation.frozen)
+            words = (name, *ties.get(name, ()))
+            frozen = any(fnmatch.fnmatchcase(w, pattern) for w in words for pattern in formulation.frozen)
             variables[name] = WeightVariable(
                 name=name,
                 type=TensorType(dtype=str(parameter.dtype).removeprefix("torch."), shape=tuple(parameter.shape)),

@@ -115,15 +115,12 @@ class Instance:
         return tensor.index_select(0, rows.to(tensor.device)).to(self.device, non_blocking=True)
 
     def _labels(self) -> Tensor | None:
-        if self.program.classes is None:
+        drawn = [s for s in self.program.states if isinstance(s.storage, ClassGaussian)]
+        if self.program.classes is None or not (drawn or any(m.layout == "class" for m in self.program.multipliers)):
             return None
         whole = isinstance(self.target, Tensor) and self.target.dtype in INTEGERS
         if not whole or self.target.dim() != 1:
-            kept = [
-                f"{s.name} (after {s.node}, {s.module})"
-                for s in self.program.states
-                if s.storage.kind == "class_gaussian"
-            ]
+            kept = [f"{s.name} (after {s.node}, {s.module})" for s in drawn]
             what = f"the state {', '.join(kept)}" if kept else "a multiplier"
             raise BindError(
                 f"{what} is kept per class: the target must be one class number per example. Without classes write "

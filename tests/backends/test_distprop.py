@@ -255,6 +255,11 @@ def test_targets_that_are_not_the_programs_classes_are_refused(target: Tensor, s
         lifted.bind((data()[0], target), loss=F.cross_entropy)
 
 
+def test_classes_that_nothing_uses_ask_nothing_of_the_target() -> None:
+    lifted = lc.lift(net(), data()[0][:4], split=CUT, formulation=lc.Formulation(classes=M))
+    assert lifted.bind((data()[0], torch.randn(50, 3, dtype=torch.float64)), loss=F.mse_loss).labels is None
+
+
 def test_nothing_that_couples_is_refused() -> None:
     with pytest.raises(lc.ProgramError, match=r"c_h1 has neither a multiplier nor a weight.*Give 'multiplier:"):
         bound(multiplier=None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
@@ -103,6 +103,21 @@ def test_states_stay_in_the_range_of_their_activation() -> None:
 def test_one_value_for_all_examples_is_refused_where_there_are_examples() -> None:
     with pytest.raises(lc.ProgramError, match=r"after _1 \(1\) has a batch axis.*write 'storage: \{kind: table\}'"):
         executor(lc.DescentAscent(), storage={"kind": "shared"})
+
+
+def test_a_pattern_of_frozen_weights_that_names_none_is_said() -> None:
+    with pytest.raises(
+        lc.ProgramError, match=r"frozen: no weight is called 'fc\*' \(weights: 0.weight, 0.bias, 2.weight"
+    ):
+        executor(lc.DescentAscent(), frozen=["0.*", "fc*"])
+
+
+def test_a_tied_weight_is_frozen_by_each_of_its_names() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    for name in ("0.weight", "1.weight"):
+        program = lc.lift(model, torch.randn(3, 4), split=2, formulation=lc.Formulation(frozen=(name,))).program
+        assert {w.name: w.trainable for w in program.weights} == {"0.weight": False, "0.bias": True, "1.bias": True}
 
 
 def test_inside_the_tube_nothing_is_coupled() -> None:
