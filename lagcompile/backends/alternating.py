@@ -13,7 +13,7 @@ attached to h_k, which makes the term inert). Cut ahead of the activations, so t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -177,21 +177,19 @@ class AltMinExecutor(StageExecutor):
     def _weights(self, batch: Batch, values: Values) -> None:
         """Steps on all weights at the new codes; stages do not see each other."""
         for i in range(self.method.weight_steps):
-            with torch.enable_grad():
-                if i + 1 < self.method.weight_steps:
-                    with quiet(self.instance.module):  # buffers move once a step
-                        loss, coupling, defect = self.energies(batch, values)
-                else:
-                    loss, coupling, defect = self.energies(batch, values)
-                own = self._penalty()
-                seen = weight_penalty(self.instance, self.seen)
+            last = i + 1 == self.method.weight_steps
+            with (
+                nullcontext() if last else quiet(self.instance.module),
+                torch.enable_grad(),
+            ):  # buffers move once a step
+                loss, coupling, defect = self.energies(batch, values)
+                penalties = [self._penalty(), weight_penalty(self.instance, self.seen)]
+                total = sum((p for p in penalties if p is not None), loss + coupling)
+                found = gradients_of(total, [*self.hidden, *self.seen])
             if self.hidden:
-                self.apply(gradients_of(coupling if own is None else coupling + own, self.hidden))
+                self.apply(found[: len(self.hidden)])
             if self.seen:
-                gradients = gradients_of(loss + coupling, self.seen)
-                if seen is not None:
-                    gradients = _sum(gradients, gradients_of(seen, self.seen))
-                self.apply(gradients, "output")
+                self.apply(found[len(self.hidden) :], "output")
         for name, memory in self.memories.items():
             code = next(c for c in self.network.codes if c.writer.name == name)
             memory.learn(values, values[code.state.node], self.instance, unit=self._unit(code, batch, values))
@@ -357,10 +355,6 @@ class Memory:
 
 def _shrunk(column: Tensor, by: Tensor) -> Tensor:
     return column.sign() * (column.abs() - by).clamp_min(0.0)
-
-
-def _sum(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 
 def _ends_in(stage: StageModule, path: str) -> bool:

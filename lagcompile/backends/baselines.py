@@ -292,9 +292,9 @@ def _width(state: StateVariable, method: str) -> int:
 
 
 def _output_features(instance: Instance) -> int:
-    """Numbers in one example's output, from a forward pass of one example."""
+    """Numbers in one example's output, from a forward pass of two (normalisation may need more than one)."""
     with quiet(instance.module), torch.no_grad():
-        batch = instance.batch(torch.arange(1))
+        batch = instance.batch(torch.arange(min(2, instance.examples)))
         _, values = instance.forward(batch)
         output = instance.output(values)
     if not isinstance(output, Tensor) or not output.dim():

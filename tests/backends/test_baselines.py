@@ -172,6 +172,34 @@ def test_states_and_outputs_of_one_number(method: Method) -> None:
     assert all(torch.isfinite(torch.tensor(v)) for v in runs.measures().values())
 
 
+class Normalised(nn.Module):
+    """Batch normalisation, and a stage that the loss sees while it writes a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 6)
+        self.last, self.aside = nn.Linear(6, 3), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        h = self.norm(self.first(x)).relu()
+        out: Tensor = self.last(self.second(h).relu()) + self.aside(h)
+        return out
+
+
+@pytest.mark.parametrize(
+    "method",
+    [lc.AltMin(weight_steps=3), FeedbackAlignment(), lc.ProxProp(explicit=("*",)), Backprop()],
+    ids=lambda m: type(m).__name__,
+)
+def test_statistics_move_once_a_step(method: Method) -> None:
+    split = {"policy": "at", "after": ["relu", "relu_1"]}
+    runs = executor(method, Normalised().double(), split)
+    for _ in range(2):
+        runs.step(ROWS)
+    assert int(runs.instance.module.norm.num_batches_tracked) == 2
+
+
 # ---------------------------------------------------------------- what no method on transient states would do
 IGNORED: dict[str, tuple[dict[str, Any], str]] = {
     "start": ({"start": {"kind": "zeros"}}, r"h1 \(after _1, 1\) by zeros: leave out 'start'"),
