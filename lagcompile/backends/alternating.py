@@ -243,6 +243,8 @@ class AltMinExecutor(StageExecutor):
 
     def _memories(self) -> dict[str, Memory]:
         problems: list[str] = []
+        if self.method.hidden != "squared":
+            problems.append("altmin: the memory holds squared errors: write 'hidden: squared', or 'memory: false'")
         found: dict[str, Memory] = {}
         users = Counter(p for s in self.network.stages for p in dict.fromkeys(s.module.parameters()))
         for stage in dict.fromkeys(c.writer for c in self.network.codes):

@@ -243,6 +243,8 @@ def test_the_memory_leaves_frozen_layers_alone_and_refuses_shared_ones() -> None
     moved = runs.instance.recover(net()).state_dict()
     assert torch.equal(moved["0.weight"], net().state_dict()["0.weight"])
     assert not torch.equal(moved["2.weight"], net().state_dict()["2.weight"])
+    with pytest.raises(lc.ProgramError, match="memory holds squared errors: write 'hidden: squared'"):
+        executor(AltMin(memory=True, hidden="sign_hinge"))
     with pytest.raises(lc.ProgramError, match="weight and bias of 0 must both be solved for, or both frozen"):
         executor(AltMin(memory=True), frozen=["0.bias"])
     torch.manual_seed(0)
