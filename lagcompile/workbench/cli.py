@@ -83,6 +83,7 @@ def plan(
     examples: Annotated[int | None, typer.Option(min=1, help="Rows of the data set; the training part's.")] = None,
 ) -> None:
     """Print stages, states, counts and bytes, before anything is allocated."""
+    from lagcompile.backends.augmented import AugmentedLagrangian
     from lagcompile.backends.first_order import FirstOrder
 
     prepared = _prepared(spec)
@@ -92,6 +93,8 @@ def plan(
         rules = (loaded.method.states, loaded.method.multipliers)
         past = int(loaded.method.scheme in {"past", "optimistic"})
         slots = (len(_wide(rules[0].slots())) + past, len(_wide(rules[1].slots())) + past)
+    elif isinstance(loaded.method, AugmentedLagrangian):  # its dual ascent has no memory
+        slots = (len(_wide(loaded.method.states.slots())), 0)
     found = prepared.lifted.plan(
         examples or len(prepared.data.train_x),
         state_slots=slots[0],

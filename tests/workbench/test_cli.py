@@ -57,6 +57,19 @@ def test_show_and_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("rule", "size"), [("sgd", "122.1 MiB"), ("adagrad", "183.1 MiB"), ("adam", "244.1 MiB")])
+def test_the_plan_counts_the_rows_of_the_augmented_lagrangians_optimiser(
+    rule: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """Two states of 8 numbers: states, multipliers, and no, one or two slots for each number of a state."""
+    path = moons(tmp_path)
+    text = path.read_text()
+    head, tail = text[: text.index("method:")], text[text.index("run:") :]
+    path.write_text(f"{head}method: {{kind: augmented_lagrangian, states: {{kind: {rule}, lr: 0.1}}}}\n{tail}")
+    assert call(monkeypatch, "plan", path, "--examples", "1000000") == 0
+    assert f"{size} for states, multipliers" in capsys.readouterr().out
+
+
 def test_solve_then_verify_then_tamper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     path = moons(tmp_path)
     assert call(monkeypatch, "solve", path, "--baseline", "--steps", "10") == 0
