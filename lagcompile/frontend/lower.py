@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.stages import Network, StageModule
@@ -68,6 +68,12 @@ class InputFormulation(Frozen):
 
     lower: float | None = None
     upper: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> InputFormulation:
+        if self.lower is not None and self.upper is not None and not self.lower <= self.upper:
+            raise ValueError(f"lower ({self.lower:g}) must not be above upper ({self.upper:g})")
+        return self
 
 
 class Formulation(StateFormulation):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lagcompile.ir.base import Frozen
 
@@ -77,6 +77,12 @@ class Range(Frozen):
     kind: Literal["range"] = "range"
     lower: float
     upper: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.lower <= self.upper:
+            raise ValueError(f"lower ({self.lower:g}) must not be above upper ({self.upper:g})")
+        return self
 
 
 class OfActivation(Frozen):

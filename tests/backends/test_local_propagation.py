@@ -120,6 +120,13 @@ def test_a_tied_weight_is_frozen_by_each_of_its_names() -> None:
         assert {w.name: w.trainable for w in program.weights} == {"0.weight": False, "0.bias": True, "1.bias": True}
 
 
+@pytest.mark.parametrize("build", [lc.Range, lc.InputFormulation])
+def test_bounds_that_hold_nothing_are_refused(build: Any) -> None:
+    assert build(lower=1.0, upper=1.0).lower == 1.0
+    with pytest.raises(ValueError, match=r"lower \(1\) must not be above upper \(-1\)"):
+        build(lower=1.0, upper=-1.0)
+
+
 def test_inside_the_tube_nothing_is_coupled() -> None:
     """G' = 0 inside: the hidden weights, and the multipliers, stay where they are."""
     wide = {"kind": "softshrink", "epsilon": 50.0}
