@@ -148,7 +148,14 @@ _LR: Space = {"method.weights.lr": _WEIGHTS}
 
 SYSTEMS: tuple[System, ...] = (
     System("backprop", "Backprop", "last", _PASSING, {"kind": "backprop", "weights": _ADAM}, _LR),
-    System("extraprop", "ExtraProp (extragradient)", "last", _TUBE, _saddle("extragradient"), _SADDLE_SPACE),
+    System(
+        "extraprop",
+        "ExtraProp (extragradient)",
+        "last",
+        _TUBE,
+        {**_saddle("extragradient"), "multipliers": _rule("sgd", 0.05)},
+        {**_SADDLE_SPACE, "method.multipliers.lr": Span(low=1e-6, high=0.3)},
+    ),
     System(
         "distprop",
         "DistProp",
