@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.first_order import Extragradient
@@ -37,7 +37,8 @@ from lagcompile.ir.schemaerrors import explain, show_path
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
 from lagcompile.runtime.dataset import as_rows
-from lagcompile.runtime.instance import Instance, Loss, quiet
+from lagcompile.runtime.instance import Instance, Loss
+from lagcompile.runtime.trial import try_out
 
 SplitLike = SplitPolicy | Mapping[str, Any] | int | str | Path | None
 
@@ -262,7 +263,7 @@ class Lifted:
         named = lower(lifted.network, lifted.formulation, loss=_loss_name(loss), name=self.name)
         tensors = lifted.network.capture.signature.flatten(inputs, {})
         instance = Instance(named, lifted.network, (tensors, target), loss=loss, device=device, stack=stack)
-        _try(instance)
+        try_out(instance)
         return instance
 
     def verify(
@@ -318,29 +319,15 @@ class Lifted:
         Raises:
             BindError, DataError: the data do not fit.
             ProgramError: the method is not defined on this program.
+            SpecError: `method` is no method.
         """
+        chosen = method if method is not None else Extragradient()
+        if not isinstance(chosen, Solver):
+            raise SpecError(f"method takes an object such as lagcompile.Extragradient(), got {method!r}")
         instance = self.bind(dataset, loss=loss, device=device)
-        return (method or Extragradient()).solve(
+        return chosen.solve(
             instance, options or RunOptions(), original=self.module, evaluate=evaluate, watch=watch, start=start
         )
-
-
-def _try(instance: Instance) -> None:
-    """One forward pass and loss on a few rows, so that what does not fit is said before a run starts."""
-    from lagcompile.ir.base import BindError
-
-    rows = torch.arange(min(2, instance.examples))
-    try:
-        with torch.no_grad(), quiet(instance.module):
-            batch = instance.batch(rows)
-            _, values = instance.forward(batch)
-            loss = instance.loss(instance.output(values), batch.target)
-    except Exception as error:
-        raise BindError(f"the model or the loss fails on the first {len(rows)} examples: {error}") from error
-    given: object = loss  # a user's function may return anything
-    if not isinstance(given, Tensor) or given.numel() != 1:
-        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise BindError(f"the loss must give one number for a batch, it gave {shape}")
 
 
 def _loss_name(loss: Callable[..., Any]) -> str:

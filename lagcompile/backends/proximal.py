@@ -51,6 +51,7 @@ class ConjugateGradients(Frozen):
 
     kind: Literal["cg"] = "cg"
     iterations: int = Field(default=3, ge=1)
+    """Conjugate-gradient steps for each layer."""
 
 
 Solve = Annotated[Exact | ConjugateGradients, Field(discriminator="kind")]

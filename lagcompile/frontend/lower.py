@@ -88,6 +88,7 @@ class Formulation(StateFormulation):
     frozen: tuple[str, ...] = ()
     """Globs of parameter names that are not solved for (besides those with requires_grad=False)."""
     regularisers: tuple[Regulariser, ...] = ()
+    """Terms of the objective on weights or states."""
     constraints: tuple[ValueConstraint, ...] = ()
     """Further constraints on named values."""
     classes: int | None = Field(default=None, ge=1)

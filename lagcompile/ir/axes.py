@@ -149,6 +149,7 @@ class Softshrink(Frozen):
 
     kind: Literal["softshrink"] = "softshrink"
     epsilon: float = Field(ge=0)
+    """Half width of the tube."""
 
 
 class Hardshrink(Frozen):
@@ -156,6 +157,7 @@ class Hardshrink(Frozen):
 
     kind: Literal["hardshrink"] = "hardshrink"
     epsilon: float = Field(ge=0)
+    """Half width of the tube."""
 
 
 class AbsTube(Frozen):
@@ -163,6 +165,7 @@ class AbsTube(Frozen):
 
     kind: Literal["abs_tube"] = "abs_tube"
     epsilon: float = Field(ge=0)
+    """Half width of the tube."""
 
 
 class NormTube(Frozen):
@@ -170,7 +173,9 @@ class NormTube(Frozen):
 
     kind: Literal["norm_tube"] = "norm_tube"
     epsilon: float = Field(ge=0)
+    """Norm below which nothing acts."""
     order: Literal[1, 2] = 1
+    """Of the norm: 1 for the sum of sizes, 2 for Euclid's."""
 
 
 Transform = Annotated[

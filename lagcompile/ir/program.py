@@ -306,7 +306,10 @@ def _constraint_problems(
             if (c.scaled == "class_sigma") != isinstance(storage, ClassGaussian):
                 yield f"constraint '{c.name}': a defect is a z-score exactly where its state is class_gaussian"
             if isinstance(c.transform, NormTube) and layouts.get(c.name) in {"full", "class"}:
-                yield f"constraint '{c.name}': norm_tube gives one number per example, its multiplier must be 'example'"
+                yield (
+                    f"constraint '{c.name}': norm_tube gives one number per example, its multiplier must be 'example' "
+                    "or 'scalar'"
+                )
             yield from _augmented_problems(c, layouts.get(c.name))
             constrained.add(c.state)
         else:

@@ -27,7 +27,9 @@ class SGD(Frozen):
 
     kind: Literal["sgd"] = "sgd"
     lr: float = Field(ge=0)
+    """Step size."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the velocity that is kept from one step to the next."""
     nesterov: bool = False
     """Step along g + momentum * velocity instead of the velocity."""
 
@@ -56,7 +58,9 @@ class Adagrad(Frozen):
 
     kind: Literal["adagrad"] = "adagrad"
     lr: float = Field(ge=0)
+    """Step size."""
     epsilon: float = Field(default=1e-10, gt=0)
+    """Added to the root of the accumulators."""
     start: float = Field(default=0.0, ge=0)
     """Starting value of the accumulators."""
 
@@ -92,8 +96,11 @@ class Adam(Frozen):
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(ge=0)
+    """Step size."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of the means of gradients and of their squares."""
     epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the mean square."""
 
     def slots(self) -> tuple[str, ...]:
         """Names of the rule's per-value memory."""

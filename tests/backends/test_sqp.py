@@ -13,7 +13,7 @@ import lagcompile as lc
 from lagcompile.backends.sqp import SQP
 from lagcompile.check.kkt import certify_kkt
 from tests.checks import assert_kkt
-from tests.problems import ZOO, Problem, chain, normal
+from tests.problems import ZOO, Problem, chain, normal, shares
 
 X, Y = normal(3, 5, 3), normal(4, 5, 2)
 L2 = (lc.Regulariser(kind="l2", on="weights", weight=0.2),)
@@ -21,7 +21,8 @@ EXAMPLE = lc.MultiplierOptions(layout="example")
 
 
 def tanh(split: int = 2, **options: Any) -> Problem:
-    return Problem("net", chain(3, 2, 2, act=nn.Tanh), (X,), Y, split=split, options={"regularisers": L2, **options})
+    loss = shares if options.get("reduction") == "sum" else F.mse_loss
+    return Problem("net", chain(3, 2, 2, act=nn.Tanh), (X,), Y, loss, split, options={"regularisers": L2, **options})
 
 
 def budget(h: Tensor) -> Tensor:
@@ -47,6 +48,7 @@ def budget(h: Tensor) -> Tensor:
         {"multiplier": lc.MultiplierOptions(layout="scalar"), "weight": lc.ConstantWeight(value=1.0)},
         {"storage": lc.Transient()},
         {"storage": lc.Eliminated()},
+        {"features": "mean"},
         {"reduction": "sum", "features": "mean"},
         {"domain": lc.OfActivation()},
         {"regularisers": (lc.Regulariser(kind="l1", on="weights", weight=0.05), *L2)},

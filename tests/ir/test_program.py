@@ -105,7 +105,7 @@ def test_a_z_score_needs_a_class_gaussian_and_classes() -> None:
 def test_one_number_per_example_needs_one_multiplier_per_example() -> None:
     constraint = parts()["constraints"][0].model_copy(update={"transform": lc.NormTube(epsilon=0.1)})
     assert problems(constraints=(constraint,)) == (
-        "constraint 'c_h1': norm_tube gives one number per example, its multiplier must be 'example'",
+        "constraint 'c_h1': norm_tube gives one number per example, its multiplier must be 'example' or 'scalar'",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,8 @@ def _bound(model: nn.Module, split: int, formulation: lc.Formulation, *, stack: 
     model = model.double()
     x, y = classes(12, next(model.parameters()).shape[1], 3)
     lifted = lc.lift(model, x.double(), split=split, formulation=formulation)
-    return lifted.bind((x.double(), y), loss=F.cross_entropy, stack=stack)
+    loss = functools.partial(F.cross_entropy, reduction=formulation.reduction)
+    return lifted.bind((x.double(), y), loss=loss, stack=stack)
 
 
 def _point(instance: Instance, seed: int = 0) -> tuple[list[Tensor], list[Tensor | None]]:
