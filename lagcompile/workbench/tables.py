@@ -135,7 +135,9 @@ def tuned(
 
     path = folder / "search" / f"{system.name}.json"
     space = system.space_on(bench)
-    found = search(space, score, trials=options.trials, store=path, start=system.start, sampler=options.sampler)
+    found = search(
+        space, score, trials=options.trials, store=path, start=system.start_on(bench), sampler=options.sampler
+    )
     return best(found)
 
 

@@ -114,7 +114,9 @@ def test_no_search_draws_above_a_ceiling_of_its_bench() -> None:
             if isinstance(entry, Span):
                 assert entry.high <= highest or entry == system.space[key]
     capped = system_of("backprop").space_on(bench)["method.weights.lr"]
-    assert capped == Span(low=3e-4, high=2e-3)
+    assert capped == Span(low=3e-4, high=1e-3)
+    assert system_of("extraprop").start_on(bench)["method.weights.lr"] == 1e-3
+    assert system_of("proxprop").start_on(bench) == system_of("proxprop").start
     assert system_of("backprop").space_on(bench_of("mnist")) == system_of("backprop").space
 
 
