@@ -68,7 +68,7 @@ def show(
     if spec.is_dir():
         typer.echo(exporting.show_folder(spec, as_json=as_json, receipt=receipt), nl=False)
         return
-    prepared = _prepared(spec)
+    prepared = _prepared(spec).asked()
     if as_json:
         typer.echo(to_json(prepared.program))
         return
@@ -86,7 +86,7 @@ def plan(
     from lagcompile.backends.augmented import AugmentedLagrangian
     from lagcompile.backends.first_order import FirstOrder
 
-    prepared = _prepared(spec)
+    prepared = _prepared(spec).asked()
     loaded = prepared.loaded.spec
     slots = (0, 0)
     if isinstance(loaded.method, FirstOrder):

@@ -14,7 +14,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.base import Executor, Method
+from lagcompile.backends.first_order import FirstOrder
 from lagcompile.ir.base import BindError, DataError, LagcompileError, LiftError, ProgramError, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.lift import Lifted, lift
@@ -60,6 +62,18 @@ class Prepared:
         with placing(loaded):
             pair = (self.data.train_x, self.data.train_y)
             return self.lifted.bind(pair, loss=loaded.loss, device=loaded.spec.run.device)
+
+    def asked(self) -> Prepared:
+        """Itself, after the method has been asked whether it is defined on the program, where that allocates no tables.
+
+        Raises:
+            SpecError: it is not; every reason, with the layer's path.
+        """
+        kept = any(s.storage.kind not in {"transient", "eliminated"} for s in self.program.states)
+        tables = isinstance(self.loaded.spec.method, FirstOrder | AugmentedLagrangian) and kept
+        if isinstance(self.loaded.spec.method, Method) and not tables:
+            self.executor()
+        return self
 
     def executor(self) -> Executor:
         """The method's executor, bound to the training part.

@@ -201,3 +201,18 @@ def test_ctrl_c_ends_with_a_report(tmp_path: Path) -> None:
     assert report["status"] == "interrupted"
     assert 0 < report["steps"] < 1000000
     assert (log.parent / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize("command", ["show", "plan"])
+def test_what_a_method_is_not_defined_on_is_said_before_a_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    text = MOONS.replace("kind: extragradient\n", "kind: proxprop\n").replace(
+        "  states: {kind: adagrad, lr: 0.1}\n  multipliers: {kind: sgd, lr: 0.3}\n", ""
+    )
+    spec = tmp_path / "moons.yaml"
+    spec.write_text(text)
+    assert call(monkeypatch, command, spec) == 2
+    said = capsys.readouterr().err
+    assert "method: " in said
+    assert "storage: {kind: transient}" in said
