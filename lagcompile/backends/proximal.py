@@ -269,7 +269,7 @@ def _layer_problems(
         if not _is_affine(module):
             problems.append(
                 f"proxprop: the layer {path} ({type(module).__name__}) has no implicit step, which needs nn.Linear or "
-                "an ungrouped nn.Conv2d whose padding is a number of zeros: name it under 'explicit', or use method "
+                "an ungrouped nn.Conv2d that pads with zeros: name it under 'explicit', or use method "
                 "backprop or altmin"
             )
         elif calls(stage)[path] > 1:
@@ -287,7 +287,7 @@ def _layer_problems(
 
 def _is_affine(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return module.groups == 1 and module.padding_mode == "zeros"
     return isinstance(module, nn.Linear)
 
 
@@ -300,20 +300,25 @@ def design(module: nn.Linear | nn.Conv2d, a: Tensor, d: Tensor) -> tuple[Tensor,
         d: step of its output, of the output's shape.
     """
     if isinstance(module, nn.Conv2d):
-        assert not isinstance(module.padding, str)
-        patches = F.unfold(
-            a,
-            module.kernel_size,
-            dilation=module.dilation,
-            padding=module.padding,
-            stride=module.stride,
-        )
+        padded = F.pad(a, _zeros_around(module))
+        patches = F.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
         rows, right = patches.transpose(1, 2).flatten(0, 1), d.flatten(2).transpose(1, 2).flatten(0, 1)
     else:
         rows, right = a.reshape(-1, a.shape[-1]), d.reshape(-1, d.shape[-1])
     if module.bias is not None:
         rows = torch.cat([rows, rows.new_ones(rows.shape[0], 1)], dim=1)
     return rows, right
+
+
+def _zeros_around(module: nn.Conv2d) -> list[int]:
+    """Zeros left, right, above and below an image; "same" puts the odd one right and below, as PyTorch does."""
+    if module.padding == "valid":
+        return [0, 0, 0, 0]
+    if module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [n for t in reversed(total) for n in (t // 2, t - t // 2)]
+    assert not isinstance(module.padding, str)  # PyTorch has no third word
+    return [n for n in reversed(module.padding) for _ in range(2)]
 
 
 def solve(matrix: Tensor, right: Tensor, tau: float, how: Exact | ConjugateGradients) -> Tensor:

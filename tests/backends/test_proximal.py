@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
-from lagcompile.backends.proximal import ConjugateGradients, Exact, ProxProp, ProxPropExecutor, solve
+from lagcompile.backends.proximal import ConjugateGradients, Exact, ProxProp, ProxPropExecutor, design, solve
 from lagcompile.workbench.data import digits
 from lagcompile.workbench.models import DigitsConvNet
 
@@ -137,6 +137,17 @@ def test_half_precision_models_take_implicit_steps(how: Exact | ConjugateGradien
     runs.step(torch.arange(EXAMPLES))
     moved = runs.instance.recover(net().bfloat16()).state_dict()
     assert all(t.dtype == torch.bfloat16 and t.isfinite().all() for t in moved.values())
+
+
+@pytest.mark.parametrize("padding", [0, (1, 2), "same", "valid"])
+def test_the_design_of_a_convolution_gives_its_output(padding: Any) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, (2, 3), padding=padding, dilation=(3, 1)).double()
+    a = torch.randn(4, 2, 9, 8, dtype=torch.float64)
+    output = layer(a)
+    rows, right = design(layer, a, output)
+    weights = torch.cat([layer.weight.flatten(1), layer.bias.unsqueeze(1)], dim=1)  # type: ignore[union-attr]
+    torch.testing.assert_close(rows @ weights.T, right, rtol=1e-12, atol=1e-12)
 
 
 # ---------------------------------------------------------------- what it refuses
