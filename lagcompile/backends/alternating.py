@@ -12,26 +12,23 @@ attached to h_k, which makes the term inert). Cut ahead of the activations, so t
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from lagcompile.backends.alternating_memory import memories_of
 from lagcompile.backends.base import Method
 from lagcompile.backends.local import (
     Code,
     StageExecutor,
     StageNetwork,
     Values,
-    bare_weights,
-    calls,
     gradients_of,
     weight_penalty,
-    weighted_layers,
 )
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import ProgramError
@@ -88,7 +85,7 @@ class AltMinExecutor(StageExecutor):
         self.method = method
         self.network = StageNetwork(self.instance, "altmin")
         _check(self.network)
-        self.memories: dict[str, Memory] = self._memories() if method.memory else {}
+        self.memories = memories_of(self.instance, self.network, method) if method.memory else {}
         last = {p for s in self.network.last for p in s.module.parameters()}
         remembered = {p for m in self.memories.values() for p in m.layer.parameters()}
         stepped = [p for p in self.leaves if p not in remembered]
@@ -241,128 +238,9 @@ class AltMinExecutor(StageExecutor):
     def _first(self, stage: StageModule) -> Code:
         return next(c for c in self.network.codes if c.writer is stage)
 
-    def _memories(self) -> dict[str, Memory]:
-        problems: list[str] = []
-        if self.method.hidden != "squared":
-            problems.append("altmin: the memory holds squared errors: write 'hidden: squared', or 'memory: false'")
-        found: dict[str, Memory] = {}
-        users = Counter(p for s in self.network.stages for p in dict.fromkeys(s.module.parameters()))
-        for stage in dict.fromkeys(c.writer for c in self.network.codes):
-            layers = [(p, m) for p, m in weighted_layers(stage) if any(q.requires_grad for q in m.parameters())]
-            if not layers and not bare_weights(stage):
-                continue  # all frozen
-            path, layer = layers[0] if layers else ("", None)
-            wrong = [(p, m) for p, m in layers if not isinstance(m, nn.Linear)]
-            for name, module in wrong:
-                problems.append(
-                    f"altmin: the memory variant is for nn.Linear layers, but {name} is a {type(module).__name__}: "
-                    "set 'memory: false' (steps on the weights), or cut so that it is in the last stage"
-                )
-            if wrong:
-                continue
-            if len(layers) != 1 or bare_weights(stage) or not _ends_in(stage, path):
-                names = ", ".join([p for p, _ in layers] + bare_weights(stage)) or "no weights"
-                problems.append(
-                    f"altmin: the memory variant needs stages that end in one nn.Linear layer, but {stage.name} holds "
-                    f"{names}: cut after each linear layer, ahead of its activation, or set 'memory: false'"
-                )
-                continue
-            assert isinstance(layer, nn.Linear)
-            own = list(layer.parameters())
-            if calls(stage)[path] > 1 or any(users[p] > 1 for p in own):
-                problems.append(
-                    f"altmin: the memory variant solves each layer on its own, but the weights of {path} are used in "
-                    "several places: set 'memory: false' (steps on the weights)"
-                )
-            elif not all(p.requires_grad for p in own):
-                problems.append(
-                    f"altmin: weight and bias of {path} must both be solved for, or both frozen, or set 'memory: false'"
-                )
-            else:
-                terms = [t for t in self.instance.program.objective.regularisers if t.on == "weights"]
-                l1, l2 = (sum(t.weight for t in terms if t.kind == kind) for kind in ("l1", "l2"))
-                found[stage.name] = Memory(stage, layer, self.method, l1=l1, l2=l2)
-        if problems:
-            raise ProgramError(problems)
-        return found
-
     def extra_state(self) -> dict[str, Tensor]:
         """The memories."""
         return {f"{n}.{k}": t for n, m in self.memories.items() for k, t in m.tensors().items()}
-
-
-class Memory:
-    """Surrogate of all batches seen by one linear layer: A = sum s s^T, B = sum h s^T, with s its input (and 1).
-
-    The layer minimises tr(W A W^T - 2 B W^T) + p (l1 |W|_1 + l2/2 |W|^2), p the weight that the batches give to the
-    regularisers.
-    """
-
-    def __init__(self, stage: StageModule, layer: nn.Linear, method: AltMin, *, l1: float, l2: float) -> None:
-        self.stage, self.layer, self.method, self.l1, self.l2 = stage, layer, method, l1, l2
-        width = layer.in_features + (layer.bias is not None)
-        self.a = layer.weight.new_zeros((width, width)).detach()
-        self.b = layer.weight.new_zeros((layer.out_features, width)).detach()
-        self.p = layer.weight.new_zeros(()).detach()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is kept from batch to batch."""
-        return {"a": self.a, "b": self.b, "p": self.p}
-
-    @torch.no_grad()
-    def learn(self, values: Values, codes: Tensor, instance: Instance, *, unit: float) -> None:
-        """Take in a batch and minimise the surrogate by coordinate descent over columns (Mairal et al. 2009).
-
-        Args:
-            values: states and data of the batch.
-            codes: the states that the layer should give.
-            instance: for its module.
-            unit: weight of the mean squared error against the regularisers.
-        """
-        caught: list[Tensor] = []
-
-        def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            caught.append(inputs[0])
-
-        handle = self.layer.register_forward_pre_hook(keep)
-        with quiet(instance.module):
-            self.stage.module(*(values[n] for n in self.stage.reads))
-        handle.remove()
-        s, h = caught[0].reshape(-1, self.layer.in_features), codes.reshape(-1, self.layer.out_features)
-        if self.layer.bias is not None:
-            s = torch.cat([s, s.new_ones(s.shape[0], 1)], dim=1)
-        keep_share, rows = 1.0 - self.method.memory_rate, s.shape[0]
-        new_share = self.method.memory_rate or 1.0
-        self.a.mul_(keep_share).add_(s.T @ s, alpha=new_share / rows)
-        self.b.mul_(keep_share).add_(h.T @ s, alpha=new_share / rows)
-        self.p.mul_(keep_share).add_(new_share / unit)
-        self._descend()
-
-    def _descend(self) -> None:
-        biases = [p[:, None] for n, p in self.layer.named_parameters() if n == "bias"]
-        w = torch.cat([self.layer.weight.detach(), *(b.detach() for b in biases)], dim=1)
-        diagonal = self.a.diagonal()
-        l1, l2 = 0.5 * self.p * self.l1, 0.5 * self.p * self.l2
-        curvature = diagonal + self.method.memory_damping * diagonal.mean() + l2
-        used = diagonal > 1e-10 * diagonal.max().clamp_min(1e-30)
-        columns = used.nonzero().flatten().tolist()
-        for _ in range(self.method.memory_sweeps):
-            for j in columns:
-                step = (self.b[:, j] - w @ self.a[:, j] - l2 * w[:, j]) / curvature[j]
-                w[:, j] = _shrunk(w[:, j] + step, l1 / curvature[j])
-        self.layer.weight.data.copy_(w[:, : self.layer.in_features])
-        if self.layer.bias is not None:
-            self.layer.bias.data.copy_(w[:, -1])
-
-
-def _shrunk(column: Tensor, by: Tensor) -> Tensor:
-    return column.sign() * (column.abs() - by).clamp_min(0.0)
-
-
-def _ends_in(stage: StageModule, path: str) -> bool:
-    output = next(n for n in stage.module.graph.nodes if n.op == "output")
-    written = list(output.all_input_nodes)
-    return len(written) == 1 and written[0].op == "call_module" and str(written[0].target) == path
 
 
 def _check(network: StageNetwork) -> None:
