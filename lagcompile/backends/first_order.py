@@ -261,7 +261,7 @@ class FirstOrderExecutor(Executor):
 
     def values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """States (as stages read them) and multipliers by name, on the CPU."""
-        return self.store.named()
+        return self.store.tables.named()
 
     def free_inputs(self) -> dict[str, Tensor]:
         """Values of the inputs that are variables, by name, on the CPU."""

@@ -1,0 +1,233 @@
+"""The tables of a run: states and multipliers that are kept from step to step, allocated and started.
+
+In: a `Lagrangian` and a generator. Out: `Tables`. Invariant: a table has one row for each example, class Gaussian or
+shared value of its bank, and is made once; what a step does to it is the store's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lagcompile.frontend.graph import dtype_of
+from lagcompile.ir.axes import ClassGaussian, NonNegative, NormTube, Shared, Table, Transient
+from lagcompile.ir.base import BindError, ProgramError
+from lagcompile.runtime import kkt
+from lagcompile.runtime.adjoint import dual_sweep
+from lagcompile.runtime.instance import Instance, batch_axis, quiet
+from lagcompile.runtime.lagrangian import Lagrangian, gaussian
+from lagcompile.runtime.layout import Bank
+
+FILL_BATCH = 512
+
+
+class Tables:
+    """States and multipliers that are kept.
+
+    Attributes:
+        kept: banks whose states are kept; `states` holds their tables in this order.
+        passing: banks whose states are transient.
+        dual: kept banks with a multiplier; `multipliers` holds their tables in this order.
+    """
+
+    def __init__(self, lagrangian: Lagrangian, generator: torch.Generator) -> None:
+        self.lagrangian, self.generator = lagrangian, generator
+        self.instance = lagrangian.instance
+        self.banks = self.instance.layout.banks
+        self.kept = [i for i, b in enumerate(self.banks) if not isinstance(b.first.storage, Transient)]
+        self.passing = [i for i, b in enumerate(self.banks) if isinstance(b.first.storage, Transient)]
+        self.dual = [i for i in self.kept if self.banks[i].multiplier is not None]
+        self.first_noise = [self.noise(b) for b in self.banks]
+        self.states = [self._state_table(self.banks[i]) for i in self.kept]
+        self.multipliers = [self._dual_table(i) for i in self.dual]
+        self._fill()
+
+    # ---------------------------------------------------------------- allocation
+    def _features(self, bank: Bank) -> tuple[int, ...]:
+        kind = bank.first.type
+        if kind.features is None:
+            raise BindError(f"the shape of the state {bank.first.name} is not known: lift with example_inputs")
+        _, factor = batch_axis(kind)
+        return (factor, *kind.features) if factor > 1 else kind.features
+
+    def dtype(self, bank: Bank) -> torch.dtype:
+        """Type in which a state is computed."""
+        return dtype_of(bank.first.type.dtype)
+
+    def _state_table(self, bank: Bank) -> Tensor:
+        storage, features, device = bank.first.storage, self._features(bank), self.instance.device
+        dtype = self.dtype(bank)
+        if isinstance(storage, ClassGaussian):
+            table = torch.zeros((len(bank.states), self._classes(), 2, *features), dtype=dtype, device=device)
+            table[:, :, 1] = storage.sigma + math.log(-math.expm1(-storage.sigma))  # softplus's inverse
+            return table
+        if isinstance(storage, Table) and storage.dtype is not None:
+            dtype = dtype_of(storage.dtype)
+        rows = 1 if isinstance(storage, Shared) else self.instance.examples
+        # filled, not zero-allocated: memory that is only promised would be fetched page by page inside the steps
+        return torch.empty((len(bank.states), rows, *features), dtype=dtype, device=device).fill_(0.0)
+
+    def _dual_table(self, index: int) -> Tensor:
+        bank = self.banks[index]
+        storage = bank.first.storage
+        dtype = self.dtype(bank)
+        if isinstance(storage, Table) and storage.dtype is not None:
+            dtype = dtype_of(storage.dtype)
+        shape = self.dual_shape(index, self._rows(index))
+        return torch.empty(shape, dtype=dtype, device=self.instance.device).fill_(0.0)
+
+    def dual_shape(self, index: int, rows: int) -> tuple[int, ...]:
+        """Shape of a bank's multipliers for so many rows of defects."""
+        bank = self.banks[index]
+        assert bank.multiplier is not None
+        features = self._features(bank)
+        ones = tuple(1 for _ in features)
+        layout = bank.multiplier.layout
+        if layout == "class":
+            return (len(bank.states), self._classes(), *features)
+        if layout == "scalar":
+            return (len(bank.states), 1, *ones)
+        return (len(bank.states), rows, *(features if layout == "full" else ones))
+
+    def _rows(self, index: int) -> int:
+        """Rows of a bank's defects over the whole data set."""
+        if self.lagrangian.populations.produced[index]:
+            return self.instance.samples or 0
+        return 1 if isinstance(self.banks[index].first.storage, Shared) else self.instance.examples
+
+    def _classes(self) -> int:
+        assert self.instance.program.classes is not None
+        return self.instance.program.classes
+
+    def noise(self, bank: Bank) -> Tensor | None:
+        """Fresh noise of a class Gaussian's samples; None for other states."""
+        if not isinstance(bank.first.storage, ClassGaussian):
+            return None
+        shape = (len(bank.states), self.instance.samples or 0, *self._features(bank))
+        return torch.randn(shape, generator=self.generator, device=self.instance.device, dtype=self.dtype(bank))
+
+    # ---------------------------------------------------------------- starts
+    def _fill(self) -> None:
+        """Start every state and multiplier that is kept."""
+        for table, i in zip(self.states, self.kept, strict=True):
+            bank = self.banks[i]
+            if bank.first.start.kind == "unit_sphere":
+                target = table[:, :, 0] if isinstance(bank.first.storage, ClassGaussian) else table
+                drawn = torch.randn(target.shape, generator=self.generator, device=table.device)
+                flat = drawn.flatten(2) if drawn.dim() > 2 else drawn.unsqueeze(-1)
+                norm = torch.linalg.vector_norm(flat, dim=2).reshape(*drawn.shape[:2], *(1 for _ in drawn.shape[2:]))
+                target.copy_((drawn / norm).to(target.dtype))
+        forward = [i for i in self.kept if self.banks[i].first.start.kind == "forward"]
+        adjoint = [i for i in self.dual if starts_at_adjoint(self.banks[i])]
+        if forward or adjoint:
+            self.instance.weights.publish()
+            with quiet(self.instance.module):
+                self._fill_forward(set(forward), set(adjoint))
+
+    def _fill_forward(self, forward: set[int], adjoint: set[int]) -> None:
+        sums: dict[int, Tensor] = {}
+        for rows in torch.arange(self.instance.examples).split(FILL_BATCH):
+            batch = self.instance.batch(rows)
+            with torch.no_grad():
+                values, _ = self.instance.forward(batch)
+            for table, i in zip(self.states, self.kept, strict=True):
+                bank = self.banks[i]
+                if i not in forward:
+                    continue
+                if isinstance(bank.first.storage, ClassGaussian):
+                    assert batch.labels is not None
+                    sums.setdefault(i, torch.zeros_like(table[:, :, 0])).index_add_(1, batch.labels, values[i])
+                else:
+                    at = None if isinstance(bank.first.storage, Shared) else batch.rows
+                    _write(table, at, kkt.from_domain(values[i], bank.first.domain))
+            if adjoint:
+                sweep = dual_sweep(self.instance, batch, values)
+                for table, i in zip(self.multipliers, self.dual, strict=True):
+                    if i in adjoint:
+                        _write(table, batch.rows, sweep[i])
+        for i, total in sums.items():
+            assert self.instance.labels is not None
+            counts = torch.bincount(self.instance.labels, minlength=self._classes()).clamp(min=1).to(total.device)
+            mean = total / counts.reshape(1, -1, *(1 for _ in total.shape[2:]))
+            self.states[self.kept.index(i)][:, :, 0] = mean
+
+    # ---------------------------------------------------------------- results
+    def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States and multipliers by name, on the CPU; a class Gaussian as name.mu and name.sigma."""
+        states: dict[str, Tensor] = {}
+        for table, i in zip(self.states, self.kept, strict=True):
+            bank = self.banks[i]
+            for k, state in enumerate(bank.states):
+                if isinstance(bank.first.storage, ClassGaussian):
+                    mu, sigma = gaussian(table)
+                    states |= {f"{state.name}.mu": mu[k].cpu(), f"{state.name}.sigma": sigma[k].cpu()}
+                else:
+                    states[state.name] = kkt.to_domain(table[k].to(self.dtype(bank)), bank.first.domain).cpu()
+        program = self.instance.program
+        duals: dict[str, Tensor] = {}
+        for table, i in zip(self.multipliers, self.dual, strict=True):
+            for k, state in enumerate(self.banks[i].states):
+                constraint = program.defect_of(state.name)
+                assert constraint is not None
+                multiplier = program.multiplier_of(constraint.name)
+                assert multiplier is not None
+                duals[multiplier.name] = table[k].to(self.dtype(self.banks[i])).cpu()
+        return states, duals
+
+
+def starts_at_adjoint(bank: Bank) -> bool:
+    """Whether a bank's multipliers begin at backprop's adjoints."""
+    return bank.multiplier is not None and bank.multiplier.start == "adjoint"
+
+
+def _write(table: Tensor, rows: Tensor | None, values: Tensor) -> None:
+    if rows is None:
+        table.copy_(values)
+    else:
+        table.index_copy_(1, rows, values.to(table.dtype))
+
+
+def refuse(instance: Instance, sweep: bool) -> None:
+    """Say what cannot be kept or started.
+
+    Args:
+        instance: with its banks.
+        sweep: the exact dual sweep sets the multipliers.
+
+    Raises:
+        ProgramError: starts or layouts that do not go together.
+    """
+    problems = list(_problems(instance, sweep))
+    if problems:
+        raise ProgramError(problems)
+
+
+def _problems(instance: Instance, sweep: bool) -> Iterator[str]:
+    for bank in instance.layout.banks:
+        name, storage = bank.first.name, bank.first.storage
+        if bank.constraint.weight is None and bank.multiplier is None:
+            yield (
+                f"the constraint {bank.constraint.name} has neither a multiplier nor a weight: nothing couples the "
+                f"stages at {name} (after {bank.first.node}). Give 'multiplier: {{layout: full}}' or a weight"
+            )
+        if bank.first.start.kind == "observed":
+            yield f"the state {name} starts from observed values, which trajectories give (method gauss_newton)"
+        domain = bank.first.domain
+        if bank.first.start.kind == "zeros" and isinstance(domain, NonNegative) and domain.by == "relu":
+            yield (
+                f"the state {name} starts from zeros, where relu has no slope, and would never move: "
+                "write 'domain: {kind: nonnegative, by: project}', or start from a forward pass"
+            )
+        if isinstance(storage, Transient) and bank.first.start.kind == "unit_sphere":
+            yield f"the state {name} is transient and starts by a forward pass or from zeros, not on the unit sphere"
+        full = bank.multiplier is not None and bank.multiplier.layout == "full"
+        if (sweep or starts_at_adjoint(bank)) and (not full or isinstance(storage, ClassGaussian)):
+            yield (
+                f"the state {name}: adjoints have one number for each example and feature, so its multiplier must be "
+                "laid out 'full' and its storage must not be class_gaussian"
+            )
+        if isinstance(bank.constraint.transform, NormTube) and isinstance(storage, Shared):
+            yield f"the state {name} is shared by all examples: norm_tube needs one row for each example"
