@@ -186,6 +186,7 @@ def _write_robustness(options: RobustnessOptions, folder: Path) -> str:
         f"({100 * near / max(1, len(runs)):.0f} %) lie within 10 % of it. Published: 103 of 170 (61 %), under a "
         "Bayesian search, which draws more often where runs do well.\n"
     )
-    write(folder / "robustness.json", {"options": options.model_dump(mode="json"), "accuracies": accuracies})
+    found = [{**r["draw"], "seed": r["row"]["seed"], "accuracy": r["row"]["accuracy"]} for r in runs]
+    write(folder / "robustness.json", {"options": options.model_dump(mode="json"), "runs": found})
     (folder / "robustness.md").write_text(text)
     return text

@@ -132,3 +132,6 @@ def test_studies_write_their_tables(tmp_path: Path) -> None:
     text = robustness_study(robust, tmp_path / "robust", say=lambda line: None)
     assert "3 random settings" in text
     assert "of 3 settings" in text
+    kept = json.loads((tmp_path / "robust" / "robustness.json").read_text())["runs"]
+    assert [r["seed"] for r in kept] == [0, 1, 2]
+    assert all("method.weights.lr" in r and 0 <= r["accuracy"] <= 1 for r in kept)
