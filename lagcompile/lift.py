@@ -255,6 +255,7 @@ class Lifted:
 
         Raises:
             BindError: the data do not fit the program.
+            ProgramError: the loss reduces over examples otherwise than the formulation says.
             DataError: the data are empty or damaged.
         """
         inputs, target = as_rows(dataset)

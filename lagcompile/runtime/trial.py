@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from lagcompile.ir.base import BindError
+from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.runtime.instance import Instance, quiet
 
 ROWS = 2
@@ -20,8 +20,8 @@ def try_out(instance: Instance) -> None:
     """One forward pass and loss on the first rows.
 
     Raises:
-        BindError: the model or the loss fails, the loss is not one number, or it reduces over examples otherwise than
-            the formulation says.
+        BindError: the model or the loss fails, or the loss is not one number.
+        ProgramError: the loss reduces over examples otherwise than the formulation says.
     """
     rows = torch.arange(min(ROWS, instance.examples))
     try:
@@ -35,7 +35,7 @@ def try_out(instance: Instance) -> None:
     said, does = instance.program.objective.reduction, _reduction(instance, rows, float(loss))
     if does is not None and does != said:
         weight = "less" if said == "mean" else "more"
-        raise BindError(
+        raise ProgramError(
             f"the loss is a {does} over examples, but the formulation says 'reduction: {said}': defects would weigh "
             f"{weight} than the loss by the batch size; write 'reduction: {does}', or give a loss that is a {said}"
         )

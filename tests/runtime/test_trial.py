@@ -26,13 +26,13 @@ def bound(loss: Callable[[Tensor, Tensor], Tensor], reduction: str, rows: int = 
 def test_a_loss_that_reduces_otherwise_than_the_formulation_is_refused() -> None:
     bound(MEAN, "mean")
     bound(SUM, "sum")
-    with pytest.raises(lc.BindError) as caught:
+    with pytest.raises(lc.ProgramError) as caught:
         bound(MEAN, "sum")
     assert str(caught.value) == (
         "the loss is a mean over examples, but the formulation says 'reduction: sum': defects would weigh more than "
         "the loss by the batch size; write 'reduction: mean', or give a loss that is a sum"
     )
-    with pytest.raises(lc.BindError, match=r"the loss is a sum .* says 'reduction: mean': defects would weigh less"):
+    with pytest.raises(lc.ProgramError, match=r"the loss is a sum .* says 'reduction: mean': defects would weigh less"):
         bound(SUM, "mean")
 
 
