@@ -46,6 +46,8 @@ class DepthOptions(Frozen):
     """A data set of `systems.BENCHES`; its network is replaced."""
     depths: tuple[int, ...] = (10, 30, 100)
     width: int = Field(default=32, ge=1)
+    gain: float | None = 1.1
+    """Of orthogonal first weights; with PyTorch's own (None) nets of 30 layers and more are dead, for every method."""
     systems: tuple[str, ...] = DEPTH_SYSTEMS
     steps: int = Field(default=1000, ge=1)
     seeds: int = Field(default=3, ge=1)
@@ -79,7 +81,7 @@ def depth_bench(options: DepthOptions, depth: int) -> Bench:
     ahead = tuple(f"hidden.{i}.0" for i in range(depth))
     model: Mapping[str, Any] = {
         "name": "tanh_net",
-        "args": {"depth": depth, "width": options.width, "inputs": inputs},
+        "args": {"depth": depth, "width": options.width, "inputs": inputs, "gain": options.gain},
     }
     splits: Any = {"last": behind, "behind": behind, "ahead": ahead}
     return Bench(f"{base.name}-tanh{depth}", model, base.data, splits, batch_size=64)
@@ -131,11 +133,13 @@ def _write_depth(options: DepthOptions, folder: Path) -> str:
         row = Row.model_validate(json.loads(path.read_text()))
         depth = int(row.spec["model"]["args"]["depth"])
         found.setdefault(row.system, {}).setdefault(depth, []).append(row.accuracy)
+    weights = "PyTorch's own" if options.gain is None else f"orthogonal, gain {options.gain:g}, biases zero"
     lines = [
         f"# {options.data}: plain tanh nets of width {options.width}, cut behind every layer, {options.steps:,} steps",
         "",
-        f"Test accuracy, mean ± standard deviation (seeds). Step sizes: best of {options.trials} draws of "
-        f"{options.search_steps:,} steps on the validation split at depth {options.depths[0]}.",
+        f"First weights: {weights}. Test accuracy, mean ± standard deviation (seeds). Step sizes: best of "
+        f"{options.trials} draws of {options.search_steps:,} steps on the validation split at depth "
+        f"{options.depths[0]}.",
         "",
         "| system | " + " | ".join(f"{d} layers" for d in options.depths) + " |",
         "|---" * (len(options.depths) + 1) + "|",

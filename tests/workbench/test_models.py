@@ -109,3 +109,10 @@ def test_wrong_sizes_are_refused() -> None:
         models.TanhNet(0, 4)
     with pytest.raises(ValueError, match=r"activation: expected one of gelu, .*, tanh, got 'rleu'"):
         models.MLP((3, 2, 1), activation="rleu")  # type: ignore[arg-type]
+
+
+def test_orthogonal_first_weights_keep_signals_alive() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 32)
+    alive, dead = (models.TanhNet(60, 32, inputs=32, gain=g)(x).std(0).mean() for g in (1.1, None))
+    assert alive > 0.1 > 1e-3 > dead
