@@ -271,15 +271,16 @@ def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str,
         "",
         f"Mean and standard deviation over seeds. {_KEPT[options.keep]} Hyper-parameters: best of {options.trials} "
         f"draws of {options.search_steps:,} steps on the validation split, the same for every system. Each row's spec "
-        "and seed: rows/. Published: accuracy and defect printed in the DistProp paper (another network, batch 1024).",
+        "and seed: rows/. Published: accuracy and defect printed in the DistProp paper (MNIST: another network, batch 1024).",
         "",
         "| system | seeds | test accuracy | final mean defect | gradient evaluations | processor seconds | state bytes "
         "| published accuracy | published defect |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for s in summaries:
-        accuracy = f"{100 * s['accuracy'][0]:.2f} ± {100 * s['accuracy'][1]:.2f} %"
-        defect = f"{s['defect'][0]:.2e} ± {s['defect'][1]:.0e}"
+        several = len(s["seeds"]) > 1
+        accuracy = f"{100 * s['accuracy'][0]:.2f}" + (f" ± {100 * s['accuracy'][1]:.2f} %" if several else " %")
+        defect = f"{s['defect'][0]:.2e}" + (f" ± {s['defect'][1]:.0e}" if several else "")
         known = "" if s["published_accuracy"] is None else f"{100 * s['published_accuracy']:.2f} %"
         size = "" if s["published_defect"] is None else f"{s['published_defect']:.2e}"
         diverged = f" ({s['diverged']} diverged)" if s["diverged"] else ""
