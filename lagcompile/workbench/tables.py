@@ -271,7 +271,8 @@ def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str,
         "",
         f"Mean and standard deviation over seeds. {_KEPT[options.keep]} Hyper-parameters: best of {options.trials} "
         f"draws of {options.search_steps:,} steps on the validation split, the same for every system. Each row's spec "
-        "and seed: rows/. Published: accuracy and defect printed in the DistProp paper (MNIST: another network, batch 1024).",
+        "and seed: rows/. Published: accuracy and defect printed in the DistProp paper (MNIST: another network, "
+        "batch 1024).",
         "",
         "| system | seeds | test accuracy | final mean defect | gradient evaluations | processor seconds | state bytes "
         "| published accuracy | published defect |",
