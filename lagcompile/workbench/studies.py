@@ -157,8 +157,8 @@ def _write_depth(options: DepthOptions, folder: Path) -> str:
 def _cell(values: list[float]) -> str:
     if not values:
         return ""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.fmean(values):.1f} ± {100 * spread:.1f} % ({len(values)})"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread} % ({len(values)})"
 
 
 def robustness_study(options: RobustnessOptions, folder: Path, *, say: Say = print) -> str:
