@@ -51,6 +51,8 @@ def depth(
     steps: Annotated[int, typer.Option(min=1, help="Steps of every row.")] = 1000,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every row.")] = 3,
     depths: Annotated[str, typer.Option(help="Numbers of hidden layers, with commas between.")] = "10,30,100",
+    trials: Annotated[int, typer.Option(min=1, help="Draws of every system's search, at the first depth.")] = 4,
+    search_steps: Annotated[int, typer.Option(min=1, help="Steps of each draw.")] = 500,
     systems: Systems = None,
     out: Out = None,
 ) -> None:
@@ -61,7 +63,7 @@ def depth(
         numbers = tuple(int(d) for d in depths.split(","))
     except ValueError:
         raise SpecError(f"--depths takes whole numbers with commas between, got '{depths}'") from None
-    options = DepthOptions(depths=numbers, steps=steps, seeds=seeds)
+    options = DepthOptions(depths=numbers, steps=steps, seeds=seeds, trials=trials, search_steps=search_steps)
     if systems is not None:
         options = options.model_copy(update={"systems": _names(systems)})
     typer.echo(depth_study(options, out or Path("results") / "tables" / "depth", say=_say))
