@@ -130,7 +130,7 @@ def test_all_problems_at_once(user_modules: Path) -> None:
         "x.yaml:1: data: unknown name 'mnit', did you mean 'mnist'? Known names: "
         "cifar10, digits, mnist, regression, two_moons; your own is written package.module:name",
         "x.yaml:2: model: 'tanh_net' has no option 'depht', did you mean 'depth'? "
-        "It takes: depth, inputs, outputs, width",
+        "It takes: depth, gain, inputs, outputs, width",
         "x.yaml:2: model: 'tanh_net' needs the option depth",
         "x.yaml:4: data: 'zz_user_nets:my_data' needs the option size",
     )
