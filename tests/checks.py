@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from importlib.util import find_spec
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,10 @@ from lagcompile.check.certificate import Certificate
 from lagcompile.check.kkt import certify_kkt
 from lagcompile.runtime.adjoint import dual_sweep
 from tests.problems import Problem
+
+needs_casadi = pytest.mark.skipif(
+    find_spec("casadi") is None, reason="IPOPT as oracle needs CasADi: pip install 'lagcompile[oracle]'"
+)
 
 
 def assert_kkt(

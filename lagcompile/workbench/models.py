@@ -180,7 +180,7 @@ class TanhNet(nn.Module):
         inputs: entries of one flattened input.
         outputs: entries of the output.
         gain: of orthogonal first weights, with biases of zero (Saxe et al. 2014): about 1, a deep net neither dies nor
-            explodes; None for PyTorch's own, with which signals die within some twenty layers.
+            explodes; None for PyTorch's own, with which signals die within some tens of layers.
 
     Raises:
         ValueError: a depth below one.

@@ -47,7 +47,7 @@ class DepthOptions(Frozen):
     depths: tuple[int, ...] = (10, 30, 100)
     width: int = Field(default=32, ge=1)
     gain: float | None = 1.1
-    """Of orthogonal first weights; with PyTorch's own (None) nets of 30 layers and more are dead, for every method."""
+    """Of orthogonal first weights; with PyTorch's own (None) signals are dead at 30 layers, and few methods train."""
     systems: tuple[str, ...] = DEPTH_SYSTEMS
     steps: int = Field(default=1000, ge=1)
     seeds: int = Field(default=3, ge=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,13 +13,10 @@ from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.backends.sqp_program import ExactProgram
 from lagcompile.backends.sqp_result import start_values
 from lagcompile.check.agreement import distance
-from tests.checks import assert_adjoints, assert_kkt, backprop_optimum, nearby
+from tests.checks import assert_adjoints, assert_kkt, backprop_optimum, nearby, needs_casadi
 from tests.problems import RATES, ZOO
 
 UNBOUNDED = [n for n, p in ZOO.items() if p.exact]
-needs_casadi = pytest.mark.skipif(
-    find_spec("casadi") is None, reason="IPOPT as oracle needs CasADi: pip install 'lagcompile[oracle]'"
-)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -16,13 +15,14 @@ from lagcompile.backends.mip import MixedInteger
 from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.backends.sqp_solver import ExactSolver
+from tests.checks import needs_casadi
 from tests.problems import ZOO, chain
 
 SOLVERS = [
     SQP(),
     Convex(),
     MixedInteger(),
-    pytest.param(Ipopt(), marks=pytest.mark.skipif(find_spec("casadi") is None, reason="lagcompile[oracle]")),
+    pytest.param(Ipopt(), marks=needs_casadi),
 ]
 
 
