@@ -30,6 +30,7 @@ def table1(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every row.")] = 5,
     trials: Annotated[int, typer.Option(min=1, help="Draws of every system's search.")] = 8,
     search_steps: Annotated[int, typer.Option(min=1, help="Steps of each draw.")] = 300,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples of every step; the bench's own.")] = None,
     keep: Annotated[
         Literal["last", "best"], typer.Option(help="Weights: of the last step, or by validation.")
     ] = "last",
@@ -40,7 +41,15 @@ def table1(
     from lagcompile.workbench.tables import TableOptions
     from lagcompile.workbench.tables import table1 as run
 
-    options = TableOptions(data=data, steps=steps, seeds=seeds, trials=trials, search_steps=search_steps, keep=keep)
+    options = TableOptions(
+        data=data,
+        steps=steps,
+        batch_size=batch_size,
+        seeds=seeds,
+        trials=trials,
+        search_steps=search_steps,
+        keep=keep,
+    )
     if systems is not None:
         options = options.model_copy(update={"systems": _names(systems)})
     typer.echo(run(options, out or Path("results") / "tables" / data, say=_say))

@@ -200,6 +200,19 @@ SYSTEMS: tuple[System, ...] = (
             "formulation.transform.epsilon": Span(low=5e-4, high=0.1),
         },
     ),
+    System(
+        "dual_sweep",
+        "Extragradient, exact dual sweep",
+        "last",
+        {"storage": {"kind": "transient"}},
+        {
+            "kind": "extragradient",
+            "weights": _rule("adam", 2e-3),
+            "states": _rule("sgd", 0.01),
+            "dual_sweep": True,
+        },
+        {**_LR, "method.states.lr": Span(low=1e-3, high=1.0)},
+    ),
     System("gda", "Gradient descent-ascent", "last", _TUBE, _saddle("descent_ascent"), _SADDLE_SPACE),
     System(
         "regularized",

@@ -12,6 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,8 @@ class TableOptions(Frozen):
     """Rows, in the order in which they are run."""
     steps: int = Field(default=1000, ge=1)
     """Steps of every row."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Examples of every step, in searches too; None: the bench's own."""
     seeds: int = Field(default=5, ge=1)
     """Seeds 0 to seeds - 1 of every row."""
     trials: int = Field(default=8, ge=1)
@@ -62,6 +65,16 @@ class TableOptions(Frozen):
     """How draws are proposed."""
     keep: Keep = "last"
     """Weights that are kept: of the last step, or of the best validation accuracy of twenty looks, in searches too."""
+
+    @property
+    def bench(self) -> Bench:
+        """The bench, at this batch size.
+
+        Raises:
+            SpecError: there is none of that name.
+        """
+        bench = bench_of(self.data)
+        return bench if self.batch_size is None else replace(bench, batch_size=self.batch_size)
 
 
 class Row(Frozen):
@@ -102,7 +115,7 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
         SpecError: an unknown bench or system.
         DataError: the data are not there.
     """
-    bench = bench_of(options.data)
+    bench = options.bench
     systems = [system_of(name) for name in options.systems]
     data: DataSplits | None = None
     for seed in range(options.seeds):
@@ -226,7 +239,7 @@ def rows_of(folder: Path) -> list[Row]:
 
 def write_table(options: TableOptions, folder: Path, *, draw: bool = True) -> str:
     """Write `table.json`, `table.md` and, where Matplotlib is there, `defect.png` from the rows of a folder."""
-    bench = bench_of(options.data)
+    bench = options.bench
     rows = rows_of(folder)
     summaries = [_summary(bench, name, rows, folder) for name in dict.fromkeys(r.system for r in rows)]
     write(folder / "table.json", {"options": options.model_dump(mode="json"), "systems": summaries})

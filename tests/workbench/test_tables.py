@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 import lagcompile as lc
+from lagcompile.workbench.references import DATA
 from lagcompile.workbench.search import Choice, Draw, Space, Span, best, drawn, search, stored
 from lagcompile.workbench.studies import DepthOptions, RobustnessOptions, depth_study, robustness_study
 from lagcompile.workbench.systems import BENCHES, SYSTEMS, Bench, System, bench_of, system_of
-from lagcompile.workbench.tables import TableOptions, rows_of, table1
+from lagcompile.workbench.tables import TableOptions, rows_of, solve, table1
 
 SPACE: Space = {"a": Span(low=1e-3, high=1.0), "b": Choice(options=("x", "y")), "c": Span(low=0.0, high=2.0, log=False)}
 
@@ -91,6 +93,26 @@ def test_the_table_is_resumable_and_has_a_row_for_each_system_and_seed(tmp_path:
     assert len(said) == 1
     again = rows_of(tmp_path)
     assert (again[1].accuracy, again[1].curve) == (rows[1].accuracy, rows[1].curve)
+
+
+def test_a_table_at_another_batch_size(tmp_path: Path) -> None:
+    options = TableOptions(
+        data="digits", systems=("backprop",), steps=4, batch_size=7, seeds=1, trials=1, search_steps=2
+    )
+    assert "4 steps, batch 7\n" in table1(options, tmp_path, say=lambda line: None)
+    (row,) = rows_of(tmp_path)
+    assert row.spec["run"]["batch_size"] == 7
+
+
+def test_the_exact_dual_sweep_is_backprop_with_a_look_ahead(tmp_path: Path) -> None:
+    """Its first look has backprop's gradient; a step that looks ahead by nothing is backprop's step."""
+    bench, data = bench_of("digits"), DATA["digits"]()
+    still: Draw = {"method.weights.kind": "sgd", "method.weights.lr": 0.1}
+    swept = system_of("dual_sweep").spec(bench, {**still, "method.kind": "descent_ascent"}, steps=20, seed=0)
+    plain = system_of("backprop").spec(bench, still, steps=20, seed=0)
+    ours, theirs = (solve(spec, data).model.state_dict() for spec in (swept, plain))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_the_weights_that_did_best_on_validation_are_kept(tmp_path: Path) -> None:
