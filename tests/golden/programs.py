@@ -27,6 +27,7 @@ NAMES = (
     "digits_distprop_scalar",
     "digits_distprop_stages",
     "digits_dtp",
+    "digits_dual_sweep",
     "digits_extraprop",
     "digits_extraprop_scalar",
     "digits_gda",
