@@ -16,15 +16,17 @@ from typing import Any
 from pydantic import Field
 
 from lagcompile.ir.base import Frozen
+from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.references import DATA
 from lagcompile.workbench.search import Space, Span, best, drawn, search, write
 from lagcompile.workbench.spec import RunSpec
-from lagcompile.workbench.systems import Bench, System, bench_of, system_of
+from lagcompile.workbench.systems import System, system_of
 from lagcompile.workbench.tables import Row, run_row, score_of
 
 Say = Callable[[str], None]
 DEPTH_SYSTEMS = (
     "backprop",
+    "dual_sweep",
     "extraprop",
     "gda",
     "auglag",
@@ -43,7 +45,7 @@ class DepthOptions(Frozen):
     """Plain tanh networks of several depths, cut behind every hidden layer."""
 
     data: str = "digits"
-    """A data set of `systems.BENCHES`; its network is replaced."""
+    """A data set of `benches.BENCHES`; its network is replaced."""
     depths: tuple[int, ...] = (10, 30, 100)
     width: int = Field(default=32, ge=1)
     gain: float | None = 1.1

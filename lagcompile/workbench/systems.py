@@ -11,31 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from lagcompile.ir.base import SpecError
+from lagcompile.workbench.benches import Bench, Where
 from lagcompile.workbench.search import Choice, Draw, Space, Span
 from lagcompile.workbench.spec import RunSpec
-
-Where = Literal["last", "ahead", "behind"]
-"""last: behind the activation ahead of the output layer. ahead: ahead of every activation (pre-activation codes).
-behind: behind every activation."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One data set with its network and where each kind of system cuts it."""
-
-    name: str
-    model: Mapping[str, Any]
-    data: Mapping[str, Any]
-    splits: Mapping[Where, tuple[str, ...]]
-    batch_size: int = 64
-    ceilings: Mapping[str, float] = field(default_factory=dict)
-    """Spec key -> no search draws above it, where its span begins below (ProxProp's rate is of another size)."""
-    published: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
-    """System -> accuracy and final defect of the DistProp paper's table."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +133,27 @@ _SADDLE_SPACE: Space = {
     "method.multipliers.lr": _DUALS,
     "formulation.transform.epsilon": _MARGIN,
 }
+
+
+def _gaussians(shrinkage: str, epsilon: float) -> dict[str, Any]:
+    """DistProp's states: its authors' code shrinks z-scores hard, their equation (3) softly.
+
+    They take the ReLU at the split away; behind it the validation accuracy is higher.
+    """
+    return {
+        "storage": {"kind": "class_gaussian", "samples": 32, "noise": "fresh"},
+        "start": {"kind": "unit_sphere"},
+        "transform": {"kind": shrinkage, "epsilon": epsilon},
+        "classes": 10,
+    }
+
+
+_DISTPROP = {
+    **_saddle("extragradient"),
+    "states": _rule("adagrad", 0.05),
+    "multipliers": _rule("sgd", 1e-4),
+    "inner_steps": 0,
+}
 _TUBE_SPACE: Space = {**_SADDLE_SPACE, "method.multipliers.lr": Span(low=1e-6, high=0.3)}
 _TUBE = {"domain": _POSITIVE, "transform": {"kind": "softshrink", "epsilon": 0.02}}
 _LR: Space = {"method.weights.lr": _WEIGHTS}
@@ -165,24 +168,13 @@ SYSTEMS: tuple[System, ...] = (
         _saddle("extragradient"),
         _TUBE_SPACE,
     ),
+    System("distprop", "DistProp", "last", _gaussians("hardshrink", 0.3), _DISTPROP, _SADDLE_SPACE),
     System(
-        "distprop",
-        "DistProp",
-        # Its authors take the ReLU at the split away and shrink z-scores hard, where their equation shrinks softly.
-        # Behind the ReLU, and softly, the validation accuracy is higher.
+        "distprop_soft",
+        "DistProp, soft shrinkage",
         "last",
-        {
-            "storage": {"kind": "class_gaussian", "samples": 32, "noise": "fresh"},
-            "start": {"kind": "unit_sphere"},
-            "transform": {"kind": "softshrink", "epsilon": 0.5},
-            "classes": 10,
-        },
-        {
-            **_saddle("extragradient"),
-            "states": _rule("adagrad", 0.05),
-            "multipliers": _rule("sgd", 1e-4),
-            "inner_steps": 0,
-        },
+        _gaussians("softshrink", 0.5),
+        _DISTPROP,
         _SADDLE_SPACE,
     ),
     System(
@@ -327,70 +319,6 @@ SYSTEMS: tuple[System, ...] = (
         {**_LR, "method.states.lr": Span(low=0.03, high=1.0), "formulation.weight.value": Span(low=0.1, high=3.0)},
     ),
 )
-
-BENCHES: tuple[Bench, ...] = (
-    Bench(
-        "digits",
-        {"name": "digits_convnet"},
-        {"name": "digits"},
-        {
-            "last": ("relu3",),
-            "ahead": ("conv1", "conv2", "fc1"),
-            "behind": ("relu1", "pool", "relu3"),
-        },
-    ),
-    Bench(
-        "mnist",
-        {"name": "mnist_convnet_small"},
-        {"name": "mnist"},
-        {
-            "last": ("relu3",),
-            "ahead": ("pool1", "pool2", "fc1"),
-            "behind": ("relu1", "relu2", "relu3"),
-        },
-        batch_size=128,
-        published={
-            "backprop": (0.9881, 0.0),
-            "regularized": (0.9627, 0.1),
-            "gda": (0.9743, 7.2e-4),
-            "extraprop": (0.9827, 4.5e-6),
-            "distprop": (0.9903, 2.6e-3),
-        },
-    ),
-    Bench(
-        "cifar10",
-        {"name": "lenet5"},
-        {"name": "cifar10"},
-        {
-            "last": ("relu4",),
-            "ahead": ("conv1", "conv2", "fc1", "fc2"),
-            "behind": ("pool1", "pool2", "relu3", "relu4"),
-        },
-        batch_size=32,
-        # Above it the short runs of a search do well and full runs overfit: backprop at 3.7e-3 is better than at 1e-3
-        # after 2,500 steps, and three points worse after 20,000; ExtraProp at 2e-3 loses four points meanwhile.
-        ceilings={"method.weights.lr": 1e-3},
-        published={
-            "backprop": (0.6309, 0.0),
-            "regularized": (0.1726, None),
-            "gda": (0.1611, 8.598e-4),
-            "extraprop": (0.5833, None),
-            "distprop": (0.6540, 0.07447),
-        },
-    ),
-)
-
-
-def bench_of(name: str) -> Bench:
-    """Bench by name.
-
-    Raises:
-        SpecError: there is none of that name.
-    """
-    found = next((b for b in BENCHES if b.name == name), None)
-    if found is None:
-        raise SpecError(f"there is no bench '{name}' (there are: {', '.join(b.name for b in BENCHES)})")
-    return found
 
 
 def system_of(name: str) -> System:

@@ -25,12 +25,13 @@ from lagcompile.ir.base import Frozen
 from lagcompile.ir.solution import Solution, Status
 from lagcompile.lift import lift
 from lagcompile.runtime.dataset import as_tensors
+from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.references import DATA, LOSSES, MODELS
 from lagcompile.workbench.search import Draw, Trial, best, search, stored, write
 from lagcompile.workbench.spec import RunSpec
 from lagcompile.workbench.supervise import Stop, Supervised
-from lagcompile.workbench.systems import SYSTEMS, Bench, System, bench_of, system_of
+from lagcompile.workbench.systems import SYSTEMS, System, system_of
 
 Say = Callable[[str], None]
 Keep = Literal["last", "best"]
