@@ -41,6 +41,8 @@ _KEPT: dict[Keep, str] = {
     "last": "Weights of the last step.",
     "best": "Weights of the best of twenty looks at the validation split, in searches too; defect at the last step.",
 }
+COLOURS = 10
+"""Of Matplotlib's cycle: lines beyond it are dashed."""
 LOOKS = 20
 """Looks at the validation split in a run that keeps its best weights."""
 
@@ -328,7 +330,8 @@ def figure(rows: Sequence[Row], path: Path) -> bool:
             continue
         mean = [statistics.fmean(v) for v in levels]
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in levels]
-        (line,) = axes.plot(steps, [10**m for m in mean], label=system_of(name).title)
+        style = "--" if len(axes.lines) >= COLOURS else "-"
+        (line,) = axes.plot(steps, [10**m for m in mean], style, label=system_of(name).title)
         low = [10 ** (m - s) for m, s in zip(mean, spread, strict=True)]
         high = [10 ** (m + s) for m, s in zip(mean, spread, strict=True)]
         axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
