@@ -41,6 +41,8 @@ def _display(*lines: str) -> list[str]:
 def _rule(options: Options) -> str:
     """A step rule in words."""
     kind, rate = options["kind"], rf"step ${number(options['lr'])}$"
+    if options.get("weight_decay"):
+        rate += rf", weight decay ${number(options['weight_decay'])}$"
     if kind == "adam":
         first, second = options["betas"]
         return rf"Adam ({rate}, $\beta = ({number(first)}, {number(second)})$)"

@@ -22,12 +22,25 @@ Slots = dict[str, Tensors]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
-class SGD(Frozen):
+class _Rule(Frozen):
+    """What all rules share."""
+
+    lr: float = Field(ge=0)
+    """Step size."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Every move first takes the share lr * weight_decay off the values (decoupled from the gradient: Loshchilov and
+    Hutter 2019, AdamW). It is no part of the program, which certificates are about: regularisers are."""
+
+    def shrink(self, values: Tensors, lr: float) -> None:
+        """Take the decay's share off the values, in place."""
+        if self.weight_decay:
+            torch._foreach_mul_(values, 1 - abs(lr) * self.weight_decay)
+
+
+class SGD(_Rule):
     """x - lr g, with heavy-ball or Nesterov momentum where it is not 0."""
 
     kind: Literal["sgd"] = "sgd"
-    lr: float = Field(ge=0)
-    """Step size."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Share of the velocity that is kept from one step to the next."""
     nesterov: bool = False
@@ -43,6 +56,7 @@ class SGD(Frozen):
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
         """Move values in place along their gradients; slots advance in place."""
+        self.shrink(values, lr)
         if self.momentum:
             torch._foreach_mul_(slots["velocity"], self.momentum)
             torch._foreach_add_(slots["velocity"], gradients)
@@ -53,12 +67,10 @@ class SGD(Frozen):
         torch._foreach_add_(values, gradients, alpha=-lr)
 
 
-class Adagrad(Frozen):
+class Adagrad(_Rule):
     """x - lr g / (sqrt(sum of g^2) + epsilon) (Duchi et al. 2011)."""
 
     kind: Literal["adagrad"] = "adagrad"
-    lr: float = Field(ge=0)
-    """Step size."""
     epsilon: float = Field(default=1e-10, gt=0)
     """Added to the root of the accumulators."""
     start: float = Field(default=0.0, ge=0)
@@ -74,6 +86,7 @@ class Adagrad(Frozen):
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
         """Move values in place along their gradients; slots advance in place."""
+        self.shrink(values, lr)
         fused = all(v.device.type == "cpu" for v in values)  # one pass over memory instead of four
         adagrad(
             values,
@@ -91,12 +104,10 @@ class Adagrad(Frozen):
         )
 
 
-class Adam(Frozen):
+class Adam(_Rule):
     """Adam (Kingma and Ba 2015); as ExtraAdam it shares moments and count over both half steps (Gidel et al. 2019)."""
 
     kind: Literal["adam"] = "adam"
-    lr: float = Field(ge=0)
-    """Step size."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the means of gradients and of their squares."""
     epsilon: float = Field(default=1e-8, gt=0)
@@ -112,6 +123,7 @@ class Adam(Frozen):
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
         """Move values in place along their gradients; slots advance in place."""
+        self.shrink(values, lr)
         first, second = self.betas
         mean, square, count = slots["mean"], slots["square"], slots["count"]
         if all(n.dim() == 0 for n in count):

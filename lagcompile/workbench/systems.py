@@ -4,7 +4,7 @@ Starting values are published ones where they train at a batch size of 64, else 
 validation split; they are the first trial of every search, so that all systems begin from a sensible place.
 
 In: a data set's `Bench` (network, splits). Out: `System`s, each of which gives a `RunSpec`. Invariant: systems differ
-in split, formulation and method alone; network, data, steps, batch size and seeds are the bench's.
+in split, formulation and method alone; network, data, steps, batch size, weight decay and seeds are the bench's.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class System:
         }
         for key, value in draw.items():
             _set(entry, key, value)
+        if bench.decay:
+            weights = entry["method"]["weights"]
+            share = float(f"{bench.decay / weights['lr']:.4g}")
+            entry["method"]["weights"] = {**weights, "weight_decay": share}
         return RunSpec.model_validate(entry)
 
 

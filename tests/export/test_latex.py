@@ -74,6 +74,13 @@ def test_every_method_has_formulas(method: type[Frozen]) -> None:
     assert r"\paragraph{Method: " in written
 
 
+def test_weight_decay_is_part_of_a_step_rule() -> None:
+    method = lc.DescentAscent(weights=lc.Adam(lr=1e-3, weight_decay=0.1), states=lc.SGD(lr=0.5))
+    written = lc.lift(deep(3), (torch.randn(4, 5),), split=3).to_latex(method)
+    assert r"Adam (step $10^{-3}$, weight decay $0.1$, $\beta = (0.9, 0.999)$)" in written
+    assert "gradient (step $0.5$)" in written
+
+
 def test_an_unknown_method_is_refused() -> None:
     class Other(Frozen):
         kind: str = "magic"

@@ -43,6 +43,30 @@ def test_without_extrapolation_they_are_torchs_rules(rule: Rule) -> None:
         torch.testing.assert_close(table[0], theirs.detach(), rtol=1e-12, atol=1e-12)
 
 
+def test_weight_decay_is_decoupled_as_in_adamw() -> None:
+    start = torch.randn(3, 4, dtype=torch.float64)
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    rule = lc.Adam(lr=0.1, weight_decay=0.5)
+    mine, twin = lc.Extra([ours], rule, "descent"), torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.5)
+    for step in range(5):
+        gradient = torch.sin(torch.arange(12, dtype=torch.float64) + step).reshape(3, 4)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        twin.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.kind}{getattr(r, 'momentum', '')}")
+@pytest.mark.parametrize("ascent", [False, True])
+def test_weight_decay_shrinks_whichever_way_the_gradient_leads(rule: Rule, ascent: bool) -> None:
+    plain, decayed = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
+    for table, r in ((plain, rule), (decayed, rule.model_copy(update={"weight_decay": 2.0}))):
+        optimizer = ExtraRows([table], r, "descent", ascent=ascent)
+        optimizer.take([None])
+        optimizer.update([torch.ones(1, 2, 2)])
+    torch.testing.assert_close(decayed, plain - rule.lr * 2.0)
+
+
 def _saddle(scheme: Scheme, steps: int, lr: float = 0.3) -> float:
     """Distance from the saddle point of x * y after some steps."""
     x, y = (torch.ones(1, dtype=torch.float64).requires_grad_() for _ in range(2))

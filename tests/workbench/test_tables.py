@@ -62,6 +62,17 @@ def test_every_system_has_a_spec_on_every_bench(system: System, bench: Bench) ->
         whole.spec(place, drawn(whole.space, random.Random(number)), steps=10, seed=0)
 
 
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
+def test_weights_decay_by_the_same_share_of_a_move_in_every_system(system: System) -> None:
+    bench = bench_of("cifar10")
+    for lr in (5e-4, 1e-3):
+        method = system.spec(bench, system.start_on(bench) | {"method.weights.lr": lr}, steps=9, seed=0).method
+        dumped = method.model_dump()
+        assert dumped["weights"]["lr"] * dumped["weights"]["weight_decay"] == pytest.approx(bench.decay)
+        others = [rule for key, rule in dumped.items() if key != "weights" and isinstance(rule, dict)]
+        assert not any(rule.get("weight_decay") for rule in others)
+
+
 def test_unknown_names_are_said() -> None:
     with pytest.raises(lc.SpecError, match=r"no system 'adam' \(there are: backprop, extraprop"):
         system_of("adam")
