@@ -57,7 +57,8 @@ class AltMin(Method):
     """Local objective of hidden weights: the defect squared, or relu(-f(.) * sign(h)), which only asks for the codes'
     signs (networks of sign units)."""
     memory: bool = False
-    """AltMin-mem: hidden weights of linear layers from accumulated sums of s s^T and h s^T, by coordinate descent."""
+    """AltMin-mem: hidden weights of linear layers from accumulated sums of s s^T and h s^T, by coordinate descent;
+    `weights`, its lr and weight_decay, serves layers without one."""
     memory_rate: float = Field(default=0.0, ge=0, lt=1)
     """Exponential forgetting of the memory; 0 accumulates."""
     memory_damping: float = Field(default=0.1, ge=0)

@@ -38,7 +38,8 @@ class FirstOrder(Method):
     multipliers: RuleSpec = SGD(lr=1e-2)
     """Step rule of the multipliers (ascent)."""
     dual_sweep: bool = False
-    """Set the multipliers by the exact sweep at each evaluation instead of ascending."""
+    """Set the multipliers by the exact sweep at each evaluation instead of ascending: the states' gradients are zero
+    then, and of transient states (which start on the forward pass) nothing but weights moves."""
     inner_steps: int = Field(default=0, ge=0)
     """Steps on states and multipliers alone ahead of each step on everything. Stages that read data alone run once."""
 

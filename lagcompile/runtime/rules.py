@@ -10,7 +10,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
@@ -25,11 +25,22 @@ Beta = Annotated[float, Field(gt=0, lt=1)]
 class _Rule(Frozen):
     """What all rules share."""
 
+    kind: str
     lr: float = Field(ge=0)
     """Step size."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Every move first takes the share lr * weight_decay off the values (decoupled from the gradient: Loshchilov and
-    Hutter 2019, AdamW). It is no part of the program, which certificates are about: regularisers are."""
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Every move first takes the share lr * weight_decay, at most 1, off all values that the rule moves (decoupled from
+    the gradient: Loshchilov and Hutter 2019, AdamW); a schedule of lr is one of the share too. It is no part of the
+    program, which certificates are about: regularisers are. bfloat16 has no values a share below 0.002 smaller."""
+
+    @model_validator(mode="after")
+    def _share(self) -> _Rule:
+        if self.lr * self.weight_decay > 1:
+            raise ValueError(
+                f"lr * weight_decay = {self.lr * self.weight_decay:g}: a move would turn the sign of what it shrinks; "
+                f"weight_decay is at most 1/lr = {1 / self.lr:g}"
+            )
+        return self
 
     def shrink(self, values: Tensors, lr: float) -> None:
         """Take the decay's share off the values, in place."""

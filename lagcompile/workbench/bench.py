@@ -14,7 +14,10 @@ import typer
 from lagcompile.ir.base import SpecError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-Out = Annotated[Path | None, typer.Option(help="Folder of the bench; what is in it is not run again.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the bench; what is in it is not run again, and other options need another folder."),
+]
 Systems = Annotated[str | None, typer.Option(help="Names of the rows, with commas between; all by default.")]
 
 
@@ -30,7 +33,7 @@ def table1(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every row.")] = 5,
     trials: Annotated[int, typer.Option(min=1, help="Draws of every system's search.")] = 8,
     search_steps: Annotated[int, typer.Option(min=1, help="Steps of each draw.")] = 300,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples of every step; the bench's own.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples of every step.")] = None,
     keep: Annotated[
         Literal["last", "best"], typer.Option(help="Weights: of the last step, or by validation.")
     ] = "last",

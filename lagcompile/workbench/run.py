@@ -160,8 +160,8 @@ def _checkpoint(folder: Path | None, spec: RunSpec) -> Mapping[str, Any]:
     before = files.reopen(folder).checkpoint()
     if before.get("spec") != _fixed(spec):
         raise DataError(
-            f"{folder} was run with another spec: only steps, time limit, looks, checkpoints, device and baseline may "
-            "change when a run is resumed"
+            f"{folder} was run with another spec, or by a lagcompile with other options: only steps, time limit, "
+            "looks, checkpoints, device and baseline may change when a run is resumed"
         )
     return before
 

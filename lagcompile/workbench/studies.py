@@ -10,6 +10,7 @@ import json
 import random
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import Field
 
 from lagcompile.ir.base import Frozen
 from lagcompile.workbench.benches import Bench, bench_of
+from lagcompile.workbench.protocol import keep_protocol
 from lagcompile.workbench.references import DATA
 from lagcompile.workbench.search import Space, Span, best, drawn, search, write
 from lagcompile.workbench.spec import RunSpec
@@ -102,8 +104,9 @@ def depth_study(options: DepthOptions, folder: Path, *, say: Say = print) -> str
     """Run what is missing and write `depth.md`; returns it.
 
     Raises:
-        SpecError: an unknown system.
+        SpecError: an unknown system, or a folder that was begun with other options.
     """
+    keep_protocol(folder, options.model_dump(exclude={"systems", "seeds"}))
     data = DATA[str(bench_of(options.data).data["name"])]()
     for seed in range(options.seeds):
         for depth in options.depths:
@@ -164,8 +167,13 @@ def _cell(values: list[float]) -> str:
 
 
 def robustness_study(options: RobustnessOptions, folder: Path, *, say: Say = print) -> str:
-    """Run what is missing and write `robustness.md`; returns it."""
-    bench, system = bench_of(options.data), system_of("distprop")
+    """Run what is missing and write `robustness.md`; returns it.
+
+    Raises:
+        SpecError: an unknown bench, or a folder that was begun with other options.
+    """
+    keep_protocol(folder, options.model_dump(exclude={"runs"}))
+    bench, system = replace(bench_of(options.data), decay=0.0), system_of("distprop")  # only what the authors swept
     data = None
     for number in range(options.runs):
         path = folder / "runs" / f"{number:03d}.json"

@@ -207,10 +207,9 @@ SYSTEMS: tuple[System, ...] = (
         {
             "kind": "extragradient",
             "weights": _rule("adam", 2e-3),
-            "states": _rule("sgd", 0.01),
             "dual_sweep": True,
         },
-        {**_LR, "method.states.lr": Span(low=1e-3, high=1.0)},
+        _LR,
     ),
     System("gda", "Gradient descent-ascent", "last", _TUBE, _saddle("descent_ascent"), _TUBE_SPACE),
     System(

@@ -27,6 +27,7 @@ from lagcompile.lift import lift
 from lagcompile.runtime.dataset import as_tensors
 from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.data import DataSplits
+from lagcompile.workbench.protocol import keep_protocol
 from lagcompile.workbench.references import DATA, LOSSES, MODELS
 from lagcompile.workbench.search import Draw, Trial, best, search, stored, write
 from lagcompile.workbench.spec import RunSpec
@@ -79,6 +80,11 @@ class TableOptions(Frozen):
         bench = bench_of(self.data)
         return bench if self.batch_size is None else replace(bench, batch_size=self.batch_size)
 
+    def protocol(self) -> dict[str, Any]:
+        """What all rows of a folder share."""
+        shared = self.model_dump(include={"data", "steps", "trials", "search_steps", "sampler", "keep"})
+        return shared | {"batch_size": self.bench.batch_size, "decay": self.bench.decay}
+
 
 class Row(Frozen):
     """One run."""
@@ -115,11 +121,12 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
         the table as Markdown.
 
     Raises:
-        SpecError: an unknown bench or system.
+        SpecError: an unknown bench or system, or a folder that was begun with other options.
         DataError: the data are not there.
     """
     bench = options.bench
     systems = [system_of(name) for name in options.systems]
+    keep_protocol(folder, options.protocol())
     data: DataSplits | None = None
     for seed in range(options.seeds):
         for system in systems:
@@ -282,13 +289,14 @@ def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str, Any]]) -> str:
+    decay = f"Weights lose {100 * bench.decay:g} % in each move at full step size. " if bench.decay else ""
     lines = [
         f"# {bench.name}: {bench.model['name']}, {options.steps:,} steps, batch {bench.batch_size}",
         "",
         f"Mean and standard deviation over seeds. {_KEPT[options.keep]} Hyper-parameters: best of {options.trials} "
-        f"draws of {options.search_steps:,} steps on the validation split, the same for every system. Each row's spec "
-        "and seed: rows/. Published: accuracy and defect printed in the DistProp paper (MNIST: another network, "
-        "batch 1024).",
+        f"draws of {options.search_steps:,} steps on the validation split, the same for every system. {decay}"
+        "Each row's spec and seed: rows/. Published: accuracy and defect printed in the DistProp paper (MNIST: another "
+        "network, batch 1024).",
         "",
         "| system | seeds | test accuracy | final mean defect | gradient evaluations | processor seconds | state bytes "
         "| published accuracy | published defect |",

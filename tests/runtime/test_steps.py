@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import lagcompile as lc
@@ -65,6 +66,27 @@ def test_weight_decay_shrinks_whichever_way_the_gradient_leads(rule: Rule, ascen
         optimizer.take([None])
         optimizer.update([torch.ones(1, 2, 2)])
     torch.testing.assert_close(decayed, plain - rule.lr * 2.0)
+
+
+def test_the_second_half_step_decays_from_the_remembered_values() -> None:
+    x = torch.ones(1, dtype=torch.float64).requires_grad_()
+    optimizer = lc.Extra([x], lc.SGD(lr=0.25, weight_decay=1.0))
+    x.grad = torch.ones(1, dtype=torch.float64)
+    optimizer.extrapolate()
+    assert x.item() == 0.75 - 0.25
+    x.grad = torch.zeros(1, dtype=torch.float64)
+    optimizer.step()
+    assert x.item() == 0.75
+
+
+def test_a_decay_that_would_turn_signs_is_refused() -> None:
+    with pytest.raises(
+        ValidationError, match=r"lr \* weight_decay = 3: a move would turn the sign .* at most 1/lr = 1"
+    ):
+        lc.SGD(lr=1.0, weight_decay=3.0)
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValidationError, match="weight_decay"):
+            lc.Adam(lr=1e-3, weight_decay=wrong)
 
 
 def _saddle(scheme: Scheme, steps: int, lr: float = 0.3) -> float:

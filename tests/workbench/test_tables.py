@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from lagcompile.workbench.references import DATA
 from lagcompile.workbench.search import Choice, Draw, Space, Span, best, drawn, search, stored
 from lagcompile.workbench.studies import DepthOptions, RobustnessOptions, depth_study, robustness_study
 from lagcompile.workbench.systems import SYSTEMS, System, system_of
-from lagcompile.workbench.tables import TableOptions, rows_of, solve, table1
+from lagcompile.workbench.tables import TableOptions, figure, rows_of, solve, table1
 
 SPACE: Space = {"a": Span(low=1e-3, high=1.0), "b": Choice(options=("x", "y")), "c": Span(low=0.0, high=2.0, log=False)}
 
@@ -73,6 +75,21 @@ def test_weights_decay_by_the_same_share_of_a_move_in_every_system(system: Syste
         assert not any(rule.get("weight_decay") for rule in others)
 
 
+@pytest.mark.parametrize("system", [s for s in SYSTEMS if s.method["kind"] != "extragradient"], ids=lambda s: s.name)
+def test_a_step_takes_the_decay_off_every_weight_once(system: System) -> None:
+    data = DATA["digits"]()
+    plain, decayed, start = (
+        solve(system.spec(bench, system.start, steps=steps, seed=0), data).model.state_dict()
+        for bench, steps in (
+            (bench_of("digits"), 1),
+            (replace(bench_of("digits"), decay=0.01), 1),
+            (bench_of("digits"), 0),
+        )
+    )
+    for name, value in start.items():
+        torch.testing.assert_close(decayed[name], plain[name] - 0.01 * value, rtol=1e-5, atol=1e-6)
+
+
 def test_unknown_names_are_said() -> None:
     with pytest.raises(lc.SpecError, match=r"no system 'adam' \(there are: backprop, extraprop"):
         system_of("adam")
@@ -114,10 +131,45 @@ def test_a_table_at_another_batch_size(tmp_path: Path) -> None:
     assert "4 steps, batch 7\n" in table1(options, tmp_path, say=lambda line: None)
     (row,) = rows_of(tmp_path)
     assert row.spec["run"]["batch_size"] == 7
+    assert [t.draw for t in stored(tmp_path / "search" / "backprop.json")] == [{"method.weights.lr": 1e-3}]
 
 
-def test_the_exact_dual_sweep_is_backprop_with_a_look_ahead(tmp_path: Path) -> None:
-    """Its first look has backprop's gradient; a step that looks ahead by nothing is backprop's step."""
+def test_rows_of_two_protocols_never_share_a_folder(tmp_path: Path) -> None:
+    options = TableOptions(data="digits", systems=("backprop",), steps=4, seeds=1, trials=1, search_steps=2)
+    table1(options, tmp_path, say=lambda line: None)
+    other = options.model_copy(update={"batch_size": 7, "search_steps": 3})
+    expected = (
+        f"{tmp_path} was begun with search_steps 2 (now 3), batch_size 64 (now 7): rows of both would stand in one "
+        "table. Give the options that it was begun with, or another folder (--out)"
+    )
+    with pytest.raises(lc.SpecError, match=f"^{re.escape(expected)}$"):
+        table1(other, tmp_path, say=lambda line: None)
+    assert len(rows_of(tmp_path)) == 1
+    table1(options.model_copy(update={"seeds": 2, "batch_size": 64}), tmp_path, say=lambda line: None)  # as it was
+    assert len(rows_of(tmp_path)) == 2
+    with pytest.raises(lc.SpecError, match=r"width None \(now 8\), .*steps 4 \(now 3\)"):
+        depth_study(DepthOptions(depths=(2,), width=8, steps=3), tmp_path, say=lambda line: None)
+
+
+def test_lines_beyond_the_colours_are_dashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    table1(TableOptions(systems=("gda",), steps=4, seeds=1, trials=1, search_steps=2), tmp_path, say=lambda line: None)
+    (row,) = rows_of(tmp_path)
+    styles: list[str] = []
+    plot = Axes.plot
+
+    def watched(axes: Axes, *args: Any, **kwargs: Any) -> Any:
+        lines = plot(axes, *args, **kwargs)
+        styles.extend(str(line.get_linestyle()) for line in lines)
+        return lines
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    assert figure([row.model_copy(update={"system": s.name}) for s in SYSTEMS[:12]], tmp_path / "defect.png")
+    assert styles == ["-"] * 10 + ["--"] * 2
+
+
+def test_the_exact_dual_sweep_without_extrapolation_is_backprop() -> None:
     bench, data = bench_of("digits"), DATA["digits"]()
     still: Draw = {"method.weights.kind": "sgd", "method.weights.lr": 0.1}
     swept = system_of("dual_sweep").spec(bench, {**still, "method.kind": "descent_ascent"}, steps=20, seed=0)
