@@ -34,6 +34,9 @@ def table1(
     trials: Annotated[int, typer.Option(min=1, help="Draws of every system's search.")] = 8,
     search_steps: Annotated[int, typer.Option(min=1, help="Steps of each draw.")] = 300,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples of every step.")] = None,
+    decay: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Share of itself that a weight loses in each move.")
+    ] = None,
     keep: Annotated[
         Literal["last", "best"], typer.Option(help="Weights: of the last step, or by validation.")
     ] = "last",
@@ -48,6 +51,7 @@ def table1(
         data=data,
         steps=steps,
         batch_size=batch_size,
+        decay=decay,
         seeds=seeds,
         trials=trials,
         search_steps=search_steps,

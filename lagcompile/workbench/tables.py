@@ -59,6 +59,8 @@ class TableOptions(Frozen):
     """Steps of every row."""
     batch_size: int | None = Field(default=None, ge=1)
     """Examples of every step, in searches too; None: the bench's own."""
+    decay: float | None = Field(default=None, ge=0, lt=1)
+    """Share of itself that a weight loses in each move at full step size; None: the bench's own."""
     seeds: int = Field(default=5, ge=1)
     """Seeds 0 to seeds - 1 of every row."""
     trials: int = Field(default=8, ge=1)
@@ -72,13 +74,14 @@ class TableOptions(Frozen):
 
     @property
     def bench(self) -> Bench:
-        """The bench, at this batch size.
+        """The bench, at this batch size and decay.
 
         Raises:
             SpecError: there is none of that name.
         """
         bench = bench_of(self.data)
-        return bench if self.batch_size is None else replace(bench, batch_size=self.batch_size)
+        size = bench.batch_size if self.batch_size is None else self.batch_size
+        return replace(bench, batch_size=size, decay=bench.decay if self.decay is None else self.decay)
 
     def protocol(self) -> dict[str, Any]:
         """What all rows of a folder share."""

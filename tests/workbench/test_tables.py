@@ -124,13 +124,16 @@ def test_the_table_is_resumable_and_has_a_row_for_each_system_and_seed(tmp_path:
     assert (again[1].accuracy, again[1].curve) == (rows[1].accuracy, rows[1].curve)
 
 
-def test_a_table_at_another_batch_size(tmp_path: Path) -> None:
+def test_a_table_at_another_batch_size_and_decay(tmp_path: Path) -> None:
     options = TableOptions(
-        data="digits", systems=("backprop",), steps=4, batch_size=7, seeds=1, trials=1, search_steps=2
+        data="digits", systems=("backprop",), steps=4, batch_size=7, decay=1e-4, seeds=1, trials=1, search_steps=2
     )
-    assert "4 steps, batch 7\n" in table1(options, tmp_path, say=lambda line: None)
+    text = table1(options, tmp_path, say=lambda line: None)
+    assert "4 steps, batch 7\n" in text
+    assert "Weights lose 0.01 % in each move at full step size." in text
     (row,) = rows_of(tmp_path)
     assert row.spec["run"]["batch_size"] == 7
+    assert row.spec["method"]["weights"]["weight_decay"] == pytest.approx(0.1)
     assert [t.draw for t in stored(tmp_path / "search" / "backprop.json")] == [{"method.weights.lr": 1e-3}]
 
 
