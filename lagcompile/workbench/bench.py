@@ -40,6 +40,9 @@ def table1(
     keep: Annotated[
         Literal["last", "best"], typer.Option(help="Weights: of the last step, or by validation.")
     ] = "last",
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train rows on the validation split too, once searched.")
+    ] = False,
     systems: Systems = None,
     out: Out = None,
 ) -> None:
@@ -56,6 +59,7 @@ def table1(
         trials=trials,
         search_steps=search_steps,
         keep=keep,
+        refit=refit,
     )
     if systems is not None:
         options = options.model_copy(update={"systems": _names(systems)})

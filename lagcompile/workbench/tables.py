@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lagcompile.backends.base import Method, drive
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import Frozen, SpecError
 from lagcompile.ir.solution import Solution, Status
 from lagcompile.lift import lift
 from lagcompile.runtime.dataset import as_tensors
@@ -71,6 +71,14 @@ class TableOptions(Frozen):
     """How draws are proposed."""
     keep: Keep = "last"
     """Weights that are kept: of the last step, or of the best validation accuracy of twenty looks, in searches too."""
+    refit: bool = False
+    """Rows train on the validation split too, once their search is done; then the last step's weights are kept."""
+
+    @model_validator(mode="after")
+    def _nothing_to_look_at(self) -> TableOptions:
+        if self.refit and self.keep == "best":
+            raise SpecError("refit leaves no validation split to look at: keep the weights of the last step")
+        return self
 
     @property
     def bench(self) -> Bench:
@@ -85,7 +93,7 @@ class TableOptions(Frozen):
 
     def protocol(self) -> dict[str, Any]:
         """What all rows of a folder share."""
-        shared = self.model_dump(include={"data", "steps", "trials", "search_steps", "sampler", "keep"})
+        shared = self.model_dump(include={"data", "steps", "trials", "search_steps", "sampler", "keep", "refit"})
         return shared | {"batch_size": self.bench.batch_size, "decay": self.bench.decay}
 
 
@@ -99,7 +107,8 @@ class Row(Frozen):
     status: str
     accuracy: float
     """On the test split, with the weights of `step`."""
-    validation: float
+    validation: float | None
+    """None: all of it was trained on."""
     step: int | None = None
     """Step whose weights were kept; None: the last one (the best one before it where the run diverged)."""
     defect: float
@@ -130,16 +139,19 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
     bench = options.bench
     systems = [system_of(name) for name in options.systems]
     keep_protocol(folder, options.protocol())
+    whole = replace(bench, data={**bench.data, "args": {**_args(bench.data), "validation": 0}})
     data: DataSplits | None = None
+    trained_on: DataSplits | None = None
     for seed in range(options.seeds):
         for system in systems:
             path = _row_path(folder, system.name, seed)
             if path.exists():
                 continue
-            data = data if data is not None else DATA[str(bench.data["name"])](**_args(bench.data))
+            data = data or _load(bench)
+            trained_on = trained_on or (_load(whole) if options.refit else data)
             draw = tuned(system, bench, data, options, folder, say=say).draw
-            spec = system.spec(bench, draw, steps=options.steps, seed=seed)
-            row = run_row(system.name, spec, data, keep=options.keep)
+            spec = system.spec(whole if options.refit else bench, draw, steps=options.steps, seed=seed)
+            row = run_row(system.name, spec, trained_on, keep=options.keep)
             write(path, row.model_dump(mode="json"))
             say(f"{bench.name} {system.name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
             write_table(options, folder, draw=False)
@@ -215,7 +227,7 @@ def run_row(system: str, spec: RunSpec, data: DataSplits, *, keep: Keep = "last"
         spec=spec.model_dump(mode="json"),
         status=solution.status.name.lower(),
         accuracy=_accuracy(solution.model, data.test_x, data.test_y),
-        validation=_accuracy(solution.model, data.validation_x, data.validation_y),
+        validation=_accuracy(solution.model, data.validation_x, data.validation_y) if len(data.validation_x) else None,
         step=solution.details["best_step"] if keep == "best" else None,
         defect=float(final),
         gradient_evaluations=solution.gradient_evaluations,
@@ -235,6 +247,10 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         for a, b in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True)
     )
     return right / len(x)
+
+
+def _load(bench: Bench) -> DataSplits:
+    return DATA[str(bench.data["name"])](**_args(bench.data))
 
 
 def _args(entry: Any) -> dict[str, Any]:
@@ -293,11 +309,12 @@ def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
 
 def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str, Any]]) -> str:
     decay = f"Weights lose {100 * bench.decay:g} % in each move at full step size. " if bench.decay else ""
+    refit = "Rows are trained on that split too. " if options.refit else ""
     lines = [
         f"# {bench.name}: {bench.model['name']}, {options.steps:,} steps, batch {bench.batch_size}",
         "",
         f"Mean and standard deviation over seeds. {_KEPT[options.keep]} Hyper-parameters: best of {options.trials} "
-        f"draws of {options.search_steps:,} steps on the validation split, the same for every system. {decay}"
+        f"draws of {options.search_steps:,} steps on the validation split, the same for every system. {refit}{decay}"
         "Each row's spec and seed: rows/. Published: accuracy and defect printed in the DistProp paper (MNIST: another "
         "network, batch 1024).",
         "",

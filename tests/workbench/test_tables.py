@@ -137,6 +137,22 @@ def test_a_table_at_another_batch_size_and_decay(tmp_path: Path) -> None:
     assert [t.draw for t in stored(tmp_path / "search" / "backprop.json")] == [{"method.weights.lr": 1e-3}]
 
 
+def test_rows_can_train_on_the_validation_split_once_it_has_been_searched_on(tmp_path: Path) -> None:
+    options = TableOptions(systems=("backprop",), steps=4, seeds=1, trials=2, search_steps=2, refit=True)
+    assert "Rows are trained on that split too." in table1(options, tmp_path, say=lambda line: None)
+    (row,) = rows_of(tmp_path)
+    assert row.validation is None
+    assert row.spec["data"] == {"name": "digits", "args": {"validation": 0}}
+    table1(options.model_copy(update={"refit": False}), tmp_path / "held_out", say=lambda line: None)
+    (other,) = rows_of(tmp_path / "held_out")
+    assert other.validation is not None
+    assert stored(tmp_path / "search/backprop.json") == stored(tmp_path / "held_out/search/backprop.json")
+    with pytest.raises(
+        lc.SpecError, match=r"^refit leaves no validation split to look at: keep the weights of the last"
+    ):
+        TableOptions(refit=True, keep="best")
+
+
 def test_rows_of_two_protocols_never_share_a_folder(tmp_path: Path) -> None:
     options = TableOptions(data="digits", systems=("backprop",), steps=4, seeds=1, trials=1, search_steps=2)
     table1(options, tmp_path, say=lambda line: None)
@@ -191,7 +207,10 @@ def test_the_weights_that_did_best_on_validation_are_kept(tmp_path: Path) -> Non
         (rows[keep],) = rows_of(tmp_path / keep)
     assert rows["last"].step is None
     assert rows["best"].step in range(3, 61, 3)
-    assert rows["best"].validation >= rows["last"].validation
+    looks = {keep: row.validation for keep, row in rows.items()}
+    assert looks["best"] is not None
+    assert looks["last"] is not None
+    assert looks["best"] >= looks["last"]
     assert rows["best"].curve == rows["last"].curve  # looking changes nothing
 
 
