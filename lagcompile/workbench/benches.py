@@ -5,15 +5,23 @@ In: nothing. Out: `Bench`es. Invariant: what stands here is the same for every s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from lagcompile.ir.base import SpecError
 
 Where = Literal["last", "ahead", "behind"]
 """last: behind the activation ahead of the output layer. ahead: ahead of every activation (pre-activation codes).
 behind: behind every activation."""
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Named = TypeVar("_Named", bound=_HasName)
 
 
 @dataclass(frozen=True)
@@ -89,13 +97,22 @@ BENCHES: tuple[Bench, ...] = (
 )
 
 
+def named(kind: str, entries: Sequence[_Named], name: str) -> _Named:
+    """The entry of that name.
+
+    Raises:
+        SpecError: there is none.
+    """
+    found = next((entry for entry in entries if entry.name == name), None)
+    if found is None:
+        raise SpecError(f"there is no {kind} '{name}' (there are: {', '.join(entry.name for entry in entries)})")
+    return found
+
+
 def bench_of(name: str) -> Bench:
     """Bench by name.
 
     Raises:
         SpecError: there is none of that name.
     """
-    found = next((b for b in BENCHES if b.name == name), None)
-    if found is None:
-        raise SpecError(f"there is no bench '{name}' (there are: {', '.join(b.name for b in BENCHES)})")
-    return found
+    return named("bench", BENCHES, name)

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lagcompile.ir.base import SpecError
-from lagcompile.workbench.benches import Bench, Where
+from lagcompile.workbench.benches import Bench, Where, named
 from lagcompile.workbench.search import Choice, Draw, Space, Span
 from lagcompile.workbench.spec import RunSpec
 
@@ -330,7 +329,4 @@ def system_of(name: str) -> System:
     Raises:
         SpecError: there is none of that name.
     """
-    found = next((s for s in SYSTEMS if s.name == name), None)
-    if found is None:
-        raise SpecError(f"there is no system '{name}' (there are: {', '.join(s.name for s in SYSTEMS)})")
-    return found
+    return named("system", SYSTEMS, name)

@@ -139,7 +139,8 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
     bench = options.bench
     systems = [system_of(name) for name in options.systems]
     keep_protocol(folder, options.protocol())
-    whole = replace(bench, data={**bench.data, "args": {**_args(bench.data), "validation": 0}})
+    whole = {**bench.data, "args": {**_args(bench.data), "validation": 0}}
+    rows_on = replace(bench, data=whole) if options.refit else bench
     data: DataSplits | None = None
     trained_on: DataSplits | None = None
     for seed in range(options.seeds):
@@ -148,9 +149,9 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
             if path.exists():
                 continue
             data = data or _load(bench)
-            trained_on = trained_on or (_load(whole) if options.refit else data)
+            trained_on = trained_on or (_load(rows_on) if options.refit else data)
             draw = tuned(system, bench, data, options, folder, say=say).draw
-            spec = system.spec(whole if options.refit else bench, draw, steps=options.steps, seed=seed)
+            spec = system.spec(rows_on, draw, steps=options.steps, seed=seed)
             row = run_row(system.name, spec, trained_on, keep=options.keep)
             write(path, row.model_dump(mode="json"))
             say(f"{bench.name} {system.name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
