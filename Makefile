@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: demo test bench lint types unit format clean
+.PHONY: demo test unseen nightly bench lint types unit format clean
+SECONDS ?= 40
+NIGHTLY := tests/benchmarks/results/nightly.json
 
 # Waiting threads that spin would starve a neighbour, or themselves, on a busy machine.
 demo: export OMP_WAIT_POLICY := PASSIVE
@@ -23,6 +25,14 @@ types: .venv/test.stamp
 
 unit: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Fresh cases in an environment that stands: prints what fails, with the line that repeats it, and nothing else.
+unseen:
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.unseen --seconds $(SECONDS)
+
+# What is too long for `make test`; counts are kept in tests/benchmarks/results.
+nightly: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.unseen --nightly $(NIGHTLY)
 
 bench: .venv/bench.stamp
 	$(BIN)/python -m tests.benchmarks
