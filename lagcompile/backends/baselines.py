@@ -163,6 +163,7 @@ class TargetPropagationExecutor(StageExecutor):
         self.method = method
         self.network = StageNetwork(self.instance, "dtp")
         self.network.chain("dtp")
+        _only_the_last(self.network)
         self.inverses: list[tuple[Tensor, Tensor]] = []
         states = [c.state for c in self.network.codes]
         for below, above in pairwise(states):
@@ -253,6 +254,18 @@ class TargetPropagationExecutor(StageExecutor):
     def extra_state(self) -> dict[str, Tensor]:
         """Weights of the inverses."""
         return {f"g{k}.{n}": t for k, pair in enumerate(self.inverses) for n, t in zip(("w", "b"), pair, strict=True)}
+
+
+def _only_the_last(network: StageNetwork) -> None:
+    """Check that nothing but the last state leads to the loss: its target is the only one that comes from there."""
+    problems = [
+        f"dtp takes its targets from the last state, but the loss also reads {c.state.name} (after {c.state.node}, "
+        f"{c.state.module}): leave that out of the loss, or use method backprop, altmin or extragradient"
+        for c in network.codes[:-1]
+        if c.to_loss
+    ]
+    if problems:
+        raise ProgramError(problems)
 
 
 def _detached(network: StageNetwork, batch: Batch) -> tuple[Values, Values]:

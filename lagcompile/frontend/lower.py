@@ -252,7 +252,7 @@ def _defect(state: str, stage: str, option: StateFormulation) -> DefectConstrain
 
 
 def _data(network: Network, graph: Graph, formulation: Formulation) -> tuple[DataVariable, ...]:
-    read = {r for s in network.stages for r in s.reads} & {n.name for n in graph.nodes}
+    read = {r for s in network.stages for r in s.reads} | set(network.output_names)
     names = [n for n in graph.nodes if n.role == "input" or (n.role in {"data", "structure"} and n.name in read)]
     inputs = [n.name for n in graph.nodes if n.role == "input"]
     unknown = [n for n in formulation.inputs if n not in inputs]

@@ -56,8 +56,9 @@ def sweep(
     multipliers: dict[str, Tensor] = {}
     leaves = list(states.values())
     if leaves:
-        direct = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-        _add(multipliers, states, direct)
+        reads = value.requires_grad  # else the loss reads nothing that moves
+        direct = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) if reads else ()
+        _add(multipliers, states, direct or [None for _ in leaves])
     for stage in reversed(network.stages):
         _back(stage, states, by_stage[stage.name], multipliers)
     predictions = {n: v for own in by_stage.values() for n, v in own.items()}

@@ -94,6 +94,7 @@ class Instance:
         self.weights = Weights(self.network, self.layout, program)
         self.labels = self._labels()
         self._calls = [self._call_of(u, i) for i, u in enumerate(self.layout.units)]
+        self._shown = self._states_among_outputs()
         self._sizes: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     # ---------------------------------------------------------------- data
@@ -180,6 +181,12 @@ class Instance:
 
         return call
 
+    def _states_among_outputs(self) -> tuple[tuple[str, int, int], ...]:
+        """Node, bank and position of each state that is an output, too: the loss reads the state itself."""
+        outputs = set(self.network.output_names)
+        banks = enumerate(self.layout.banks)
+        return tuple((n, b, k) for b, bank in banks for k, n in enumerate(bank.nodes) if n in outputs)
+
     def predict(
         self, banks: Sequence[Tensor], values: Mapping[str, Any], known: Known | None = None
     ) -> tuple[list[Tensor], dict[str, Any]]:
@@ -192,10 +199,12 @@ class Instance:
                 the data fixed: what is missing is put there, what is there is not run again.
 
         Returns:
-            predictions of the banks, of the shapes of `banks`; values written by stages that are no states.
+            predictions of the banks, of the shapes of `banks`; all values that the output is made of, and more.
         """
         predictions: list[list[Tensor]] = [[] for _ in self.layout.banks]
         env: dict[str, Any] = dict(values)
+        for node, b, k in self._shown:
+            env[node] = to_value(banks[b][k : k + 1], self.layout.banks[b].first.type)[0]
         for k, (unit, call) in enumerate(zip(self.layout.units, self._calls, strict=True)):
             if known is not None and k in known:
                 results = known[k]

@@ -88,7 +88,7 @@ def populations(instance: Instance) -> Populations:
         problems.append(
             f"the class_gaussian states {drawn} must all have the same number of samples and the same noise"
         )
-    synthetic: dict[str, bool] = {}
+    synthetic = {node: g for b, g in zip(banks, gaussian, strict=True) for node in b.nodes}
     produced = [False] * len(banks)
     output = False
     for unit in instance.layout.units:
@@ -118,7 +118,14 @@ def populations(instance: Instance) -> Populations:
                             f"state and cannot be {what}: make it class_gaussian or eliminated"
                         )
     names = instance.network.output_names
-    output = any(synthetic.get(n, False) for n in names)
+    shown = {n: synthetic.get(n, False) for n in names}
+    output = any(shown.values())
+    if output and not all(shown.values()):
+        problems.append(
+            f"the loss reads {', '.join(n for n, s in shown.items() if s)}, of samples of a class_gaussian state, and "
+            f"{', '.join(n for n, s in shown.items() if not s)}, of real examples: return one kind only, or keep the "
+            "states in a table"
+        )
     if problems:
         raise ProgramError(problems)
     assert instance.program.classes is not None
