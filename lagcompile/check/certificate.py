@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from lagcompile.ir.base import DataError, Frozen
+from lagcompile.ir.base import Frozen
+from lagcompile.ir.jsonfile import validate
 
 Kind = Literal[
     "forward",
@@ -81,7 +82,7 @@ class Certificate(Frozen):
     def save(self, path: str | Path) -> Path:
         """Write the certificate as JSON."""
         target = Path(path)
-        target.write_text(self.model_dump_json(indent=2) + "\n")
+        target.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return target
 
     @classmethod
@@ -89,15 +90,9 @@ class Certificate(Frozen):
         """Read a certificate.
 
         Raises:
-            DataError: there is no such file, or it is no certificate.
+            DataError: there is no such file, or it is no certificate; each problem names a line and a key.
         """
-        source = Path(path)
-        try:
-            return cls.model_validate_json(source.read_text())
-        except OSError as error:
-            raise DataError(f"no certificate at {source}: {error.strerror}") from error
-        except ValidationError as error:
-            raise DataError(f"{source} is not a certificate: {error.errors()[0]['msg']}") from error
+        return validate(path, cls)
 
     def __str__(self) -> str:
         lines = [f"certificate for {self.model} in {self.dtype}: {'ok' if self.ok else 'NOT ok'}"]

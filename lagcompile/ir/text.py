@@ -23,6 +23,7 @@ from lagcompile.ir.axes import (
     Transform,
     Weight,
 )
+from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import (
     DataVariable,
     DefectConstraint,
@@ -39,14 +40,19 @@ def to_json(program: Program) -> str:
     return program.model_dump_json(indent=2)
 
 
-def from_json(text: str) -> Program:
+def from_json(text: str, source: str = "program.json") -> Program:
     """Program from the text that `to_json` wrote.
 
+    Args:
+        text: what `to_json` wrote.
+        source: name that errors show.
+
     Raises:
-        ProgramError: the program is inconsistent.
-        pydantic.ValidationError: the text is not a program.
+        ProgramError: the text is not a program, or an inconsistent one; each problem names a line and a key.
     """
-    return Program.model_validate_json(text)
+    from lagcompile.ir.jsonfile import check
+
+    return check(text, source, Program, error=ProgramError)
 
 
 def to_yaml(program: Program) -> str:

@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lagcompile.ir import reading
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.schemaerrors import KeyPath, explain, show_path
 
@@ -33,6 +34,8 @@ Model = TypeVar("Model", bound=BaseModel)
 # Aliases may repeat a value; a file that multiplies itself beyond any sensible spec is refused, not expanded.
 MAX_VALUES = 100_000
 MAX_DEPTH = 60
+LARGEST = 4 * 2**20
+"""Bytes: the reader takes seconds for each mebibyte."""
 LINE_WIDTH = 100
 _PLAIN = re.compile(r"[A-Za-z_][\w./*+-]*(:[\w./*+-]+)*", re.ASCII)
 _READ_AS_OTHER = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
@@ -47,7 +50,8 @@ class Document:
     Attributes:
         source: the file's path as the user wrote it.
         data: mappings with string keys, lists, strings, numbers, booleans, None.
-        lines: line number (from 1) by key path, e.g. `("split", "k")`; list items by their index.
+        lines: line number (from 1) by key path, e.g. `("split", "k")`; list items by their index. None are known where
+            it is empty.
     """
 
     source: str
@@ -62,7 +66,7 @@ class Document:
 
     def problem(self, path: KeyPath, message: str) -> str:
         """One sentence for a `SpecError`: `specs/x.yaml:12: split.k: message`."""
-        place = f"{self.source}:{self.line(path)}: "
+        place = f"{self.source}:{self.line(path)}: " if self.lines else f"{self.source}: "
         return f"{place}{show_path(path)}: {message}" if path else place + message
 
 
@@ -72,17 +76,7 @@ def read(path: str | Path) -> Document:
     Raises:
         SpecError: the file is missing, is not UTF-8 text, or is not one well-formed YAML document of plain data.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise SpecError(f"{path}: expected a YAML file, got a folder") from None
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: the file is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise SpecError(f"{path}: the file cannot be read: {error.strerror}") from None
-    return read_text(text, str(path))
+    return read_text(reading.read_text(path, error=SpecError, kind="YAML", largest=LARGEST), str(path))
 
 
 def read_text(text: str, source: str) -> Document:
@@ -103,6 +97,11 @@ def read_text(text: str, source: str) -> Document:
         raise SpecError(f"{source}:{line}: not valid YAML: {what}{begun}") from None
     except YAMLError as error:
         raise SpecError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise SpecError(f"{source}: too many or too deeply nested values") from None
+    except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, AssertionError) as error:
+        # The reader's own slips on what is no YAML, such as an escape beyond Unicode.
+        raise SpecError(f"{source}: not valid YAML: {error}") from None
     if node is None:
         raise SpecError(f"{source}: the file is empty")
     builder = _Builder(source)
@@ -175,7 +174,9 @@ class _Builder:
             if kind == "float":
                 return _number(text)
         except ValueError:
-            self.problems.append(f"{self.source}:{node.start_mark.line + 1}: {_lead(path)}{text!r} is not a number")
+            self.problems.append(
+                f"{self.source}:{node.start_mark.line + 1}: {_lead(path)}{_short(text)} is not a number"
+            )
             return None
         # `on` and `yes` are words in YAML 1.2, also under a `%YAML 1.1` directive.
         if kind == "bool" and text.lower() in ("true", "false"):
@@ -198,8 +199,15 @@ def _lead(path: KeyPath) -> str:
     return f"{show_path(path)}: " if path else ""
 
 
+def _short(text: str) -> str:
+    long = f"{text[:20]!r}... of {len(text)} digits"
+    return repr(text) if len(text) <= reading.LONGEST_INTEGER else long
+
+
 def _integer(text: str) -> int:
     digits = text.replace("_", "")
+    if len(digits) > reading.LONGEST_INTEGER:
+        raise ValueError("too long")
     return int(digits, 0 if digits.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else 10)
 
 
@@ -231,9 +239,17 @@ def check(document: Document, model_class: type[Model]) -> Model:
         # As JSON, because strict validation there still takes a list for a tuple and text for a path.
         return model_class.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
-        found = explain(error, model_class, document.data)
+        problems = problems_of(error, model_class, document.data, document)
+    raise SpecError(problems)
+
+
+def problems_of(
+    error: ValidationError, model_class: type[BaseModel], data: object, document: Document, within: KeyPath = ()
+) -> list[str]:
+    """What a class found wrong with the data at `within` in a document, in the order of the lines."""
+    found = [((*within, *path), message) for path, message in explain(error, model_class, data)]
     found.sort(key=lambda problem: document.line(problem[0]))
-    raise SpecError([document.problem(path, message) for path, message in found])
+    return [document.problem(path, message) for path, message in found]
 
 
 def dump(model: BaseModel, path: str | Path) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from lagcompile.check.certificate import Certificate, Residual
-from lagcompile.ir.base import ProgramError, SpecError
-from lagcompile.ir.text import diff, from_json
+from lagcompile.ir.base import SpecError
+from lagcompile.ir.jsonfile import validate as validate_json
+from lagcompile.ir.program import Program
+from lagcompile.ir.text import diff
 from lagcompile.ir.yamlfile import read, validate
 from lagcompile.lift import SplitFile
 from lagcompile.workbench.prepare import Prepared, prepare
@@ -75,14 +75,7 @@ def text_of(path: Path) -> str:
     """
     if path.suffix != ".json":
         return described(prepare(load(path)))
-    try:
-        return str(from_json(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise SpecError(f"{path}: the file cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        raise SpecError(f"{path}: not a program: {error.errors()[0]['msg']}") from None
-    except ProgramError as error:
-        raise SpecError([f"{path}: {p}" for p in error.problems]) from None
+    return str(validate_json(path, Program, error=SpecError))
 
 
 def is_split(path: Path) -> bool:

@@ -1,0 +1,138 @@
+"""JSON files in: validation by a pydantic class, with file, line and key of every problem.
+
+In: text. Out: an instance of a class, or one error that holds every problem. Invariant: a text that reads as JSON twice
+over (the same key given twice) or that is nested more deeply than any of ours is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lagcompile.ir.base import DataError, LagcompileError
+from lagcompile.ir.reading import LONGEST_INTEGER, read_text
+from lagcompile.ir.schemaerrors import KeyPath
+from lagcompile.ir.yamlfile import MAX_DEPTH, Document, problems_of
+from lagcompile.ir.yamlfile import read_text as read_yaml_text
+
+Model = TypeVar("Model", bound=BaseModel)
+LOCATED = 1 << 20
+"""Characters: in a longer text lines are not looked for."""
+
+
+def validate(path: str | Path, model_class: type[Model], *, error: type[LagcompileError] = DataError) -> Model:
+    """Read a JSON file and validate it.
+
+    Raises:
+        LagcompileError: of class `error`: the file cannot be read, is no JSON, or each thing that is wrong in it.
+    """
+    return check(read_text(path, error=error, kind="JSON"), str(path), model_class, error=error)
+
+
+def read(path: str | Path, *, error: type[LagcompileError] = DataError) -> Any:
+    """Plain data of a JSON file.
+
+    Raises:
+        LagcompileError: of class `error`: the file cannot be read, or is no JSON.
+    """
+    return parse(read_text(path, error=error, kind="JSON"), str(path), error=error)
+
+
+def check(text: str, source: str, model_class: type[Model], *, error: type[LagcompileError] = DataError) -> Model:
+    """Validate JSON text strictly: no text is taken for a number.
+
+    Args:
+        text: JSON.
+        source: the name that problems begin with.
+        model_class: what is expected.
+        error: class of the problems.
+
+    Raises:
+        LagcompileError: of class `error`: the text is no JSON, or each thing that is wrong in it.
+    """
+    return _validated(parse(text, source, error=error), text, source, model_class, error)
+
+
+def check_list(text: str, source: str, model_class: type[Model], *, error: type[LagcompileError]) -> list[Model]:
+    """Validate JSON text that is a list, each entry of a class.
+
+    Raises:
+        LagcompileError: of class `error`: as for `check`.
+    """
+    data = parse(text, source, error=error)
+    if not isinstance(data, list):
+        raise error(f"{source}: expected a list, got {_words(data)}")
+    return [_validated(item, text, source, model_class, error, (i,)) for i, item in enumerate(data)]
+
+
+def parse(text: str, source: str, *, error: type[LagcompileError] = DataError) -> Any:
+    """Plain data of JSON text; NaN and infinities are read as Python writes them.
+
+    Raises:
+        LagcompileError: of class `error`: the text is no JSON, or no sensible one.
+    """
+    twice: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(found)
+        if len(result) < len(found):
+            keys = [k for k, _ in found]
+            twice.extend(k for k in result if keys.count(k) > 1)
+        return result
+
+    try:
+        data = json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
+    except json.JSONDecodeError as caught:
+        what = "the file is empty" if not text.strip() else caught.msg[:1].lower() + caught.msg[1:]
+        end = ": it may have been cut short" if caught.pos >= len(text.rstrip()) else ""
+        raise error(f"{source}:{caught.lineno}:{caught.colno}: not valid JSON: {what}{end}") from None
+    except RecursionError:
+        raise error(f"{source}: the values are nested too deeply") from None
+    except ValueError as caught:
+        raise error(f"{source}: {caught}") from None
+    if twice:
+        raise error(f"{source}: the key {twice[0]!r} is given twice in one mapping: keep one of them")
+    if _deeper(data, MAX_DEPTH):
+        raise error(f"{source}: the values are nested too deeply")
+    return data
+
+
+def _validated(
+    data: object, text: str, source: str, model_class: type[Model], error: type[LagcompileError], within: KeyPath = ()
+) -> Model:
+    if not isinstance(data, dict):
+        raise error(f"{source}: expected a mapping of keys to values, got {_words(data)}")
+    try:
+        return model_class.model_validate_json(json.dumps(data) if within else text, strict=True)
+    except ValidationError as caught:
+        raise error(problems_of(caught, model_class, data, _located(text, source, data), within)) from None
+    except LagcompileError as caught:
+        raise error([f"{source}: {p}" for p in caught.problems]) from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_INTEGER:
+        raise ValueError(f"a number of {len(digits)} digits, which begins with {digits[:20]}, is too long")
+    return int(digits)
+
+
+def _deeper(data: object, depth: int) -> bool:
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return depth < 0 or any(_deeper(value, depth - 1) for value in inner if isinstance(value, (dict, list)))
+
+
+def _located(text: str, source: str, data: object) -> Document:
+    """The same text read as YAML, of which JSON is a part, for its lines; without lines where that fails."""
+    if len(text) <= LOCATED:
+        try:
+            return read_yaml_text(text, source)
+        except LagcompileError:
+            pass
+    return Document(source, data, {})
+
+
+def _words(data: object) -> str:
+    return "a list" if isinstance(data, list) else f"the single value {str(data)[:40]!r}"

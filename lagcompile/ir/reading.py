@@ -1,0 +1,96 @@
+"""Text files in: the one way in which files are opened, whatever they hold, and what is said where that fails.
+
+In: a path. Out: text with Unix line ends, or one problem that names file, place and remedy. Invariant: a file that is
+no text, is too large or cannot be read is refused before anything looks at its content.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+from pathlib import Path
+
+from lagcompile.ir.base import DataError, LagcompileError
+
+LARGEST = 64 * 2**20
+"""Bytes of a text that a person or lagcompile wrote; tables of numbers may be larger."""
+LONGEST_INTEGER = 100
+"""Digits: no number of a spec or a program is longer, and Python takes quadratic time to read one."""
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, or write to another place",
+    errno.EDQUOT: "free some space there, or write to another place",
+    errno.EROFS: "write to another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EEXIST: "remove it, or choose another place",
+    errno.ENOENT: "check the path; if it was there before, something removed it meanwhile",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EISDIR: "give a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.EMFILE: "close files, or raise the limit (ulimit -n)",
+}
+
+
+def os_problem(error: OSError, path: str | Path | None = None) -> str:
+    """One sentence for what the system refused: file, reason, remedy.
+
+    Args:
+        error: what was raised.
+        path: the file, where the error does not know it.
+    """
+    named = path if path is not None else error.filename2 or error.filename
+    place = "" if named is None else f"{named}: "
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return f"{place}{error.strerror or str(error) or type(error).__name__}" + (f": {remedy}" if remedy else "")
+
+
+def read_text(
+    path: str | Path, *, error: type[LagcompileError] = DataError, kind: str = "text", largest: int = LARGEST
+) -> str:
+    """A text file's content.
+
+    Args:
+        path: the file.
+        error: class of the problem.
+        kind: what the file should be, for messages: "YAML", "CSV".
+        largest: refuse more bytes than this.
+
+    Raises:
+        LagcompileError: of class `error`: there is no such file, it cannot be read, or it is no text.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(largest + 1)
+    except FileNotFoundError:
+        raise error(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise error(f"{path}: expected a {kind} file, got a folder") from None
+    except OSError as caught:
+        raise error(f"{path}: the file cannot be read: {os_problem(caught, '').removeprefix(': ')}") from None
+    except ValueError as caught:  # a NUL byte in the name
+        raise error(f"{str(path)!r} is no name of a file: {caught}") from None
+    if len(data) > largest:
+        raise error(f"{path}: the file is larger than {largest // 2**20} MiB: that is no {kind} file of this kind")
+    return decoded(data, str(path), error=error)
+
+
+def decoded(data: bytes, source: str, *, error: type[LagcompileError] = DataError) -> str:
+    """Bytes as text: UTF-8, with or without a mark at its beginning, with any line ends.
+
+    Raises:
+        LagcompileError: of class `error`: the bytes are something else.
+    """
+    if data.startswith(_UTF16):
+        raise error(f"{source}: the file is not UTF-8 text but UTF-16: save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as caught:
+        line = data.count(b"\n", 0, caught.start) + 1
+        where = f"{source}:{line}: the file is not UTF-8 text (byte {caught.start})"
+        raise error(f"{where}: save it as UTF-8, or take an undamaged copy") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise error(f"{source}:{line}: the file holds a NUL byte: it is damaged, or no text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,81 @@
+"""Files that are no text, no JSON or no program: one named problem with file and place, never another exception."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lagcompile as lc
+from lagcompile.ir.text import from_json, from_yaml, to_json
+from tests.nets import deep
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    return to_json(lc.lift(deep(3), (torch.randn(4, 5),), split=2).program)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"\xff\xfe{\0}\0", "x.json: the file is not UTF-8 text but UTF-16: save it as UTF-8"),
+        (
+            b'{\n"a": "\xe9"}',
+            "x.json:2: the file is not UTF-8 text (byte 8): save it as UTF-8, or take an undamaged copy",
+        ),
+        (b'{\n\n"a": "\0"}', "x.json:3: the file holds a NUL byte: it is damaged, or no text"),
+        (b"", "x.json:1:1: not valid JSON: the file is empty: it may have been cut short"),
+        (b'{"a": 1,\n "b"', "x.json:2:5: not valid JSON: expecting ':' delimiter: it may have been cut short"),
+        (b'{"a": 1, "a": 2}', "x.json: the key 'a' is given twice in one mapping: keep one of them"),
+        (b"[" * 100_000, "x.json: the values are nested too deeply"),
+        (b"[" * 90 + b"]" * 90, "x.json: the values are nested too deeply"),
+        (
+            b"[" + b"7" * 5000 + b"]",
+            "x.json: a number of 5000 digits, which begins with 77777777777777777777, is too long",
+        ),
+        (b"[1]", "x.json: expected a mapping of keys to values, got a list"),
+    ],
+)
+def test_what_is_no_certificate(data: bytes, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.json").write_bytes(data)
+    with pytest.raises(lc.DataError) as caught:
+        lc.Certificate.load("x.json")
+    assert caught.value.problems == (problem,)
+
+
+def test_a_certificate_names_every_wrong_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = torch.randn(6, 5), torch.randn(6, 5)
+    lifted = lc.lift(deep(3), (x,), split=2)
+    text = lifted.verify(x, y, loss=torch.nn.functional.mse_loss).save("c.json").read_text()
+    Path("c.json").write_text(text.replace('"seed": ', '"seed": "zero",\n  "sed": ', 1))
+    with pytest.raises(lc.DataError) as caught:
+        lc.Certificate.load("c.json")
+    line = 1 + text[: text.index('"seed"')].count("\n")
+    assert any(p.startswith(f"c.json:{line}: seed: expected an integer, got 'zero'") for p in caught.value.problems)
+    assert any(p.startswith(f"c.json:{line + 1}: sed: unknown key") for p in caught.value.problems)
+
+
+def test_a_mark_at_the_beginning_and_other_line_ends(program: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_bytes("﻿split:\r\n  policy: balanced\r\n  stages: 2\r\n".encode())
+    assert len(lc.lift(deep(3), (torch.randn(4, 5),), split=tmp_path / "s.yaml").stages) == 2
+
+
+def test_a_program_names_line_and_key(program: str) -> None:
+    lines = program.splitlines()
+    number = next(i for i, line in enumerate(lines) if '"flops"' in line)
+    lines[number] = lines[number].replace('"flops"', '"flop"')
+    with pytest.raises(lc.ProgramError, match=rf"program\.json:{number + 1}: stages\[0\]\.flop: unknown key"):
+        from_json("\n".join(lines))
+    for text in ("null", "[]", '"x"', "{", program[:-40]):
+        with pytest.raises(lc.ProgramError, match=r"program\.json"):
+            from_json(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "a: " + "9" * 5000, "a: 0x" + "f" * 9000])
+def test_yaml_that_is_nested_or_long_beyond_reason(text: str) -> None:
+    with pytest.raises(lc.SpecError, match=r"program\.yaml"):
+        from_yaml(text)
