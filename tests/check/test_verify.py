@@ -77,7 +77,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     with pytest.raises(lc.DataError, match="there is no such file"):
         lc.Certificate.load(tmp_path / "absent.json")
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(lc.DataError, match="bad.json:1: required key 'model' is missing"):
+    with pytest.raises(lc.DataError, match=r"bad\.json:1: required key 'model' is missing"):
         lc.Certificate.load(tmp_path / "bad.json")
 
 

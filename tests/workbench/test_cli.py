@@ -119,7 +119,7 @@ def test_verify_fresh_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     status = call(monkeypatch, "verify", impossible)
     assert status == (1 if "FAILS" in capsys.readouterr().out else 0)
     assert call(monkeypatch, "verify", path, "--against", tmp_path / "none.json") == 2
-    assert "no certificate at" in capsys.readouterr().err
+    assert "none.json: there is no such file" in capsys.readouterr().err
 
 
 def test_diff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -140,7 +140,7 @@ def test_diff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured)
     (tmp_path / "broken.json").write_text("{}")
     assert call(monkeypatch, "diff", tmp_path / "broken.json", tmp_path / "absent.yaml") == 2
     said = capsys.readouterr().err
-    assert "broken.json: not a program" in said
+    assert "broken.json:1: required key 'name' is missing" in said
     assert "absent.yaml: there is no such file" in said
 
 
