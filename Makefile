@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: demo test unseen nightly bench lint types unit format clean
+.PHONY: demo test unseen nightly mutants bench lint types unit format clean
 SECONDS ?= 40
 NIGHTLY := tests/benchmarks/results/nightly.json
 
@@ -34,6 +34,10 @@ unseen:
 nightly: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.unseen --nightly $(NIGHTLY)
 
+# Small faults in ir, runtime, check and the run store: the tests that cover them must notice 90 %.
+mutants: .venv/mutants.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
+
 bench: .venv/bench.stamp
 	$(BIN)/python -m tests.benchmarks
 
@@ -55,6 +59,10 @@ clean:
 
 .venv/test.stamp: .venv/base.stamp
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e '.[test]'
+	touch $@
+
+.venv/mutants.stamp: .venv/test.stamp
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e '.[mutants]'
 	touch $@
 
 .venv/bench.stamp: .venv/test.stamp
