@@ -1,7 +1,8 @@
 """The command line: show, plan, solve, verify, export, spy, coverage, diff, schema, bench.
 
-In: arguments. Out: text, files, an exit status (0 fine, 1 not verified or diverged, 2 wrong input, 130 interrupted).
-Invariant: wrong input prints its problems, one a line, to standard error, without a traceback and before any file.
+In: arguments. Out: text, files, an exit status (0 fine, 1 not verified or diverged, 2 wrong input or surroundings, 70 a
+defect of lagcompile, 130 interrupted). Invariant: wrong input prints its problems, one a line, to standard error,
+without a traceback and before any file.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lagcompile.ir.base import LagcompileError, SpecError
-from lagcompile.workbench import bench, exporting
+from lagcompile.ir.base import SpecError
+from lagcompile.workbench import bench, boundary, exporting
 
 if TYPE_CHECKING:
     from lagcompile.workbench.prepare import Prepared
@@ -51,6 +52,9 @@ def _version(value: bool) -> None:
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, for reports; also LAGCOMPILE_DEBUG=1.")
     ] = False,
 ) -> None:
     """Compile a PyTorch network into a constrained program, solve it, and check the answer."""
@@ -286,12 +290,8 @@ def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
 
 def main() -> None:
     """Entry point of the command."""
-    try:
-        app()
-    except LagcompileError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    arguments = [a for a in sys.argv[1:] if a != boundary.OPTION]
+    sys.exit(boundary.guarded(lambda: app(arguments)))
 
 
 if __name__ == "__main__":

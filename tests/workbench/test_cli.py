@@ -140,7 +140,7 @@ def test_diff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured)
     (tmp_path / "broken.json").write_text("{}")
     assert call(monkeypatch, "diff", tmp_path / "broken.json", tmp_path / "absent.yaml") == 2
     said = capsys.readouterr().err
-    assert "broken.json:1: required key 'name' is missing" in said
+    assert "broken.json:1: required key 'data' is missing" in said
     assert "absent.yaml: there is no such file" in said
 
 
