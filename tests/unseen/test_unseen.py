@@ -9,7 +9,10 @@ import pytest
 from tests.unseen import names, source
 
 
-@pytest.mark.parametrize("name", names())
+PENDING = {"modules": pytest.mark.xfail(strict=True, reason="issue 14 A: functionalised capture")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=PENDING.get(n, ())) for n in names()])
 def test_cases_that_nobody_has_looked_at(name: str) -> None:
     drawn = source(name)
     tally: Counter[str] = Counter()

@@ -1,0 +1,181 @@
+"""Random modules and random cuts: the lifted, cut network is the model, or lifting refuses by name.
+
+Compared are outputs, gradients of parameters and inputs, buffers and the random generator, in eval and train mode, at
+three batch sizes and with other weights than at lifting; the user's own tensors stay as they were; a split that was
+asked for is made wherever a search of its own finds that many places.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import lagcompile as lc
+from tests.unseen._grammar import Drawn, Record, draw
+
+CI, NIGHTLY = 30, 10_000
+_TOLERANCE = 1e-9
+
+
+def judge(tally: Mapping[str, int], cases: int) -> None:
+    """At most 5 % are refused, at most 10 % hold a module that was kept whole."""
+    assert tally.get("refused", 0) <= 0.05 * cases, f"{tally['refused']} of {cases} modules are refused"
+    assert tally.get("whole", 0) <= 0.10 * cases, f"{tally['whole']} of {cases} modules keep a part whole"
+
+
+def case(seed: int) -> Mapping[str, int]:
+    """Draw a module and a cut, lift, compare."""
+    drawn, model, source = valid(seed)
+    inputs = values_of(4, seed)
+    try:
+        lifted = _lift(model, inputs, source)
+    except lc.LiftError as error:
+        _named(error, drawn)
+        return {"refused": 1}
+    try:
+        _compare(lifted, model, seed)
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}\n{drawn.source}") from error
+    return {"whole": int(bool(lifted.receipt and lifted.receipt.whole)), "stages": len(lifted.stages), "lifted": 1}
+
+
+def valid(seed: int) -> tuple[Drawn, nn.Module, random.Random]:
+    """The first module from a seed that PyTorch itself can run forwards and backwards."""
+    source = random.Random(seed)
+    for number in range(100):
+        drawn = draw(source, f"drawn_{seed}_{number}.py")
+        torch.manual_seed(seed)
+        model = drawn.build().double()
+        try:
+            for training, size in ((True, 4), (False, 2), (False, 1)):
+                outcome(model, model.train(training), values_of(size, seed), seed)
+        except (RuntimeError, IndexError, ValueError, AttributeError):
+            continue
+        torch.manual_seed(seed)
+        return drawn, drawn.build().double(), source
+    raise AssertionError(f"seed {seed} gives no module that runs")
+
+
+def values_of(size: int, seed: int) -> list[Tensor]:
+    """Inputs of a batch size."""
+    generator = torch.Generator().manual_seed(seed * 31 + size)
+    return [torch.randn(size, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Tensors of an output, in order."""
+    if isinstance(output, Record):
+        output = (output.main, output.other)
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+
+
+def outcome(owner: nn.Module, forward: Any, inputs: list[Tensor], seed: int) -> dict[str, Any]:
+    """All that a call can be told by: outputs, gradients, buffers, the generator."""
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    given = [t.clone() for t in leaves]
+    torch.manual_seed(seed)
+    output = forward(*given)
+    state = torch.get_rng_state()
+    found = tensors_of(output)
+    names = [n for n, _ in owner.named_parameters()]
+    wanted = [*leaves, *owner.parameters()]
+    loss: Any = sum(((i + 1.0) * torch.sin(t + 0.1 * i)).sum() for i, t in enumerate(found) if t.is_floating_point())
+    gradients: tuple[Tensor | None, ...] = (None,) * len(wanted)
+    if getattr(loss, "requires_grad", False):
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return {
+        "kind": type(output),
+        "outputs": [t.detach().clone() for t in found],
+        "gradients": {
+            n: torch.zeros_like(w) if g is None else g
+            for n, w, g in zip(("x", "y", *names), wanted, gradients, strict=True)
+        },
+        "buffers": {n: b.clone() for n, b in owner.named_buffers()},
+        "random": state,
+        "given": [g.detach().clone() for g in given],
+    }
+
+
+def _lift(model: nn.Module, inputs: list[Tensor], source: random.Random) -> lc.Lifted:
+    """Lift with a split that is drawn; one that is refused must really be impossible."""
+    whole = lc.lift(model, tuple(inputs), split=1)
+    most = places(whole) + 1
+    if source.random() < 0.2 and len(whole.graph.staged) > 1:
+        node = source.choice(whole.graph.staged).name
+        try:
+            return lc.lift(model, tuple(inputs), split={"policy": "at", "after": [f"node:{node}"]})
+        except lc.SplitError as refusal:
+            _placed(refusal, node)
+    wanted = source.randint(1, max(most, 1))
+    lifted = lc.lift(model, tuple(inputs), split=wanted)
+    assert len(lifted.stages) == wanted
+    return lifted
+
+
+def places(lifted: lc.Lifted) -> int:
+    """Number of places, in execution order, that a cut could have: found by looking at each in turn."""
+    nodes = [n for n in lifted.graph.nodes if n.role in {"value", "structure"}]
+    outputs = set(lifted.graph.outputs)
+    found = 0
+    for i in range(1, len(nodes)):
+        ahead, behind = {n.name: n for n in nodes[:i]}, nodes[i:]
+        crossing = {name for n in behind for name in n.inputs if name in ahead}
+        kinds = [ahead[name] for name in crossing]
+        tensors = [n for n in kinds if n.role == "value"]
+        found += bool(tensors) and all(n.type is not None and "float" in n.type.dtype for n in tensors)
+    return found if outputs else 0
+
+
+def _placed(refusal: lc.SplitError, node: str) -> None:
+    assert node in str(refusal) or "separates nothing" in str(refusal), str(refusal)
+
+
+def _named(error: lc.LiftError, drawn: Drawn) -> None:
+    text = str(error)
+    assert ".py:" in text or "'" in text, f"a refusal without a place: {text}\n{drawn.source}"
+
+
+def _compare(lifted: lc.Lifted, model: nn.Module, seed: int) -> None:
+    for size, training, moved in ((4, True, 0.0), (2, False, 0.0), (5, True, 0.1), (3, False, 0.1), (1, False, 0.0)):
+        generator = torch.Generator().manual_seed(seed)
+        own = dict(lifted.module.named_parameters())
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.add_(moved * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+                own[name].copy_(p)
+        inputs = values_of(size, seed)
+        expected = outcome(model, model.train(training), inputs, seed)
+        lifted.train(training)
+        got = outcome(lifted.module, lifted, inputs, seed)
+        where = f"batch {size}, {'train' if training else 'eval'}, weights moved by {moved}"
+        _equal(expected, got, inputs, where)
+
+
+def _equal(expected: Mapping[str, Any], got: Mapping[str, Any], inputs: list[Tensor], where: str) -> None:
+    assert got["kind"] is expected["kind"], f"{where}: output {got['kind']}, not {expected['kind']}"
+    assert len(got["outputs"]) == len(expected["outputs"]), where
+    for i, (a, b) in enumerate(zip(expected["outputs"], got["outputs"], strict=True)):
+        assert _close(a, b), f"{where}: output {i} is off by {_off(a, b)}"
+    for part in ("gradients", "buffers"):
+        for name, a in expected[part].items():
+            assert _close(a, got[part][name]), f"{where}: {part} of {name} off by {_off(a, got[part][name])}"
+    assert torch.equal(expected["random"], got["random"]), f"{where}: another state of the random generator"
+    for a, b in zip(inputs, got["given"], strict=True):
+        assert torch.equal(a, b), f"{where}: the user's input was written into"
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, _TOLERANCE, _TOLERANCE, equal_nan=True)
+
+
+def _off(a: Tensor, b: Tensor) -> str:
+    return f"{(a - b).abs().max():.1e}" if a.shape == b.shape and a.numel() else f"{a.shape} against {b.shape}"
+
+
+warnings.filterwarnings("ignore", message=".*resized.*", category=UserWarning)
