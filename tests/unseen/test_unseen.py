@@ -8,7 +8,6 @@ import pytest
 
 from tests.unseen import names, source
 
-
 PENDING = {"modules": pytest.mark.xfail(strict=True, reason="issue 14 A: functionalised capture")}
 
 
