@@ -129,8 +129,11 @@ class Method(Solver):
         if start is not None:
             instance.module.load_state_dict(start.model.state_dict())
             instance.weights.adopt()
-        executor = self.executor(instance, seed=options.seed)
-        return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
+        # Dropout and noise depend on the run's seed alone, and the caller's own random numbers are left as they were.
+        with torch.random.fork_rng(devices=[instance.device] if instance.device.type == "cuda" else []):
+            torch.manual_seed(options.seed)
+            executor = self.executor(instance, seed=options.seed)
+            return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
 
     @abstractmethod
     def executor(self, instance: Instance, *, seed: int = 0) -> Executor:
