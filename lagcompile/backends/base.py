@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lagcompile.ir.base import Frozen
+from lagcompile.backends.best import Best, Probe, finite, judged
+from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
 
@@ -69,6 +69,15 @@ class Executor(ABC):
     def free_inputs(self) -> dict[str, Tensor]:
         """Values of the inputs that are variables, by name, on the CPU."""
         return {}
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Weights, buffers and whatever else a step moves, on the device."""
+        self.instance.weights.publish()
+        yield from self.instance.module.state_dict().values()
+
+    def restarted(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States and multipliers as a run would start them at the present weights, by name, on the CPU."""
+        return {}, {}
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -161,26 +170,6 @@ class Rows:
         return self._order[position * self.batch : (position + 1) * self.batch]
 
 
-@dataclass
-class Best:
-    """The best iterate so far, by held-out accuracy or else by loss plus defect."""
-
-    score: float = -math.inf
-    weights: dict[str, Tensor] | None = None
-    step: int = 0
-
-    def offer(self, executor: Executor, row: Mapping[str, float]) -> None:
-        """Keep the weights if this row is better than all before."""
-        score = row.get("accuracy", row.get("validation_accuracy"))
-        if score is None:
-            score = -(row.get("loss", math.inf) + row.get("defect", 0.0)) - 1e6
-        if math.isfinite(score) and score > self.score:
-            executor.instance.weights.publish()
-            state = executor.instance.module.state_dict()
-            self.score, self.step = score, int(row["step"])
-            self.weights = {n: v.detach().clone() for n, v in state.items()}
-
-
 def drive(
     executor: Executor,
     options: RunOptions,
@@ -189,8 +178,12 @@ def drive(
     evaluate: Evaluate | None = None,
     watch: Watch | None = None,
     start: History | None = None,
+    best: Best | None = None,
 ) -> Solution:
     """Run an executor to the end of its options.
+
+    The last iterate is returned; the best one where it is not finite, or where an interrupted run was worse than its
+    start. `Best` judges them.
 
     Args:
         executor: a fresh one, or one that has loaded a checkpoint (it goes on behind its `steps`).
@@ -199,12 +192,17 @@ def drive(
         evaluate: numbers of a module on held-out data, such as {"accuracy": 0.98}.
         watch: called with each row of the history.
         start: history of the steps made before.
+        best: the best iterate of the steps made before; None judges the executor as it is as the start.
+
+    Raises:
+        ProgramError: a weight is not finite.
     """
     instance = executor.instance
+    best = best or best_of(executor, options)
     rows = Rows(instance.examples, options.batch_size, options.seed)
     history = list(start.rows) if start is not None else []
     before = history[-1]["seconds"] if history else 0.0
-    status, best, begin, paused = Status.STEPS_DONE, Best(), time.perf_counter(), 0.0
+    status, begin, paused = Status.STEPS_DONE, time.perf_counter(), 0.0
     try:
         while executor.steps < options.steps:
             executor.step(rows.at(executor.steps))
@@ -213,16 +211,15 @@ def drive(
             if not (done or due or executor.steps % options.look_every == 0):
                 continue
             measures = executor.measures()
-            if not all(math.isfinite(v) for v in measures.values()):
-                status = Status.DIVERGED
             now = time.perf_counter()
+            if not (best.offer(executor.steps) and all(math.isfinite(v) for v in measures.values())):
+                status = Status.DIVERGED
             if evaluate is not None and status is not Status.DIVERGED and (due or done):
                 measures |= dict(_evaluated(executor, evaluate))
-                paused += time.perf_counter() - now
-            elapsed = before + now - begin - paused
+            paused += time.perf_counter() - now
+            elapsed = before + time.perf_counter() - begin - paused
             row = {"step": float(executor.steps), "seconds": elapsed} | measures
             history.append(row)
-            best.offer(executor, row)
             if watch is not None:
                 watch(row)
             if status is Status.DIVERGED:
@@ -236,17 +233,44 @@ def drive(
     return conclude(executor, status, History(tuple(history)), seconds, original=original, best=best)
 
 
+def best_of(executor: Executor, options: RunOptions) -> Best:
+    """An executor as it is as the first candidate for its best iterate.
+
+    Raises:
+        ProgramError: a weight is not finite.
+    """
+    instance = executor.instance
+    probe = Probe(instance, options.batch_size)
+    free = any(d.free for d in instance.program.data)
+
+    def weights() -> Mapping[str, Tensor]:
+        instance.weights.publish()
+        return instance.module.state_dict()
+
+    def inputs() -> dict[str, Tensor]:
+        return executor.free_inputs() if free else {}
+
+    bad = [n for n, v in weights().items() if not finite([v])]
+    if bad and executor.steps == 0:
+        raise ProgramError(
+            [f"the weight '{n}' holds numbers that are not finite: no method can start there" for n in bad]
+        )
+    return Best(lambda: judged(probe(inputs()), executor.tensors()), weights, inputs)
+
+
 def conclude(
     executor: Executor, status: Status, history: History, seconds: float, *, original: nn.Module, best: Best
 ) -> Solution:
-    """Solution of what an executor has reached."""
+    """Solution of what an executor has reached; the executor itself stays at its last iterate."""
     instance = executor.instance
-    instance.weights.publish()
-    model = instance.recover(original)
-    if status is Status.DIVERGED and best.weights is not None:
-        model.load_state_dict(best.weights)
-    states, multipliers = executor.values()
-    finals = executor.final_measures() if status is not Status.DIVERGED else {}
+    status, back = best.ended(status, executor.steps)
+    if back:
+        last = {n: v.clone() for n, v in instance.module.state_dict().items()}
+        _load(instance, best.kept)
+        model, (states, multipliers) = instance.recover(original), executor.restarted()
+        _load(instance, last)
+    else:
+        model, (states, multipliers) = instance.recover(original), executor.values()
     return Solution(
         model=model,
         status=status,
@@ -258,13 +282,20 @@ def conclude(
         gradient_evaluations=executor.gradient_evaluations,
         seconds=seconds,
         details={
-            "final": finals,
+            "final": {} if back else executor.final_measures(),
+            "returned_step": best.step if back else executor.steps,
+            "probe": best.numbers(),
             "best_step": best.step,
-            "best_weights": best.weights,
-            "inputs": executor.free_inputs(),
+            "best_weights": best.kept,
+            "inputs": best.inputs if back else executor.free_inputs(),
             "bytes": executor.bytes(),
         },
     )
+
+
+def _load(instance: Instance, weights: Mapping[str, Tensor]) -> None:
+    instance.module.load_state_dict(weights)
+    instance.weights.adopt()
 
 
 def _evaluated(executor: Executor, evaluate: Evaluate) -> Mapping[str, float]:

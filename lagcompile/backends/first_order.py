@@ -9,7 +9,7 @@ In: an `Instance`. Out: an executor. Invariant: both half steps see the same bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -263,6 +263,15 @@ class FirstOrderExecutor(Executor):
     def values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """States (as stages read them) and multipliers by name, on the CPU."""
         return self.store.tables.named()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Weights, buffers, tables of states and multipliers, free inputs."""
+        yield from super().tensors()
+        yield from (*self.store.tables.states, *self.store.tables.multipliers, *self.inputs.tables)
+
+    def restarted(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States and multipliers as the store would start them at the present weights."""
+        return self.store.restarted()
 
     def free_inputs(self) -> dict[str, Tensor]:
         """Values of the inputs that are variables, by name, on the CPU."""

@@ -37,16 +37,16 @@ class FreeInputs:
         ]
         if problems:
             raise ProgramError(problems)
-        self._tables = [
+        self.tables = [
             self._inside(i, t.detach().to(instance.device).unsqueeze(0)).clone() for i, t in enumerate(given)
         ]
-        self.optimizer = ExtraRows(self._tables, rule, scheme) if self._tables else None
+        self.optimizer = ExtraRows(self.tables, rule, scheme) if self.tables else None
         self._now: list[Tensor] = []
 
     def begin(self, batch: Batch) -> None:
         """Take the batch's rows."""
         if self.optimizer is not None:
-            self._now = self.optimizer.take([batch.rows for _ in self._tables])
+            self._now = self.optimizer.take([batch.rows for _ in self.tables])
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -72,21 +72,21 @@ class FreeInputs:
 
     def named(self) -> dict[str, Tensor]:
         """All rows by name, on the CPU."""
-        return {d.name: t[0].cpu().clone() for d, t in zip(self.variables, self._tables, strict=True)}
+        return {d.name: t[0].cpu().clone() for d, t in zip(self.variables, self.tables, strict=True)}
 
     def bytes(self) -> int:
         """Bytes of values and optimiser rows."""
         slots = [] if self.optimizer is None else [t for s in self.optimizer.state.values() for t in s.values()]
-        return sum(t.numel() * t.element_size() for t in [*self._tables, *slots])
+        return sum(t.numel() * t.element_size() for t in [*self.tables, *slots])
 
     def state_dict(self) -> dict[str, Any]:
         """Tables and optimiser."""
         optimizer = None if self.optimizer is None else self.optimizer.state_dict()
-        return {"tables": [t.clone() for t in self._tables], "optimizer": optimizer}
+        return {"tables": [t.clone() for t in self.tables], "optimizer": optimizer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        for table, value in zip(self._tables, state["tables"], strict=True):
+        for table, value in zip(self.tables, state["tables"], strict=True):
             table.copy_(value)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])

@@ -225,6 +225,11 @@ class StageExecutor(Executor):
         """Nothing: no state outlives its batch."""
         return {}, {}
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Weights, buffers, and what the method learns besides."""
+        yield from super().tensors()
+        yield from self.extra_state().values()
+
     def bytes(self) -> int:
         """Bytes of the states of the last batch, and of what the method learns besides the weights."""
         extra = sum(t.numel() * t.element_size() for t in self.extra_state().values())

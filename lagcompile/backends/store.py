@@ -179,6 +179,11 @@ class Store:
         return self.lagrangian.values(self.stored, self.noise)
 
     # ---------------------------------------------------------------- results
+    def restarted(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States and multipliers as they would start at the present weights, by name, on the CPU."""
+        generator = torch.Generator(device=self.instance.device).manual_seed(self.generator.initial_seed())
+        return Tables(self.lagrangian, generator).named()
+
     def bytes(self) -> int:
         """Bytes of tables and their optimiser rows, and of what is transient in the last batch."""
         tensors = [*self.tables.states, *self.tables.multipliers]

@@ -24,9 +24,14 @@ class Status(Enum):
     STEPS_DONE = "all steps were made; look at the final defect and the curves to see whether more would help"
     TIME_LIMIT = "the time limit was reached; raise it, or resume from the checkpoint"
     INTERRUPTED = "stopped by the user; the solution holds what was reached, and the run can be resumed"
+    WORSE = (
+        "on a fixed sample of the training examples the network does worse than at the start; the last iterate is "
+        "returned, the best weights are in details['best_weights']. Lower the step sizes, the weights' first, or make "
+        "more steps if the loss still falls"
+    )
     DIVERGED = (
-        "loss or defects left the finite range; the best iterate before that is returned. Lower the multipliers' "
-        "step first, then the states'; a quadratic weight rho > 0 damps the oscillation"
+        "loss, weights, states or multipliers left the finite range; the best iterate before that is returned. Lower "
+        "the multipliers' step first, then the states'; a quadratic weight rho > 0 damps the oscillation"
     )
     INFEASIBLE = "the constraints contradict each other; see the violated ones by name"
     UNBOUNDED = "the objective falls without bound; bound the variables or add a regulariser"

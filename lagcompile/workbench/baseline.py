@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lagcompile.backends.base import Evaluate, Rows, RunOptions, Watch
+from lagcompile.backends.best import Best, at_rest, judged, probe_rows
 from lagcompile.ir.solution import History, Status
 from lagcompile.runtime.rules import Rule
 from lagcompile.runtime.steps import Extra
@@ -29,7 +30,7 @@ class Trained:
     """What the baseline reached.
 
     Attributes:
-        model: the trained module.
+        model: the trained module: the last iterate, or the best one where that is not finite.
         status: why it ended.
         history: rows with step, seconds, loss and held-out numbers.
         gradient_evaluations: forward+backward passes made.
@@ -79,6 +80,7 @@ def backprop(
     each = evaluations / max(1, options.steps)  # looks come as often as the other run's, counted in evaluations
     look, due = _every(options.look_every, each), _every(options.evaluate_every, each)
     history, status = list[Mapping[str, float]](), Status.STEPS_DONE
+    best = Best(lambda: _score(model, data, options, loss, device), model.state_dict)
     begin, paused, done = time.perf_counter(), 0.0, 0
     try:
         for step in range(evaluations):
@@ -97,7 +99,7 @@ def backprop(
             row = {"loss": float(value.detach())}
             now = time.perf_counter()
             row = {"step": float(done), "seconds": now - begin - paused} | row
-            if not math.isfinite(row["loss"]):
+            if not (best.offer(done) and math.isfinite(row["loss"])):
                 status = Status.DIVERGED
             elif evaluate is not None and (due(done) or done == evaluations):
                 row |= dict(evaluate(model))
@@ -110,7 +112,20 @@ def backprop(
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     seconds = time.perf_counter() - begin - paused
+    status, back = best.ended(status, done)
+    if back:
+        model.load_state_dict(best.kept)
     return Trained(model.cpu(), status, History(tuple(history)), done, seconds)
+
+
+def _score(model: nn.Module, data: DataSplits, options: RunOptions, loss: Loss, device: str) -> float:
+    """Loss of the present weights on the probe's rows, in eval mode."""
+    rows = probe_rows(len(data.train_x), options.batch_size)
+    count, total = sum(len(r) for r in rows), 0.0
+    with at_rest(model):
+        for r in rows:
+            total += float(loss(model(data.train_x[r].to(device)), data.train_y[r].to(device))) * len(r) / count
+    return judged(total, model.state_dict().values())
 
 
 def _every(steps: int | None, each: float) -> Callable[[int], bool]:

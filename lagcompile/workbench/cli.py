@@ -1,8 +1,8 @@
 """The command line: show, plan, solve, verify, export, spy, coverage, diff, schema, bench.
 
-In: arguments. Out: text, files, an exit status (0 fine, 1 not verified or diverged, 2 wrong input or surroundings, 70 a
-defect of lagcompile, 130 interrupted). Invariant: wrong input prints its problems, one a line, to standard error,
-without a traceback and before any file.
+In: arguments. Out: text, files, an exit status (0 fine, 1 not verified, diverged or worse than at the start, 2 wrong
+input or surroundings, 70 a defect of lagcompile, 130 interrupted). Invariant: wrong input prints its problems, one a
+line, to standard error, without a traceback and before any file.
 """
 
 from __future__ import annotations

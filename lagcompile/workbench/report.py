@@ -13,7 +13,7 @@ from typing import Any
 
 from lagcompile.check.certificate import versions
 from lagcompile.ir.base import MissingExtraError
-from lagcompile.ir.solution import History, Status
+from lagcompile.ir.solution import History
 from lagcompile.ir.yamlfile import dumps, spec_hash
 from lagcompile.workbench import folder as files
 from lagcompile.workbench.draw import draw_network
@@ -124,8 +124,12 @@ def markdown(outcome: Outcome, figures: Sequence[str], notes: Sequence[str]) -> 
         f"{len(data.test_x):,} test examples. {data.note}",
         "",
     ]
-    if solution.status is Status.DIVERGED:
-        lines += [f"The weights are those of step {solution.details['best_step']}, the best before that.", ""]
+    returned = solution.details.get("returned_step", solution.steps)
+    if returned != solution.steps:
+        lines += [
+            f"The weights are those of step {returned}, the best ones on a fixed sample of the training data.",
+            "",
+        ]
     if outcome.defects:
         lines += ["## Final defects", "", "Over all training examples, in eval mode.", ""]
         lines += _table([DEFECT_HEADER, *defect_rows(outcome)])

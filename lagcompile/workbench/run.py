@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lagcompile.backends.base import Executor, Method, Solver, drive
+from lagcompile.backends.base import Executor, Method, Solver, best_of, drive
 from lagcompile.check.certificate import Certificate, digest
 from lagcompile.check.kkt import certify_kkt
 from lagcompile.ir.base import DataError, ProgramError, SpecError
@@ -67,12 +67,12 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 fine, 1 diverged or not verified, 130 interrupted."""
+        """0 fine, 1 diverged, worse than at the start or not verified, 130 interrupted."""
         statuses = {self.solution.status, self.baseline.status if self.baseline else Status.STEPS_DONE}
         if Status.INTERRUPTED in statuses:
             return 130
         held = self.certificate.ok and (self.conditions is None or self.conditions.ok)
-        return 0 if held and self.solution.status is not Status.DIVERGED else 1
+        return 0 if held and self.solution.status not in (Status.DIVERGED, Status.WORSE) else 1
 
     @property
     def defect(self) -> float | None:
@@ -206,13 +206,20 @@ def _solved(
 
     def save() -> None:
         if place is not None:
-            state = {"executor": executor.state_dict(), "history": rows, "spec": _fixed(spec)}
+            state = {
+                "executor": executor.state_dict(),
+                "best": best.state_dict(),
+                "history": rows,
+                "spec": _fixed(spec),
+            }
             place.save(files.CHECKPOINT, state)
 
     supervised = Supervised(
         executor, spec.schedule, total=spec.run.steps, stop=stop, save=save, save_every=spec.run.checkpoint_every
     )
+    best = best_of(supervised, spec.run.options())
     if before is not None:
+        best.load_state_dict(before["best"])
         rows += before["history"]
         supervised.load_state_dict(before["executor"])
     if place is not None:
@@ -233,6 +240,7 @@ def _solved(
         evaluate=evaluate,
         watch=watch,
         start=History(tuple(rows)),
+        best=best,
     )
     save()
     return solution

@@ -109,6 +109,14 @@ class Supervised(Executor):
         """States and multipliers by name, on the CPU."""
         return self.inner.values()
 
+    def tensors(self) -> Iterator[Tensor]:
+        """What the inner executor moves."""
+        return self.inner.tensors()
+
+    def restarted(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """States and multipliers as the inner executor would start them."""
+        return self.inner.restarted()
+
     def free_inputs(self) -> dict[str, Tensor]:
         """Values of the inputs that are variables."""
         return self.inner.free_inputs()

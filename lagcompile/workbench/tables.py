@@ -200,13 +200,20 @@ def solve(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Solution:
     if keep == "last":
         return drive(supervised, options, original=model)
 
+    kept: dict[str, Any] = {"accuracy": -math.inf}
+
     def evaluate(module: nn.Module) -> dict[str, float]:
-        return {"accuracy": _accuracy(module, data.validation_x, data.validation_y)}
+        accuracy = _accuracy(module, data.validation_x, data.validation_y)
+        if accuracy > kept["accuracy"]:
+            weights = {n: v.detach().clone() for n, v in module.state_dict().items()}
+            kept.update(accuracy=accuracy, weights=weights, step=supervised.steps)
+        return {"accuracy": accuracy}
 
     solution = drive(supervised, options, original=model, evaluate=evaluate)
-    if solution.details["best_weights"] is not None:
-        solution.model.load_state_dict(solution.details["best_weights"])
-    return solution
+    if "weights" not in kept:
+        return solution
+    solution.model.load_state_dict(kept["weights"])
+    return replace(solution, details={**solution.details, "returned_step": kept["step"]})
 
 
 def score_of(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> tuple[float, str]:
@@ -229,7 +236,7 @@ def run_row(system: str, spec: RunSpec, data: DataSplits, *, keep: Keep = "last"
         status=solution.status.name.lower(),
         accuracy=_accuracy(solution.model, data.test_x, data.test_y),
         validation=_accuracy(solution.model, data.validation_x, data.validation_y) if len(data.validation_x) else None,
-        step=solution.details["best_step"] if keep == "best" else None,
+        step=solution.details["returned_step"] if keep == "best" else None,
         defect=float(final),
         gradient_evaluations=solution.gradient_evaluations,
         seconds=round(seconds, 2),
