@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from lagcompile.backends.sqp_observe import FACTORS, FIXED, LINEAR
+from lagcompile.frontend.graphmodule import attribute
 from lagcompile.ir.base import ProgramError
 
 Vector = NDArray[np.float64]
@@ -91,7 +92,7 @@ class Forms:
             if node.op == "placeholder":
                 values[node] = self.variables()
             elif node.op == "get_attr":
-                values[node] = _attribute(graph, str(node.target)).detach()
+                values[node] = attribute(graph, str(node.target)).detach()
             elif node.op == "output":
                 return tuple(_form(values[a] if isinstance(a, fx.Node) else a) for a in node.args[0])
             else:
@@ -312,11 +313,3 @@ def _expanded(value: Form | Tensor, shape: tuple[int, ...]) -> Form:
     form = _form(value)
     order = torch.arange(form.columns.shape[0]).reshape(form.shape).expand(shape).reshape(-1)
     return Form(form.columns[order], shape)
-
-
-def _attribute(root: Any, path: str) -> Tensor:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lagcompile.frontend.graphmodule import Runner
 from lagcompile.runtime.kinks import KINKS, is_norm_of_sizes
 
 
@@ -96,7 +97,7 @@ class _Recorder(TorchDispatchMode):
         return None if found is None or found.numel() == 0 else float(found.min())
 
 
-class _Stage(fx.Interpreter):
+class _Stage(Runner):
     """Runs a stage's graph and tells the recorder which module each operation belongs to."""
 
     def __init__(self, module: fx.GraphModule, label: str, paths: dict[str, str], recorder: _Recorder) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
+from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import Program, StateVariable
@@ -184,7 +185,7 @@ def _same_start(network: Network) -> Iterator[None]:
         yield
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Runner):
     """Runs the un-split graph and keeps, connected, what later stages read of some nodes.
 
     A value is passed on to later stages as an identity copy, so that its adjoint is that of the breakpoint's state:

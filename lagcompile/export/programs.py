@@ -107,7 +107,8 @@ def _has_modes(module: nn.Module) -> bool:
         if isinstance(module, fx.GraphModule)
         else {""}
     )
-    return any(type(module.get_submodule(path)) not in _WITHOUT_MODES for path in called)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    return any(type(modules[path]) not in _WITHOUT_MODES for path in called)
 
 
 class _Function(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from lagcompile.frontend.balance import Context, cuts_of
 from lagcompile.frontend.graph import Graph
+from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.partition import Partition, partition_at
 from lagcompile.frontend.receipt import as_it_was
 from lagcompile.ir.base import Frozen, SplitError
@@ -121,7 +122,7 @@ def _fresh(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-class _Runner(fx.Interpreter):
+class _Runner(Runner):
     """Runs a graph and keeps every value."""
 
     def __init__(self, module: fx.GraphModule) -> None:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lagcompile.frontend.effects import Watch
 from lagcompile.frontend.graph import Observation
+from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import TensorType
 
@@ -27,7 +28,7 @@ _PRODUCTS: tuple[str, ...] = ("mm", "linear", "conv", "einsum", "matmul", "atten
 _PRODUCTS += ("rnn", "lstm", "gru", "bilinear")
 
 
-class Recorder(fx.Interpreter):
+class Recorder(Runner):
     """Runs a graph and keeps the shape, dtype, flops and side effects of every value.
 
     Args:

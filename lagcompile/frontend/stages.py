@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.graph import Graph, Node
-from lagcompile.frontend.graphmodule import StageGraph
+from lagcompile.frontend.graphmodule import StageGraph, attribute
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.structure import Reference, leaves
 
@@ -212,7 +212,7 @@ class _Builder:
             if node.op == "call_module":
                 target = describe_module(self.modules[target])
             elif node.op == "get_attr":
-                value = _attribute(self.root, target)
+                value = attribute(self.root, target)
                 target = f"{type(value).__name__}{tuple(getattr(value, 'shape', ()))}"
             args = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(number[n.name]))
             lines.append(f"{node.op} {target} {args}")
@@ -246,10 +246,3 @@ def describe_module(module: nn.Module) -> str:
         lines.append(f"{name} {type(part).__module__}.{type(part).__qualname__} {settings}")
     tensors = [(n, tuple(p.shape), str(p.dtype)) for n, p in [*module.named_parameters(), *module.named_buffers()]]
     return f"{lines} {tensors}"
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
