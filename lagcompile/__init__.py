@@ -22,8 +22,6 @@ from lagcompile.frontend.memory import MemorySplit
 from lagcompile.frontend.repeats import IsomorphicSplit
 from lagcompile.frontend.split import AtSplit, AutoSplit, BalancedSplit, EverySplit, NoSplit
 from lagcompile.ir.axes import (
-    Abs,
-    AbsTube,
     AugmentedWeight,
     ClassGaussian,
     ConstantWeight,
@@ -31,16 +29,11 @@ from lagcompile.ir.axes import (
     Forward,
     Free,
     GeometricWeight,
-    Hardshrink,
-    Identity,
     LinearWeight,
     MultiplierOptions,
     NonNegative,
-    NormTube,
     OfActivation,
     Range,
-    Softshrink,
-    Squared,
     Table,
     Transient,
     UnitSphere,
@@ -58,6 +51,7 @@ from lagcompile.ir.base import (
 )
 from lagcompile.ir.program import Program, Regulariser, ValueConstraint
 from lagcompile.ir.solution import History, Solution, Status
+from lagcompile.ir.transforms import Abs, AbsTube, Hardshrink, Identity, NormTube, Softshrink, Squared
 from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.rules import SGD, Adagrad, Adam
 from lagcompile.runtime.steps import Extra

@@ -20,7 +20,6 @@ from lagcompile.backends.base import Executor, Method
 from lagcompile.backends.inputs import FreeInputs
 from lagcompile.backends.store import Store
 from lagcompile.ir.axes import Transient
-from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Batch, Instance, Known, quiet
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
@@ -217,7 +216,7 @@ class FirstOrderExecutor(Executor):
         terms, banks = self._last.terms, self.instance.layout.banks
         result = {"loss": terms.loss.detach()}
         if banks:
-            epsilons = [kkt.epsilon_of(b.constraint.transform) for b in banks]
+            epsilons = [b.constraint.transform.half_width for b in banks]
             count = sum(r.numel() for r in terms.defects)
             absolute = [r.detach().abs() for r in terms.defects]
             result["defect"] = torch.stack([a.sum() for a in absolute]).sum() / count

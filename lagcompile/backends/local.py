@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import Executor, Method
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.axes import Eliminated, Identity, NonNegative, Transient
+from lagcompile.ir.axes import Eliminated, NonNegative, Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
+from lagcompile.ir.transforms import Identity
 from lagcompile.runtime.instance import Batch, Instance
 from lagcompile.runtime.rules import Rule
 from lagcompile.runtime.steps import Extra

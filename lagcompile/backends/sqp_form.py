@@ -15,10 +15,10 @@ from torch import Tensor
 from lagcompile.backends.sqp_constraints import Aggregate, Ball, Diamond, Equal, OneSided, Piece, Point, Tube
 from lagcompile.backends.sqp_values import Absolute, Bounded, Custom, named_function
 from lagcompile.backends.sqp_variables import Variables, is_hard
-from lagcompile.ir.axes import AugmentedWeight, Eliminated, NormTube
+from lagcompile.ir.axes import AugmentedWeight, Eliminated
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, ValueConstraint
-from lagcompile.runtime import kkt
+from lagcompile.ir.transforms import NormTube
 
 Common = tuple[str, str, str, tuple[int, ...], float]
 Rest = tuple[str, Tensor | None, int]
@@ -104,9 +104,9 @@ class Form:
             self.penalties += penalty
             return
         common: Common = (c.name, c.state, c.stage, shape, 1.0 / share)
-        layout, epsilon = multiplier.layout, kkt.epsilon_of(c.transform)
+        layout, epsilon = multiplier.layout, c.transform.half_width
         rest: Rest = (layout, self.labels, program.classes or 0)
-        signed = c.transform.kind in {"identity", "softshrink", "hardshrink"}
+        signed = c.transform.signed
         if c.relation == "<=" and signed:
             if layout != "full":
                 raise ProgramError(f"the constraint '{c.name}' is an inequality: lay its multiplier out 'full'")

@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, NormTube, Range
+from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program, StateVariable, ValueConstraint
+from lagcompile.ir.transforms import NormTube
 from lagcompile.runtime.instance import Instance, to_rows, to_value
 
 Role = Literal["input", "weight", "state", "slack"]

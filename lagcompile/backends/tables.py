@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lagcompile.frontend.graph import dtype_of
-from lagcompile.ir.axes import ClassGaussian, NonNegative, NormTube, Shared, Table, Transient
+from lagcompile.ir.axes import ClassGaussian, NonNegative, Shared, Table, Transient
 from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
@@ -229,5 +229,5 @@ def _problems(instance: Instance, sweep: bool) -> Iterator[str]:
                 f"the state {name}: adjoints have one number for each example and feature, so its multiplier must be "
                 "laid out 'full' and its storage must not be class_gaussian"
             )
-        if isinstance(bank.constraint.transform, NormTube) and isinstance(storage, Shared):
+        if bank.constraint.transform.per_row and isinstance(storage, Shared):
             yield f"the state {name} is shared by all examples: norm_tube needs one row for each example"

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
 from lagcompile.check.kinks import sentence
-from lagcompile.check.point import SIZES, CheckPoint, Leaf, check_point
+from lagcompile.check.point import CheckPoint, Leaf, check_point
 from lagcompile.check.secondorder import LARGEST, second_order
-from lagcompile.ir.axes import NormTube
 from lagcompile.ir.program import DefectConstraint
 from lagcompile.ir.solution import Solution
-from lagcompile.runtime import kkt
+from lagcompile.ir.transforms import NormTube
 from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
@@ -212,8 +211,8 @@ def stationarity(point: CheckPoint, leaf: Leaf, gradient: Tensor) -> Tensor:
 
 def violation(c: DefectConstraint, r: Tensor) -> Tensor:
     """Amount by which each defect (each row for norm tubes) fails."""
-    r, epsilon = r.detach(), kkt.epsilon_of(c.transform)
-    if c.relation == "<=" and c.transform.kind not in SIZES:
+    r, epsilon = r.detach(), c.transform.half_width
+    if c.relation == "<=" and c.transform.signed:
         return (r - epsilon).clamp_min(0.0)
     if isinstance(c.transform, NormTube):
         flat = r.flatten(1) if r.dim() > 1 else r[:, None]
@@ -225,23 +224,18 @@ def _defect(point: CheckPoint, c: DefectConstraint) -> Iterator[tuple[Kind, str,
     r, force = point.defects[c.name].detach(), point.forces[c.name]
     multiplier = point.program.multiplier_of(c.name)
     assert multiplier is not None
-    epsilon, share = kkt.epsilon_of(c.transform), point.shares[c.name]
-    if multiplier.layout != "full" and c.transform.kind not in SIZES and epsilon == 0.0:
+    epsilon, share = c.transform.half_width, point.shares[c.name]
+    if multiplier.layout != "full" and c.transform.signed and epsilon == 0.0:
         yield "primal feasibility", f"{c.name} (sums)", _top(_summed(r, multiplier.layout))
         return
     yield "primal feasibility", c.name, _top(violation(c, r))
-    one_sided = c.relation == "<=" and c.transform.kind not in SIZES
+    one_sided = c.relation == "<=" and c.transform.signed
     if one_sided:
         yield "dual feasibility", c.name, share * _top((-force).clamp_min(0.0))
         yield "complementarity", c.name, share * _top(force * (r - epsilon))
         return
     given = point.multipliers.get(multiplier.name)
-    if (
-        c.transform.kind in SIZES
-        and c.transform.kind != "squared"
-        and given is not None
-        and multiplier.layout != "class"
-    ):
+    if not c.transform.signed and c.transform.kind != "squared" and given is not None and multiplier.layout != "class":
         yield "dual feasibility", c.name, share * _uncovered(c, force, given.detach().cpu().double())
     if epsilon > 0.0:
         yield "complementarity", c.name, share * _slackness(c, r, force)
@@ -266,7 +260,7 @@ def _uncovered(c: DefectConstraint, force: Tensor, multiplier: Tensor) -> float:
 
 def _slackness(c: DefectConstraint, r: Tensor, force: Tensor) -> float:
     """Force times distance from the edge that it pushes against."""
-    epsilon = kkt.epsilon_of(c.transform)
+    epsilon = c.transform.half_width
     if not isinstance(c.transform, NormTube):
         return max(_top(force.clamp_min(0.0) * (epsilon - r)), _top((-force).clamp_min(0.0) * (epsilon + r)))
     flat, push = r.reshape(r.shape[0], -1), force.reshape(r.shape[0], -1)
@@ -281,7 +275,7 @@ def _worst(point: CheckPoint, tolerance: float) -> Iterator[str]:
         if c.name not in point.defects:
             continue
         multiplier = point.program.multiplier_of(c.name)
-        if multiplier is not None and multiplier.layout != "full" and c.transform.kind not in SIZES:
+        if multiplier is not None and multiplier.layout != "full" and c.transform.signed:
             continue
         v = violation(c, point.defects[c.name])
         top = torch.topk(v.reshape(-1), min(LISTED, v.numel()))

@@ -19,19 +19,17 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.kinks import Kink, KinkRecorder
-from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, NormTube, Range
+from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
-from lagcompile.runtime import kkt
+from lagcompile.ir.transforms import NormTube
 from lagcompile.runtime.float64 import in_float64
 from lagcompile.runtime.instance import Instance, convert, to_rows, to_value
 from lagcompile.runtime.slopes import Slopes
 
 Leaf = tuple[str, str]
 """Role (input, weight, state) and name."""
-SIZES = frozenset({"abs", "abs_tube", "squared", "norm_tube"})
-"""Transforms whose multiplier is a size: the force d L / d r does not follow from it alone."""
 
 
 @dataclass
@@ -332,7 +330,7 @@ def _forces(evaluator: _Evaluator, point: CheckPoint, solution: Solution, missin
             assert evaluator.labels is not None
             mu = mu.index_select(0, evaluator.labels)
         mu = mu.expand_as(r)
-        if c.transform.kind not in SIZES:
+        if c.transform.signed:
             point.forces[c.name] = mu
         elif c.name in witnesses:
             point.forces[c.name] = witnesses[c.name].detach().double()
@@ -341,8 +339,8 @@ def _forces(evaluator: _Evaluator, point: CheckPoint, solution: Solution, missin
         elif isinstance(c.transform, NormTube) and c.transform.order == 2 and c.transform.epsilon > 0:
             norm = torch.linalg.vector_norm(r.flatten(1), dim=1).reshape(-1, *(1 for _ in r.shape[1:]))
             point.forces[c.name] = mu * r / norm.clamp_min(1e-300)
-        elif kkt.epsilon_of(c.transform) > 0:
-            sure = r.abs() > 0.5 * kkt.epsilon_of(c.transform)
+        elif c.transform.half_width > 0:
+            sure = r.abs() > 0.5 * c.transform.half_width
             point.forces[c.name] = torch.where(sure, mu * r.sign(), torch.zeros_like(r))
         else:
             unknown.append(c)

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from lagcompile.check.kinks import sentence
-from lagcompile.check.point import SIZES, CheckPoint
+from lagcompile.check.point import CheckPoint
 from lagcompile.exact.facts import describe
 from lagcompile.exact.problem import Bounds, Evaluation, Values
 from lagcompile.exact.residuals import Duals
-from lagcompile.ir.axes import NormTube
 from lagcompile.ir.program import DefectConstraint
-from lagcompile.runtime import kkt
+from lagcompile.ir.transforms import NormTube
 
 LARGEST = 600
 
@@ -81,9 +80,9 @@ def _matrices(point: CheckPoint) -> tuple[Evaluation, Duals, Bounds, np.ndarray]
     for c in point.program.defects:
         if c.name not in point.defects:
             continue
-        r, epsilon = point.defects[c.name], kkt.epsilon_of(c.transform)
+        r, epsilon = point.defects[c.name], c.transform.half_width
         force = point.forces[c.name] * point.shares[c.name]
-        if c.relation == "<=" and c.transform.kind not in SIZES:
+        if c.relation == "<=" and c.transform.signed:
             ineq, mu_ineq = _more(ineq, r - epsilon), _more(mu_ineq, force)
         elif epsilon > 0:
             ineq = _more(_more(ineq, r - epsilon), -r - epsilon)
@@ -113,7 +112,7 @@ def _equalities(point: CheckPoint, c: DefectConstraint, r: Tensor, force: Tensor
     """R = 0, or the sums that a reduced multiplier constrains."""
     multiplier = point.program.multiplier_of(c.name)
     assert multiplier is not None
-    if multiplier.layout == "full" or c.transform.kind in SIZES:
+    if multiplier.layout == "full" or not c.transform.signed:
         return r, force
     rows = r.flatten(1).sum(1) if r.dim() > 1 else r
     one = force.reshape(force.shape[0], -1)[:, 0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lagcompile.dynamics.rollout import Rollout
 from lagcompile.dynamics.trajectories import Trajectories
-from lagcompile.ir.axes import Free, Identity, Observed, Range, Table
+from lagcompile.ir.axes import Free, Observed, Range, Table
 from lagcompile.ir.program import (
     DataVariable,
     DefectConstraint,
@@ -21,6 +21,7 @@ from lagcompile.ir.program import (
     TensorType,
     WeightVariable,
 )
+from lagcompile.ir.transforms import Identity
 
 
 def rollout_program(

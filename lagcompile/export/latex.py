@@ -17,13 +17,13 @@ from lagcompile.export.latex_terms import (
     definitions,
     groups,
     regularisers,
-    transformed,
     weight_lines,
 )
-from lagcompile.export.symbols import Symbols, between, code, count, number, space, text
+from lagcompile.export.symbols import Symbols, between, code, count, space, text
 from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Shared, Table
 from lagcompile.ir.base import Frozen
 from lagcompile.ir.program import DataVariable, Program, StateVariable, ValueConstraint
+from lagcompile.ir.tex import number
 
 HEAD = "% lagcompile: needs amsmath and amssymb"
 
@@ -130,7 +130,7 @@ def _state_rows(symbols: Symbols, group: Group) -> Iterator[str]:
         kept = "value" if isinstance(state.storage, Eliminated) else "state"
         yield _row(group.value(), symbols.set_of(state), f"{kept} {after}{span}, {_storage(state)}")
     if multiplier is not None:
-        norm = group.constraint is not None and group.constraint.transform.kind == "norm_tube"
+        norm = group.constraint is not None and group.constraint.transform.per_row
         full = multiplier.layout in {"full", "class"} and not norm
         where = space(state.type) if full else r"\mathbb{R}"
         if group.signed:
@@ -203,7 +203,7 @@ def _constraints(symbols: Symbols) -> Iterator[str]:
             yield rf"{group.value()} = {group.prediction()}{group.range_of()}"
             continue
         assert group.constraint is not None
-        inner = transformed(group.constraint.transform, group.defect())
+        inner = group.constraint.transform.tex(group.defect())
         relation = "=" if group.constraint.relation == "==" else r"\le"
         yield rf"{inner} {relation} 0, \qquad {group.defect()} = {group.definition()}{group.range_of()}"
         if isinstance(state.storage, ClassGaussian):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lagcompile.export.symbols import Symbols, number
+from lagcompile.export.symbols import Symbols
 from lagcompile.ir.axes import ClassGaussian, NonNegative, Range
 from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.tex import number
 
 Options = Mapping[str, Any]
 

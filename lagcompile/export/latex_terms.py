@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lagcompile.export.symbols import Symbols, features, number
+from lagcompile.export.symbols import Symbols, features
 from lagcompile.ir.axes import (
     AugmentedWeight,
     ClassGaussian,
@@ -17,11 +17,10 @@ from lagcompile.ir.axes import (
     GeometricWeight,
     LinearWeight,
     NonNegative,
-    NormTube,
-    Transform,
     Weight,
 )
 from lagcompile.ir.program import DefectConstraint, Multiplier, StateVariable
+from lagcompile.ir.tex import number
 
 
 @dataclass(frozen=True)
@@ -198,37 +197,9 @@ def _alike(symbols: Symbols, state: StateVariable) -> tuple[object, ...]:
     )
 
 
-# ---------------------------------------------------------------- transforms
-def transformed(transform: Transform, inner: str) -> str:
-    """G applied to a defect."""
-    if transform.kind == "identity":
-        return inner
-    if transform.kind == "abs":
-        return rf"\lvert {inner} \rvert"
-    if transform.kind == "squared":
-        return rf"\bigl({inner}\bigr)^{{\odot 2}}"
-    if isinstance(transform, NormTube):
-        return rf"\max\bigl(\lVert {inner} \rVert_{{{transform.order}}} - {number(transform.epsilon)},\, 0\bigr)"
-    if transform.kind == "abs_tube":
-        return rf"\max\bigl(\lvert {inner} \rvert - {number(transform.epsilon)},\, 0\bigr)"
-    letter = "S" if transform.kind == "softshrink" else "H"
-    return rf"\mathcal{{{letter}}}_{{{number(transform.epsilon)}}}\bigl({inner}\bigr)"
-
-
 def definitions(symbols: Symbols) -> list[str]:
     """What operators and maps mean, each once."""
-    kinds = {c.transform.kind for c in symbols.program.defects}
-    found = []
-    if "softshrink" in kinds:
-        found.append(
-            r"$\mathcal{S}_{\epsilon}(r) = \operatorname{sign}(r) \max(\lvert r \rvert - \epsilon,\, 0)$ by entries"
-        )
-    if "hardshrink" in kinds:
-        found.append(
-            r"$\mathcal{H}_{\epsilon}(r) = r$ where $\lvert r \rvert > \epsilon$ and $0$ elsewhere, by entries"
-        )
-    if kinds & {"abs", "abs_tube"}:
-        found.append(r"$\lvert \cdot \rvert$ and $\max$ act by entries")
+    found = [m for m in dict.fromkeys(c.transform.meaning for c in symbols.program.defects) if m]
     maps = {s.domain.by for s in symbols.variables() if isinstance(s.domain, NonNegative)}
     if "relu" in maps:
         found.append(r"states $h \ge 0$ are kept as $h = \max(\tilde{h}, 0)$")
@@ -285,15 +256,15 @@ def _coupling(symbols: Symbols, group: Group) -> str:
     rho = r"\rho" if _common_weight(symbols) is not None else group.of("", r"\rho", "")
     if isinstance(constraint.weight, GeometricWeight | LinearWeight):
         rho += "^{(t)}"
-    g, squared = transformed(constraint.transform, group.defect()), group.defect()
+    g, squared = constraint.transform.tex(group.defect()), group.defect()
     if isinstance(constraint.weight, AugmentedWeight):
         g = squared = group.of("", "g", group.rows)
     parts = []
     if multiplier is not None:
         dual = group.dual()
-        if multiplier.layout in {"full", "class"} and constraint.transform.kind != "norm_tube":
+        if multiplier.layout in {"full", "class"} and not constraint.transform.per_row:
             parts.append(rf"\bigl\langle {dual},\, {g} \bigr\rangle")
-        elif constraint.transform.kind == "norm_tube":
+        elif constraint.transform.per_row:
             parts.append(rf"{dual}\, {g}")
         else:
             parts.append(rf"{dual}\, \mathbf{{1}}^{{\top}} {g}")
@@ -309,7 +280,7 @@ def _coupling(symbols: Symbols, group: Group) -> str:
     outer = rf"\sum_{{k={group.first.breakpoint}}}^{{{group.last.breakpoint}}} " if group.general else ""
     line = _rows(symbols, group) + outer + inner
     if isinstance(constraint.weight, AugmentedWeight):
-        line += rf", \qquad {g} = {_excess(group, rho)}"
+        line += rf", \qquad {g} = {constraint.transform.tex_excess(group.defect(), group.dual(), rho)}"
     return line
 
 
@@ -320,20 +291,6 @@ def _rows(symbols: Symbols, group: Group) -> str:
     if not group.rows:
         return ""
     return (r"\frac{1}{B} " if mean else "") + r"\sum_{i=1}^{B} "
-
-
-def _excess(group: Group, rho: str) -> str:
-    """What exceeds the tube, the slack eliminated (`runtime/kkt.excess`)."""
-    constraint = group.constraint
-    assert constraint is not None
-    transform, r, dual = constraint.transform, group.defect(), group.dual()
-    if transform.kind == "identity":
-        return r
-    epsilon = number(getattr(transform, "epsilon", 0.0))
-    if transform.kind in {"softshrink", "hardshrink"}:
-        return rf"{r} - \operatorname{{clip}}\bigl({r} + {dual} / {rho},\, -{epsilon},\, {epsilon}\bigr)"
-    size = rf"\lVert {r} \rVert_{{{transform.order}}}" if isinstance(transform, NormTube) else rf"\lvert {r} \rvert"
-    return rf"\max\bigl({size} - {epsilon},\, -{dual} / {rho}\bigr)"
 
 
 def _values(symbols: Symbols) -> Iterator[str]:

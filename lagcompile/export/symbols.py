@@ -6,12 +6,12 @@ k, lambda_k for its multiplier, r_k for its defect, theta_k for the weights that
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
 from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Range, Shared
 from lagcompile.ir.program import Program, Stage, StateVariable, TensorType
+from lagcompile.ir.tex import number
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -30,19 +30,6 @@ def text(name: str) -> str:
 def code(name: str) -> str:
     r"""A name of the user's, in \texttt."""
     return rf"\texttt{{{text(name)}}}"
-
-
-def number(value: float) -> str:
-    r"""A number as a person writes it: 0.05, 3, 10^{-3}, 2.5 \cdot 10^{-7}."""
-    if value == 0 or not math.isfinite(value):
-        return {math.inf: r"\infty", -math.inf: r"-\infty"}.get(value, f"{value:g}")
-    shown = f"{value:.10g}"
-    if "e" not in shown and len(shown.lstrip("-0.")) <= 4 and 1e-3 < abs(value) < 1e5:
-        return shown
-    exponent = math.floor(math.log10(abs(value)))
-    mantissa = f"{value / 10.0**exponent:.6g}"
-    power = f"10^{{{exponent}}}"
-    return power if mantissa == "1" else rf"{mantissa} \cdot {power}"
 
 
 def count(value: int) -> str:

@@ -19,7 +19,6 @@ from lagcompile.ir.axes import (
     Eliminated,
     Forward,
     Free,
-    Identity,
     MultiplierOptions,
     NonNegative,
     OfActivation,
@@ -28,7 +27,6 @@ from lagcompile.ir.axes import (
     Start,
     Storage,
     Table,
-    Transform,
     Weight,
 )
 from lagcompile.ir.base import Frozen, ProgramError
@@ -45,6 +43,7 @@ from lagcompile.ir.program import (
     ValueConstraint,
     WeightVariable,
 )
+from lagcompile.ir.transforms import Identity, Transform
 
 
 class StateFormulation(Frozen):

@@ -202,7 +202,7 @@ def _counts(program: Program, s: StateVariable, examples: int, batch: int) -> tu
         rows = examples if first is None or s.breakpoint <= first else classes * storage.samples
     constraint = program.defect_of(s.name)
     assert constraint is not None
-    scalars = rows * (1 if constraint.transform.kind == "norm_tube" else features)
+    scalars = rows * (1 if constraint.transform.per_row else features)
     multiplier = program.multiplier_of(constraint.name)
     if multiplier is None:
         return variables, scalars, 0

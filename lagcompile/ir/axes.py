@@ -1,4 +1,4 @@
-"""The axes on which the systems differ: where a state lives, its domain and start, a defect's transform and weight.
+"""The axes on which the systems differ: where a state lives, its domain and start, the weight of a defect.
 
 In: nothing. Out: small tagged records (a union of pydantic classes is the registry). Invariant: a record says *what* is
 meant; how it is computed is the runtime's business (`runtime/kkt.py`, `runtime/tables.py`).
@@ -123,64 +123,6 @@ class Observed(Frozen):
 
 
 Start = Annotated[Forward | Zeros | UnitSphere | Observed, Field(discriminator="kind")]
-
-
-# ---------------------------------------------------------------- G: the transform of a defect
-class Identity(Frozen):
-    """G(r) = r."""
-
-    kind: Literal["identity"] = "identity"
-
-
-class Abs(Frozen):
-    """G(r) = |r|."""
-
-    kind: Literal["abs"] = "abs"
-
-
-class Squared(Frozen):
-    """G(r) = r^2 (no finite exact multiplier exists: G'(0) = 0)."""
-
-    kind: Literal["squared"] = "squared"
-
-
-class Softshrink(Frozen):
-    """G(r) = sign(r) max(|r| - epsilon, 0): Local Propagation's lin_eps, DistProp's equation (3)."""
-
-    kind: Literal["softshrink"] = "softshrink"
-    epsilon: float = Field(ge=0)
-    """Half width of the tube."""
-
-
-class Hardshrink(Frozen):
-    """G(r) = r where |r| > epsilon, else 0: what DistProp's authors run."""
-
-    kind: Literal["hardshrink"] = "hardshrink"
-    epsilon: float = Field(ge=0)
-    """Half width of the tube."""
-
-
-class AbsTube(Frozen):
-    """G(r) = max(|r| - epsilon, 0): Local Propagation's abs_eps."""
-
-    kind: Literal["abs_tube"] = "abs_tube"
-    epsilon: float = Field(ge=0)
-    """Half width of the tube."""
-
-
-class NormTube(Frozen):
-    """G(r) = max(||r|| - epsilon, 0), one number per example: DistProp's scalar form for ImageNet."""
-
-    kind: Literal["norm_tube"] = "norm_tube"
-    epsilon: float = Field(ge=0)
-    """Norm below which nothing acts."""
-    order: Literal[1, 2] = 1
-    """Of the norm: 1 for the sum of sizes, 2 for Euclid's."""
-
-
-Transform = Annotated[
-    Identity | Abs | Squared | Softshrink | Hardshrink | AbsTube | NormTube, Field(discriminator="kind")
-]
 
 
 # ---------------------------------------------------------------- rho: weight of the quadratic term

@@ -17,19 +17,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from lagcompile.ir.axes import (
-    AugmentedWeight,
-    ClassGaussian,
-    Domain,
-    Eliminated,
-    Free,
-    NormTube,
-    Start,
-    Storage,
-    Transform,
-    Weight,
-)
+from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Domain, Eliminated, Free, Start, Storage, Weight
 from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.transforms import Transform
 
 FORMAT = 1
 
@@ -305,10 +295,10 @@ def _constraint_problems(
                 yield f"constraint '{c.name}' is on the state '{c.state}', which is eliminated"
             if (c.scaled == "class_sigma") != isinstance(storage, ClassGaussian):
                 yield f"constraint '{c.name}': a defect is a z-score exactly where its state is class_gaussian"
-            if isinstance(c.transform, NormTube) and layouts.get(c.name) in {"full", "class"}:
+            if c.transform.per_row and layouts.get(c.name) in {"full", "class"}:
                 yield (
-                    f"constraint '{c.name}': norm_tube gives one number per example, its multiplier must be 'example' "
-                    "or 'scalar'"
+                    f"constraint '{c.name}': {c.transform.kind} gives one number per example, its multiplier must be "
+                    "'example' or 'scalar'"
                 )
             yield from _augmented_problems(c, layouts.get(c.name))
             constrained.add(c.state)
@@ -335,11 +325,11 @@ def _augmented_problems(c: DefectConstraint, layout: str | None) -> Iterator[str
     if not isinstance(c.weight, AugmentedWeight):
         return
     here = f"constraint '{c.name}': a weight of kind augmented"
-    needed = "example" if isinstance(c.transform, NormTube) else "full"
+    needed = "example" if c.transform.per_row else "full"
     if layout is None:
         yield f"{here} needs a multiplier; for a pure penalty give kind constant"
     elif layout != needed:
         yield f"{here} needs one multiplier for each inequality: lay it out '{needed}' instead of '{layout}'"
-    if c.transform.kind in {"abs", "squared"} or c.relation == "<=":
+    if not c.transform.augmentable or c.relation == "<=":
         what = c.transform.kind if c.relation == "==" else "a one-sided inequality"
         yield f"{here} is for identity and tubes (softshrink, hardshrink, abs_tube, norm_tube), not for {what}"

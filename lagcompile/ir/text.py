@@ -17,10 +17,8 @@ from lagcompile.ir.axes import (
     GeometricWeight,
     LinearWeight,
     NonNegative,
-    NormTube,
     Range,
     Table,
-    Transform,
     Weight,
 )
 from lagcompile.ir.base import ProgramError
@@ -185,7 +183,7 @@ def _constraint(program: Program, c: DefectConstraint | ValueConstraint) -> tupl
         if c.scaled == "class_sigma":
             inner = f"({stage.name}({', '.join(stage.reads)}) - mu({c.state})) / sigma({c.state})"
         reduction = ", mean over features" if c.features == "mean" else ""
-        return f"{c.name}:", f"{transform_text(c.transform, inner)} {c.relation} 0", dual + reduction
+        return f"{c.name}:", f"{c.transform.text(inner)} {c.relation} 0", dual + reduction
     if c.function is None:
         low = "" if c.lower is None else f"{c.lower:g} <= "
         high = "" if c.upper is None else f" <= {c.upper:g}"
@@ -203,18 +201,3 @@ def weight_text(weight: Weight) -> str:
         return f"{weight.start:g} x{weight.factor:g} every {weight.every}, at most {weight.maximum:g}"
     assert isinstance(weight, LinearWeight)
     return f"{weight.start:g} +{weight.increment:g} every {weight.every}, at most {weight.maximum:g}"
-
-
-def transform_text(transform: Transform, inner: str) -> str:
-    """G applied to an expression."""
-    if transform.kind == "identity":
-        return inner
-    if transform.kind == "abs":
-        return f"|{inner}|"
-    if transform.kind == "squared":
-        return f"({inner})^2"
-    if isinstance(transform, NormTube):
-        return f"relu(||{inner}||_{transform.order} - {transform.epsilon:g})"
-    if transform.kind == "abs_tube":
-        return f"relu(|{inner}| - {transform.epsilon:g})"
-    return f"{transform.kind}({inner}, {transform.epsilon:g})"

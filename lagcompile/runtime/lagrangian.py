@@ -20,6 +20,7 @@ from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Batch, Instance, Known
+from lagcompile.runtime.transforms import behaviour
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Terms:
         loss: the user's loss, with the regularisers of the objective.
         output: the model's output at the states.
         defects: r for each bank, of shape (states, rows, ...).
-        transformed: G(r) for each bank, not connected; with an augmented weight what exceeds the tube (`kkt.excess`).
+        transformed: G(r) for each bank, not connected; with an augmented weight what exceeds the tube.
         multipliers: multiplier of each row and bank; None for pure penalties.
     """
 
@@ -227,11 +228,11 @@ class Lagrangian:
 
     def _transformed(self, i: int, r: Tensor, multiplier: Tensor | None, rho: float) -> Tensor:
         """G(r) of one bank, or what exceeds its tube; connected to r where r is."""
-        transform = self.instance.layout.banks[i].constraint.transform
+        transform = behaviour(self.instance.layout.banks[i].constraint.transform)
         if self._augmented[i]:
             assert multiplier is not None
-            return kkt.excess(r, multiplier, rho, transform)
-        return kkt.transformed(r, transform)
+            return transform.excess(r, multiplier, rho)
+        return transform.value(r)
 
     def _scale(self, r: Tensor) -> float:
         """c: weight of one row of a bank's defects."""

@@ -96,7 +96,7 @@ def state_defects(lifted: Lifted, states: Mapping[str, Tensor], x: Tensor) -> tu
     lifted.eval()
     sums = {s.name: torch.zeros(3, dtype=torch.float64) for s in kept}
     counts = dict.fromkeys(sums, 0)
-    epsilons = {c.state: kkt.epsilon_of(c.transform) for c in program.defects}
+    epsilons = {c.state: c.transform.half_width for c in program.defects}
     for rows in torch.arange(len(x)).split(CHUNK):
         values: dict[str, Any] = network.prepare([x[rows]])
         held = {}

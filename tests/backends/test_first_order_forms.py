@@ -16,11 +16,11 @@ from tests.backends.hand import data, executor, lifted, net
 
 
 def test_lin_eps_is_softshrink_and_abs_gives_monotone_multipliers() -> None:
-    from lagcompile.runtime import kkt
+    from lagcompile.runtime.transforms import behaviour
 
     r = torch.linspace(-2, 2, 41, dtype=torch.float64).reshape(1, 1, -1)
     lin_eps = r.clamp_min(0.4) - (-r).clamp_min(0.4)
-    torch.testing.assert_close(kkt.transformed(r, lc.Softshrink(epsilon=0.4)), lin_eps, rtol=0, atol=1e-15)
+    torch.testing.assert_close(behaviour(lc.Softshrink(epsilon=0.4)).value(r), lin_eps, rtol=0, atol=1e-15)
     runs = executor(lc.DescentAscent(multipliers=lc.SGD(lr=0.5)), transform=lc.Abs())
     last = runs.values()[1]
     for t in range(12):
@@ -32,10 +32,10 @@ def test_lin_eps_is_softshrink_and_abs_gives_monotone_multipliers() -> None:
 
 
 def test_norm_tube_gives_one_number_for_each_example() -> None:
-    from lagcompile.runtime import kkt
+    from lagcompile.runtime.transforms import behaviour
 
     r = torch.randn(1, 4, 7, dtype=torch.float64)
-    found = kkt.transformed(r, lc.NormTube(epsilon=2.0, order=1))
+    found = behaviour(lc.NormTube(epsilon=2.0, order=1)).value(r)
     expected = (r.abs().sum(-1, keepdim=True) - 2.0).clamp_min(0)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     runs = executor(

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lagcompile.ir.axes import (
-    Abs,
-    AbsTube,
-    Free,
-    Hardshrink,
-    Identity,
-    NonNegative,
-    NormTube,
-    Range,
-    Softshrink,
-    Squared,
-    Transform,
-)
+from lagcompile.ir.axes import Free, NonNegative, Range
+from lagcompile.ir.base import Frozen
+from lagcompile.ir.transforms import Abs, AbsTube, Hardshrink, Identity, NormTube, Softshrink, Squared, Transform
 from lagcompile.runtime import kkt
+from lagcompile.runtime.transforms import behaviour
 
 TRANSFORMS: list[Transform] = [
     Identity(),
@@ -40,7 +33,7 @@ TRANSFORMS: list[Transform] = [
 def test_force_is_the_gradient_of_the_coupling(transform: Transform, seed: int, rho: float) -> None:
     torch.manual_seed(seed)
     r = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    g = kkt.transformed(r, transform)
+    g = behaviour(transform).value(r)
     multiplier = torch.randn(2, 3, 1 if isinstance(transform, NormTube) else 4, dtype=torch.float64)
     (expected,) = torch.autograd.grad(kkt.coupling(g, multiplier, r, rho), r)
     got = kkt.force(g.detach(), multiplier, r.detach(), rho, transform)
@@ -59,7 +52,7 @@ AUGMENTED: list[Transform] = [
 
 def eliminated(r: Tensor, multiplier: Tensor, rho: float, transform: Transform) -> Tensor:
     """The smallest <lambda, c(r) - s> + (rho/2) |c(r) - s|^2 over the slack: a parabola over an interval, by cases."""
-    epsilon = kkt.epsilon_of(transform)
+    epsilon = transform.half_width
     if isinstance(transform, NormTube):
         value = torch.linalg.vector_norm(r, transform.order, dim=2, keepdim=True) - epsilon
     else:
@@ -79,9 +72,9 @@ def test_augmented_force_is_the_gradient_over_the_best_slack(transform: Transfor
     torch.manual_seed(seed)
     r = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     multiplier = torch.randn(2, 3, 1 if isinstance(transform, NormTube) else 4, dtype=torch.float64)
-    multiplier = (multiplier if transform.kind in kkt.SIGNED else multiplier.abs()).requires_grad_()
+    multiplier = (multiplier if transform.signed else multiplier.abs()).requires_grad_()
     least = eliminated(r, multiplier, rho, transform)
-    g = kkt.excess(r, multiplier, rho, transform)
+    g = behaviour(transform).excess(r, multiplier, rho)
     torch.testing.assert_close(kkt.coupling(g, multiplier, g, rho), least, rtol=1e-12, atol=1e-12)
     in_r, in_multiplier = torch.autograd.grad(least, [r, multiplier])
     force = kkt.augmented_force(g.detach(), multiplier.detach(), r.detach(), rho, transform)
@@ -92,10 +85,10 @@ def test_augmented_force_is_the_gradient_over_the_best_slack(transform: Transfor
 def test_the_augmented_form_is_smooth_at_the_edge_where_the_papers_form_jumps() -> None:
     tube, multiplier = Softshrink(epsilon=0.3), torch.full((1, 1, 1), 2.0, dtype=torch.float64)
     inside, outside = (multiplier.new_full((1, 1, 1), r) for r in (0.3 - 1e-9, 0.3 + 1e-9))
-    paper = [kkt.force(kkt.transformed(r, tube), multiplier, r, 0.0, tube).item() for r in (inside, outside)]
+    paper = [kkt.force(behaviour(tube).value(r), multiplier, r, 0.0, tube).item() for r in (inside, outside)]
     assert paper == [0.0, 2.0]  # any multiplier above the exact one balances the loss by chattering between the two
     smooth = [
-        kkt.augmented_force(kkt.excess(r, multiplier, 1.0, tube), multiplier, r, 1.0, tube).item()
+        kkt.augmented_force(behaviour(tube).excess(r, multiplier, 1.0), multiplier, r, 1.0, tube).item()
         for r in (inside, outside)
     ]
     assert smooth == pytest.approx([2.0, 2.0], abs=1e-8)
@@ -104,7 +97,7 @@ def test_the_augmented_form_is_smooth_at_the_edge_where_the_papers_form_jumps() 
 def test_inside_a_tube_the_multiplier_dies_away_and_nothing_pulls() -> None:
     tube, r = Softshrink(epsilon=0.3), torch.full((1, 1, 1), 0.1, dtype=torch.float64)
     multiplier = torch.full((1, 1, 1), 0.05, dtype=torch.float64)
-    g = kkt.excess(r, multiplier, 1.0, tube)
+    g = behaviour(tube).excess(r, multiplier, 1.0)
     assert kkt.augmented_force(g, multiplier, r, 1.0, tube).item() == pytest.approx(0.0, abs=1e-15)
     assert g.item() == pytest.approx(-0.05)  # ascent with step rho sets it to zero
 
@@ -112,14 +105,14 @@ def test_inside_a_tube_the_multiplier_dies_away_and_nothing_pulls() -> None:
 def test_lin_eps_is_softshrink_and_abs_eps_is_its_size() -> None:
     r = torch.linspace(-2, 2, 41, dtype=torch.float64).reshape(1, 1, -1)
     lin_eps = torch.relu(r - 0.5) - torch.relu(-r - 0.5)
-    torch.testing.assert_close(kkt.transformed(r, Softshrink(epsilon=0.5)), lin_eps)
-    torch.testing.assert_close(kkt.transformed(r, AbsTube(epsilon=0.5)), lin_eps.abs())
+    torch.testing.assert_close(behaviour(Softshrink(epsilon=0.5)).value(r), lin_eps)
+    torch.testing.assert_close(behaviour(AbsTube(epsilon=0.5)).value(r), lin_eps.abs())
 
 
 def test_every_transform_vanishes_at_zero() -> None:
     zero = torch.zeros(1, 2, 3, dtype=torch.float64)
     for transform in TRANSFORMS:
-        assert float(kkt.transformed(zero, transform).abs().max()) == 0.0
+        assert float(behaviour(transform).value(zero).abs().max()) == 0.0
 
 
 def test_dual_gradient_by_layout() -> None:
@@ -147,3 +140,14 @@ def test_domains_hold() -> None:
     assert kkt.project(x, NonNegative(by="project")).tolist() == [0, 0.5, 3]
     assert kkt.project(x, Range(lower=-1, upper=1)).tolist() == [-1, 0.5, 1]
     assert torch.equal(kkt.project(x, Free()), x)
+
+
+def test_a_record_that_no_table_knows_raises() -> None:
+    class Cubic(Frozen):
+        epsilon: float = 0.1
+
+    union = set(get_args(get_args(Transform)[0]))
+    assert {type(t) for t in TRANSFORMS} == union
+    assert len({type(behaviour(t)) for t in TRANSFORMS}) == len(union)
+    with pytest.raises(AssertionError):
+        behaviour(Cubic())
