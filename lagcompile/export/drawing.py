@@ -6,12 +6,14 @@ decided by `cells` and `layout`; here it is only painted.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lagcompile.export.cells import picture
 from lagcompile.export.layout import BAR, Box, Layout, Line, Text, layout
+from lagcompile.ir import disk
 from lagcompile.ir.base import DataError, MissingExtraError
 from lagcompile.ir.program import Program
 
@@ -64,7 +66,9 @@ def draw(program: Program, path: str | Path) -> Path:
         figure.set_size_inches(placed.width, placed.height)
         _paint(figure, placed)
         metadata = {"Date": None} if target.suffix.lower() == ".svg" else {}
-        figure.savefig(target, dpi=DPI, facecolor="white", metadata=metadata)
+        image = io.BytesIO()
+        figure.savefig(image, format=target.suffix[1:].lower(), dpi=DPI, facecolor="white", metadata=metadata)
+    disk.replace(target, image.getvalue())
     return target
 
 

@@ -46,7 +46,8 @@ from lagcompile.frontend.receipt import Receipt, resized
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network, StageModule
 from lagcompile.ir.base import DataError, Frozen, LiftError
-from lagcompile.ir.folders import appearing
+from lagcompile.ir.disk import appearing
+from lagcompile.ir.disk import replace as replace_file
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.text import to_json
@@ -110,7 +111,7 @@ def write_folder(
     weights = None if solution is None else solution.model
     with appearing(target) as part:
         for name, data in files.items():
-            (part / name).write_bytes(data)
+            replace_file(part / name, data)
         check(contents.network, part, _inputs(contents, tensors), weights=weights, free=contents.dynamic)
     return target
 

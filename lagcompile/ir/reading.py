@@ -10,6 +10,7 @@ import codecs
 import errno
 from pathlib import Path
 
+from lagcompile.ir import sums
 from lagcompile.ir.base import DataError, LagcompileError
 
 LARGEST = 64 * 2**20
@@ -58,7 +59,8 @@ def read_text(
         largest: refuse more bytes than this.
 
     Raises:
-        LagcompileError: of class `error`: there is no such file, it cannot be read, or it is no text.
+        LagcompileError: of class `error`: there is no such file, it cannot be read, it is no text, or it is not what
+            was written with the list of digests beside it.
     """
     try:
         with Path(path).open("rb") as file:
@@ -73,6 +75,10 @@ def read_text(
         raise error(f"{str(path)!r} is no name of a file: {caught}") from None
     if len(data) > largest:
         raise error(f"{path}: the file is larger than {largest // 2**20} MiB: that is no {kind} file of this kind")
+    try:
+        sums.check(Path(path), data)
+    except DataError as caught:
+        raise error(caught.problems) from None
     return decoded(data, str(path), error=error)
 
 

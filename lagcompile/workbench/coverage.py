@@ -12,8 +12,8 @@ import json
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 from lagcompile.frontend.structure import leaves
-from lagcompile.ir.base import Frozen
+from lagcompile.ir import jsonfile, sums
+from lagcompile.ir.base import DataError, Frozen
+from lagcompile.ir.disk import held
+from lagcompile.ir.reading import read_text
 from lagcompile.lift import lift
 from lagcompile.workbench.subjects import Subject, subjects_of
 
@@ -88,9 +91,24 @@ def run(
 
     Raises:
         MissingExtraError: the family's library is not installed.
+        DataError: another process has the folder, or a file of it is damaged.
     """
     subjects = subjects_of(family)
     chosen = [n for n in subjects if names is None or n in names][:limit]
+    with held(folder) if folder is not None else nullcontext():
+        kept = _measured_all(family, subjects, chosen, folder, again=again, seconds=seconds)
+    return [kept[n] for n in chosen]
+
+
+def _measured_all(
+    family: str,
+    subjects: Mapping[str, Subject],
+    chosen: Sequence[str],
+    folder: Path | None,
+    *,
+    again: bool,
+    seconds: int,
+) -> dict[str, Row]:
     kept = {} if folder is None else _stored(folder / f"{family}.json")
     for name in chosen:
         if name in kept and kept[name].ok and not again:
@@ -99,7 +117,7 @@ def run(
         print(line(kept[name]), flush=True)
         if folder is not None:
             _store(folder, family, kept, list(subjects))
-    return [kept[n] for n in chosen]
+    return kept
 
 
 def measure(family: str, name: str, subject: Subject, *, seconds: int = 600) -> Row:
@@ -186,15 +204,16 @@ def _at_most(seconds: int) -> Iterator[None]:
 
 
 def _stored(path: Path) -> dict[str, Row]:
-    return {r["name"]: Row(**r) for r in json.loads(path.read_text())} if path.exists() else {}
+    if not path.exists():
+        return {}
+    rows = jsonfile.check_list(read_text(path, kind="JSON"), str(path), Row, error=DataError)
+    return {r.name: r for r in rows}
 
 
 def _store(folder: Path, family: str, rows: dict[str, Row], order: Sequence[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     listed = [rows[n] for n in order if n in rows]
     text = json.dumps([r.model_dump() for r in listed], indent=1)
-    (folder / f"{family}.json").write_text(text + "\n")
-    (folder / f"{family}.md").write_text(table(listed))
+    sums.write(folder, {f"{family}.json": f"{text}\n".encode(), f"{family}.md": table(listed).encode()})
 
 
 def line(row: Row) -> str:

@@ -1,29 +1,30 @@
 """A picture of a network with its cuts: stages as boxes with the modules they run, states on the breakpoints between.
 
-In: a `Program`. Out: one PNG. Invariant: everything drawn stands in the program; of many stages the first and the last
-are drawn and the number between them is said.
+In: a `Program`. Out: the bytes of one PNG. Invariant: everything drawn stands in the program; of many stages the first
+and the last are drawn and the number between them is said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lagcompile.ir.program import Program, Stage, StateVariable
-from lagcompile.workbench.plot import pyplot
+from lagcompile.workbench.plot import png, pyplot
 
 MOST, LINES = 8, 7
 BOX, SPACE, HEIGHT = 2.3, 1.5, 2.4
 STAGE, STATE, SKIP = "#dce8f0", "#c0562f", "#7b4b94"
 
 
-def draw_network(program: Program, path: Path) -> None:
+def draw_network(program: Program) -> bytes:
     """Draw a program's stages and states.
 
     Args:
         program: the program.
-        path: the PNG to write.
+
+    Returns:
+        a PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -47,8 +48,7 @@ def draw_network(program: Program, path: Path) -> None:
     axis.set_ylim(-1.35, HEIGHT + (2.2 if _skips(program) else 1.0))
     axis.set_axis_off()
     axis.set_title(f"{program.name}: {len(stages)} stages, {len(program.states)} states", fontsize=10, loc="left")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    return png(figure, bbox_inches="tight")
 
 
 def _stage(axis: Any, program: Program, stage: Stage, x: float) -> None:

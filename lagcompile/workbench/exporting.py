@@ -15,6 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
+from lagcompile.ir import disk
 from lagcompile.ir.base import DataError, Frozen, SpecError
 from lagcompile.ir.program import Program
 
@@ -48,7 +49,7 @@ def export(
     if latex is not None:
         from lagcompile.export.latex import latex as written
 
-        latex.write_text(written(program, method, document=document), encoding="utf-8")
+        disk.replace(latex, written(program, method, document=document).encode())
     if draw is not None:
         from lagcompile.export.drawing import draw as drawn
 

@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 
 from lagcompile.ir.base import DataError
-from lagcompile.ir.folders import appearing
+from lagcompile.ir.disk import appearing
 
 SPEC, PROGRAM, PROGRAM_JSON, LOG = "spec.yaml", "program.txt", "program.json", "log.jsonl"
 KKT = "kkt.json"

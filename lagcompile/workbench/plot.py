@@ -1,13 +1,13 @@
 """Curves of a run: loss, held-out accuracy, mean absolute defect, mean absolute multiplier.
 
-In: histories. Out: one PNG. Invariant: the horizontal axis counts gradient evaluations, so that methods with one and
-with two of them a step can be compared; a panel appears only where some history has its numbers.
+In: histories. Out: the bytes of one PNG. Invariant: the horizontal axis counts gradient evaluations, so that methods
+with one and with two of them a step can be compared; a panel appears only where some history has its numbers.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lagcompile.ir.base import MissingExtraError
@@ -40,12 +40,22 @@ def pyplot() -> Any:
     return plt
 
 
-def draw_curves(runs: Mapping[str, tuple[History, float]], path: Path) -> None:
+def png(figure: Any, **options: Any) -> bytes:
+    """A figure of pyplot as the bytes of a PNG; the figure is closed."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120, **options)
+    pyplot().close(figure)
+    return image.getvalue()
+
+
+def draw_curves(runs: Mapping[str, tuple[History, float]]) -> bytes:
     """Draw the curves of one or more runs.
 
     Args:
         runs: name of the run -> its history and its gradient evaluations for each step.
-        path: the PNG to write.
+
+    Returns:
+        a PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -72,5 +82,4 @@ def draw_curves(runs: Mapping[str, tuple[History, float]], path: Path) -> None:
     if len(runs) > 1:
         axes.flat[0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return png(figure)

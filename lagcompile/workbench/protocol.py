@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lagcompile.ir import jsonfile
 from lagcompile.ir.base import SpecError
 from lagcompile.workbench.search import write
 
@@ -32,7 +33,7 @@ def keep_protocol(folder: Path, protocol: Mapping[str, Any]) -> None:
     if not path.exists():
         write(path, now)
         return
-    before: dict[str, Any] = json.loads(path.read_text())
+    before: dict[str, Any] = jsonfile.read(path)
     other = [f"{key} {before.get(key)} (now {value})" for key, value in now.items() if before.get(key) != value]
     if other:
         raise SpecError(

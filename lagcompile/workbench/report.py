@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lagcompile.check.certificate import versions
 from lagcompile.ir.base import MissingExtraError
+from lagcompile.ir.disk import replace
 from lagcompile.ir.solution import History
 from lagcompile.ir.yamlfile import dumps, spec_hash
 from lagcompile.workbench import folder as files
@@ -174,15 +174,17 @@ def write(outcome: Outcome) -> list[str]:
         Notes, such as that figures were left out.
     """
     assert outcome.folder is not None
-    figures, notes = figures_of(outcome, outcome.folder)
+    figures, notes = figures_of(outcome)
+    for name, image in figures.items():
+        replace(outcome.folder / name, image)
     place = RunFolder(outcome.folder)
     place.write(files.REPORT_JSON, json.dumps(facts(outcome), indent=2) + "\n")
-    place.write(files.REPORT, markdown(outcome, figures, notes))
+    place.write(files.REPORT, markdown(outcome, list(figures), notes))
     return notes
 
 
-def figures_of(outcome: Outcome, folder: Path) -> tuple[list[str], list[str]]:
-    """Draw the figures; names of those that were made, and notes on those that were not."""
+def figures_of(outcome: Outcome) -> tuple[dict[str, bytes], list[str]]:
+    """The figures by file name, and notes on those that cannot be made."""
     solution, kind = outcome.solution, outcome.prepared.loaded.spec.method.kind
     runs: dict[str, tuple[History, float]] = {
         kind: (solution.history, solution.gradient_evaluations / max(1, solution.steps))
@@ -190,10 +192,8 @@ def figures_of(outcome: Outcome, folder: Path) -> tuple[list[str], list[str]]:
     if outcome.baseline is not None:
         runs["backprop"] = (outcome.baseline.history, 1.0)
     try:
-        draw_network(solution.program, folder / NETWORK)
-        if any(history.rows for history, _ in runs.values()):
-            draw_curves(runs, folder / CURVES)
-            return [CURVES, NETWORK], []
+        rows = any(history.rows for history, _ in runs.values())
+        curves = {CURVES: draw_curves(runs)} if rows else {}
+        return {**curves, NETWORK: draw_network(solution.program)}, []
     except MissingExtraError as error:
-        return [], [f"No figures: {error}"]
-    return [NETWORK], []
+        return {}, [f"No figures: {error}"]

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from lagcompile.ir import jsonfile, sums
 from lagcompile.ir.base import Frozen, MissingExtraError
 
 Value: TypeAlias = float | int | str | bool
@@ -106,7 +107,7 @@ def search(
 
 def stored(store: Path) -> list[Trial]:
     """Trials of a store; none where there is no file."""
-    return _TRIALS.validate_python(json.loads(store.read_text())) if store.exists() else []
+    return _TRIALS.validate_python(jsonfile.read(store)) if store.exists() else []
 
 
 def best(trials: Sequence[Trial]) -> Trial:
@@ -115,11 +116,10 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def write(path: Path, value: Any) -> None:
-    """JSON, complete or not at all: a reader never sees half a file."""
+    """A text, or a value as JSON, complete or not at all, its digest in its folder's list."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+    sums.write(path.parent, {path.name: text.encode()})
 
 
 def _proposed(space: Space, done: Sequence[Trial], seed: int) -> Draw:

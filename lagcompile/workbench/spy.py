@@ -6,6 +6,7 @@ drawn where a derivative is nonzero at one of three random points near the start
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from lagcompile.backends.sqp_derivatives import ProgramFunctions
 from lagcompile.backends.sqp_program import ExactProgram
 from lagcompile.backends.sqp_result import spans, start_values
+from lagcompile.ir import disk
 from lagcompile.ir.base import MissingExtraError
 from lagcompile.runtime.instance import Instance
 from lagcompile.workbench.prepare import Prepared, placing
@@ -137,7 +139,9 @@ def draw(sparsity: Sparsity, path: Path, *, title: str = "") -> None:
         _bands(axes.xaxis, axes.axvline, sparsity.columns, rotation=90)
         _bands(axes.yaxis, axes.axhline, rows, rotation=0)
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=110)
+    disk.replace(path, image.getvalue())
 
 
 def _bands(axis: Any, line: Any, bands: tuple[Band, ...], *, rotation: int) -> None:

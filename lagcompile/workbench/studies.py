@@ -6,7 +6,6 @@ Invariant: what is in the folder is not run again; the depth study cuts every me
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,7 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
+from lagcompile.ir import jsonfile
 from lagcompile.ir.base import Frozen
+from lagcompile.ir.disk import held
 from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.protocol import keep_protocol
 from lagcompile.workbench.references import DATA
@@ -106,6 +107,11 @@ def depth_study(options: DepthOptions, folder: Path, *, say: Say = print) -> str
     Raises:
         SpecError: an unknown system, or a folder that was begun with other options.
     """
+    with held(folder):
+        return _depth_study(options, folder, say)
+
+
+def _depth_study(options: DepthOptions, folder: Path, say: Say) -> str:
     keep_protocol(folder, options.model_dump(exclude={"systems", "seeds"}))
     data = DATA[str(bench_of(options.data).data["name"])]()
     for seed in range(options.seeds):
@@ -135,7 +141,7 @@ def depth_study(options: DepthOptions, folder: Path, *, say: Say = print) -> str
 def _write_depth(options: DepthOptions, folder: Path) -> str:
     found: dict[str, dict[int, list[float]]] = {}
     for path in sorted((folder / "rows").glob("*.json")):
-        row = Row.model_validate(json.loads(path.read_text()))
+        row = jsonfile.validate(path, Row)
         depth = int(row.spec["model"]["args"]["depth"])
         found.setdefault(row.system, {}).setdefault(depth, []).append(row.accuracy)
     weights = "PyTorch's own" if options.gain is None else f"orthogonal, gain {options.gain:g}, biases zero"
@@ -155,7 +161,7 @@ def _write_depth(options: DepthOptions, folder: Path) -> str:
             lines.append(f"| {system_of(name).title} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     write(folder / "depth.json", {"options": options.model_dump(mode="json"), "accuracy": found})
-    (folder / "depth.md").write_text(text)
+    write(folder / "depth.md", text)
     return text
 
 
@@ -172,6 +178,11 @@ def robustness_study(options: RobustnessOptions, folder: Path, *, say: Say = pri
     Raises:
         SpecError: an unknown bench, or a folder that was begun with other options.
     """
+    with held(folder):
+        return _robustness_study(options, folder, say)
+
+
+def _robustness_study(options: RobustnessOptions, folder: Path, say: Say) -> str:
     keep_protocol(folder, options.model_dump(exclude={"runs"}))
     bench, system = replace(bench_of(options.data), decay=0.0), system_of("distprop")  # only what the authors swept
     data = None
@@ -189,7 +200,7 @@ def robustness_study(options: RobustnessOptions, folder: Path, *, say: Say = pri
 
 
 def _write_robustness(options: RobustnessOptions, folder: Path) -> str:
-    runs = [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("*.json"))]
+    runs = [jsonfile.read(p) for p in sorted((folder / "runs").glob("*.json"))]
     accuracies = [float(r["row"]["accuracy"]) for r in runs]
     top = max(accuracies, default=0.0)
     near = sum(a >= 0.9 * top for a in accuracies)
@@ -202,5 +213,5 @@ def _write_robustness(options: RobustnessOptions, folder: Path) -> str:
     )
     found = [{**r["draw"], "seed": r["row"]["seed"], "accuracy": r["row"]["accuracy"]} for r in runs]
     write(folder / "robustness.json", {"options": options.model_dump(mode="json"), "runs": found})
-    (folder / "robustness.md").write_text(text)
+    write(folder / "robustness.md", text)
     return text

@@ -7,7 +7,7 @@ validation split with the same number of trials and steps for every system; the 
 
 from __future__ import annotations
 
-import json
+import io
 import math
 import statistics
 import time
@@ -21,7 +21,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lagcompile.backends.base import Method, drive
+from lagcompile.ir import jsonfile, sums
 from lagcompile.ir.base import Frozen, SpecError
+from lagcompile.ir.disk import held
 from lagcompile.ir.solution import Solution, Status
 from lagcompile.lift import lift
 from lagcompile.runtime.dataset import as_tensors
@@ -134,8 +136,13 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
 
     Raises:
         SpecError: an unknown bench or system, or a folder that was begun with other options.
-        DataError: the data are not there.
+        DataError: the data are not there, or another process has the folder.
     """
+    with held(folder):
+        return _table1(options, folder, say)
+
+
+def _table1(options: TableOptions, folder: Path, say: Say) -> str:
     bench = options.bench
     systems = [system_of(name) for name in options.systems]
     keep_protocol(folder, options.protocol())
@@ -219,14 +226,22 @@ def solve(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Solution:
 def score_of(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> tuple[float, str]:
     """Accuracy of one spec on the validation split (minus infinity where it diverged), and its status."""
     solution = solve(spec, data, keep=keep)
+    if solution.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     value = _accuracy(solution.model, data.validation_x, data.validation_y)
     return -math.inf if solution.status is Status.DIVERGED else value, solution.status.name.lower()
 
 
 def run_row(system: str, spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Row:
-    """One row: solve, then look at the test split once."""
+    """One row: solve, then look at the test split once.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted; half a run is no row.
+    """
     started = time.process_time()
     solution = solve(spec, data, keep=keep)
+    if solution.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     seconds = time.process_time() - started
     final = solution.details["final"].get("defect", solution.history.last.get("defect", math.nan))
     return Row(
@@ -269,7 +284,7 @@ def _args(entry: Any) -> dict[str, Any]:
 def rows_of(folder: Path) -> list[Row]:
     """All rows of a folder, by system and seed."""
     paths = sorted((folder / "rows").glob("*.json"))
-    rows = [Row.model_validate(json.loads(p.read_text())) for p in paths]
+    rows = [jsonfile.validate(p, Row) for p in paths]
     order = {s.name: i for i, s in enumerate(SYSTEMS)}
     return sorted(rows, key=lambda r: (order.get(r.system, len(order)), r.seed))
 
@@ -281,9 +296,7 @@ def write_table(options: TableOptions, folder: Path, *, draw: bool = True) -> st
     summaries = [_summary(bench, name, rows, folder) for name in dict.fromkeys(r.system for r in rows)]
     write(folder / "table.json", {"options": options.model_dump(mode="json"), "systems": summaries})
     text = _markdown(bench, options, summaries)
-    partial = folder / "table.md.partial"
-    partial.write_text(text)
-    partial.replace(folder / "table.md")
+    write(folder / "table.md", text)
     if rows and draw:
         figure(rows, folder / "defect.png")
     return text
@@ -374,7 +387,9 @@ def figure(rows: Sequence[Row], path: Path) -> bool:
     axes.set(yscale="log", xlabel="step", ylabel="mean |defect| of the batch")
     if axes.lines:
         drawing.legend(loc="outside right upper", fontsize="small")
-    drawing.savefig(path, dpi=110)
+    image = io.BytesIO()
+    drawing.savefig(image, dpi=110)
+    sums.write(path.parent, {path.name: image.getvalue()})
     return True
 
 

@@ -1,0 +1,112 @@
+"""SHA-256 of every file of a folder, beside them in `lagcompile.sums`: no damaged file is read without a word.
+
+In: files of a folder. Out: the list, in the form of `sha256sum -c`, with a digest of its own as last line. Invariant:
+at each moment, crashes included, every listed file is what one of its lines says: a file's new line is on the disk
+before the file is, its old one goes after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lagcompile.ir.base import DataError
+from lagcompile.ir.disk import read_bytes, replace
+
+SUMS = "lagcompile.sums"
+Listed = dict[str, tuple[str, ...]]
+"""File name -> digests that it may have: one, or two while it is being replaced."""
+
+
+def listed(folder: Path) -> Listed:
+    """The list of a folder; empty where it has none.
+
+    Raises:
+        DataError: the list is damaged.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    text, _, own = read_bytes(path).rpartition(b"# ")
+    if own != f"{hashlib.sha256(text).hexdigest()}\n".encode():
+        raise DataError(
+            f"{path} is damaged, so that no file of {folder} can be checked: take an undamaged copy, or delete it to "
+            "trust them as they are"
+        )
+    found: Listed = {}
+    for line in text.decode().splitlines():
+        digest, _, name = line.partition("  ")
+        found[name] = (*found.get(name, ()), digest)
+    return found
+
+
+def check(path: Path, data: bytes) -> bytes:
+    """Content of a file, once it is known to be what was written, where its folder has a list.
+
+    Raises:
+        DataError: it is something else.
+    """
+    digests = listed(path.parent).get(path.name)
+    if digests is not None and hashlib.sha256(data).hexdigest() not in digests:
+        raise DataError(
+            f"{path} is damaged or was changed: it is not what was written with {SUMS} beside it. Take an undamaged "
+            "copy; to change a file, copy it to another folder first"
+        )
+    return data
+
+
+def read(path: Path) -> bytes:
+    """Content of a file, checked.
+
+    Raises:
+        DataError: there is none, or it is not what was written.
+    """
+    return check(path, read_bytes(path))
+
+
+def problems(folder: Path) -> list[str]:
+    """One sentence for each file of a folder that is not what was written."""
+    found: list[str] = []
+    try:
+        names = sorted(listed(folder))
+    except DataError as error:
+        return list(error.problems)
+    for name in names:
+        try:
+            read(folder / name)
+        except DataError as error:
+            found += error.problems
+    return found
+
+
+def write(folder: Path, files: Mapping[str, bytes], without: Iterable[str] = (), *, anew: bool = False) -> None:
+    """Replace files of a folder, or make them, and list them.
+
+    Args:
+        folder: where.
+        files: name -> content.
+        without: names that are listed no longer: of files that change from now on.
+        anew: a list that is damaged is begun anew.
+
+    Raises:
+        DataError: a file cannot be written, or the list is damaged.
+    """
+    try:
+        before = listed(folder)
+    except DataError:
+        if not anew:
+            raise
+        before = {}
+    kept = {n: d for n, d in before.items() if n not in {*without, *files}}
+    coming = {n: hashlib.sha256(data).hexdigest() for n, data in files.items()}
+    both = {n: tuple(dict.fromkeys((*before.get(n, ()), d))) for n, d in coming.items()}
+    _store(folder, kept | both)
+    for name, data in files.items():
+        replace(folder / name, data)
+    _store(folder, kept | {n: (d,) for n, d in coming.items()})
+
+
+def _store(folder: Path, sums: Listed) -> None:
+    text = "".join(f"{digest}  {name}\n" for name in sorted(sums) for digest in sums[name]).encode()
+    replace(folder / SUMS, text, f"# {hashlib.sha256(text).hexdigest()}\n".encode())
