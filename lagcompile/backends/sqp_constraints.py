@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lagcompile.backends.sqp_variables import Values, example_feature
+from lagcompile.ir.transforms import Transform
 
 Rows = tuple[Tensor | None, Tensor | None]
 """Equalities and inequalities, of any shape; None where there are none."""
@@ -106,13 +107,13 @@ class Equal(Piece):
     """R = 0, elementwise.
 
     Attributes:
-        kind: kind of G; abs-like ones get the smallest multiplier that makes the point stationary.
+        transform: G; a size gets the smallest multiplier that makes the point stationary.
         layout: full, example, class or scalar.
         labels: class of each row, for `class`.
         classes: number of classes.
     """
 
-    kind: str
+    transform: Transform
     layout: str
     labels: Tensor | None = None
     classes: int = 0
@@ -121,17 +122,13 @@ class Equal(Piece):
         """The defect."""
         return at.defect(self.state), None
 
-    @property
-    def _signed(self) -> bool:
-        return self.kind not in {"abs", "abs_tube", "norm_tube", "norm_tube_2", "squared"}
-
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
         """Mu itself, |mu|, or the largest |mu| that one shared multiplier must cover."""
         mu = eq.reshape(self.shape) * self.scale
         if self.layout == "full":
-            return mu if self._signed or self.kind == "squared" else mu.abs()
+            return mu if self.transform.signed or self.transform.flat else mu.abs()
         axes = tuple(range(1, mu.dim()))
-        if self.kind == "norm_tube_2":  # the dual norm
+        if self.transform.norm == 2:  # the dual norm
             covered = torch.linalg.vector_norm(mu, dim=axes, keepdim=True)
         else:
             covered = mu.abs().amax(dim=axes, keepdim=True) if axes and self.layout != "class" else mu.abs()
@@ -146,20 +143,20 @@ class Equal(Piece):
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """Known where the multiplier is signed and full; zero else."""
-        if self._signed and self.layout == "full":
+        if self.transform.signed and self.layout == "full":
             return multiplier.double().reshape(-1) / self.scale, self._empty()
         return torch.zeros(torch.Size(self.shape).numel(), dtype=torch.float64), self._empty()
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
         """Mu, where the program's multiplier is only its size."""
-        return None if self._signed and self.layout == "full" else eq.reshape(self.shape) * self.scale
+        return None if self.transform.signed and self.layout == "full" else eq.reshape(self.shape) * self.scale
 
     @property
     def facts(self) -> tuple[str, ...]:
         """Where multipliers of G(r) are not those of r."""
-        if self.kind == "squared":
+        if self.transform.flat:
             return (f"{self.name}: G = r^2 has no finite multiplier (G'(0) = 0); the one given is that of r = 0",)
-        if not self._signed or self.layout != "full":
+        if not self.transform.signed or self.layout != "full":
             return (f"{self.name}: the multiplier given is the smallest one that makes the point stationary",)
         return ()
 
@@ -242,14 +239,14 @@ class Tube(Piece):
 
     Attributes:
         epsilon: half-width.
-        kind: softshrink or hardshrink (multiplier of either sign), abs_tube (multiplier >= 0).
-        layout: as for `Equal`; a reduced one only for abs_tube.
+        transform: G; its multiplier has either sign, or is that of a size.
+        layout: as for `Equal`; a reduced one only for sizes.
         labels: class of each row, for `class`.
         classes: number of classes.
     """
 
     epsilon: float
-    kind: str
+    transform: Transform
     layout: str = "full"
     labels: Tensor | None = None
     classes: int = 0
@@ -260,12 +257,12 @@ class Tube(Piece):
         return None, torch.cat([r - self.epsilon, -r - self.epsilon])
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Mu+ - mu-, or what abs_tube's multiplier must cover."""
+        """Mu+ - mu-, or what a size's multiplier must cover."""
         signed = self._force(ineq)
-        if self.kind != "abs_tube":
+        if self.transform.signed:
             return signed
-        like = Equal(self.name, self.state, self.stage, self.shape, 1.0, "abs", self.layout, self.labels, self.classes)
-        return like.multiplier(signed.reshape(-1), ineq)
+        rest = (self.transform, self.layout, self.labels, self.classes)
+        return Equal(self.name, self.state, self.stage, self.shape, 1.0, *rest).multiplier(signed.reshape(-1), ineq)
 
     def _force(self, ineq: Tensor) -> Tensor:
         above, below = ineq.reshape(2, *self.shape) * self.scale
@@ -273,11 +270,11 @@ class Tube(Piece):
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
         """Mu+ - mu- where the multiplier has no sign."""
-        return self._force(ineq) if self.kind == "abs_tube" else None
+        return None if self.transform.signed else self._force(ineq)
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """Positive and negative part."""
-        if self.kind == "abs_tube":
+        if not self.transform.signed:
             return self._empty(), torch.zeros(2 * torch.Size(self.shape).numel(), dtype=torch.float64)
         mu = multiplier.double().reshape(-1) / self.scale
         return self._empty(), torch.cat([mu.clamp_min(0.0), (-mu).clamp_min(0.0)])

@@ -18,7 +18,6 @@ from lagcompile.backends.sqp_variables import Variables, is_hard
 from lagcompile.ir.axes import AugmentedWeight, Eliminated
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, ValueConstraint
-from lagcompile.ir.transforms import NormTube
 
 Common = tuple[str, str, str, tuple[int, ...], float]
 Rest = tuple[str, Tensor | None, int]
@@ -116,23 +115,22 @@ class Form:
             self.penalties += penalty
             yield Aggregate(*common, *rest)
         elif epsilon == 0.0:
-            euclidean = isinstance(c.transform, NormTube) and c.transform.order == 2
-            yield Equal(*common, "norm_tube_2" if euclidean else c.transform.kind, *rest)
+            yield Equal(*common, c.transform, *rest)
         else:
             self.penalties += penalty
             yield self._tube(c, common, rest, epsilon)
 
     def _tube(self, c: DefectConstraint, common: Common, rest: Rest, epsilon: float) -> Piece:
         layout, labels, classes = rest
-        if isinstance(c.transform, NormTube):
-            form = Ball if c.transform.order == 2 else Diamond
+        if c.transform.per_row:
+            form = Ball if c.transform.norm == 2 else Diamond
             return form(*common, epsilon, layout)
-        if layout != "full" and c.transform.kind != "abs_tube":
+        if layout != "full" and c.transform.signed:
             raise ProgramError(
                 f"the constraint '{c.name}': the sum of {c.transform.kind}(r) over what a multiplier laid out "
                 f"'{layout}' serves is neither smooth nor a tube: lay the multiplier out 'full', or use abs_tube"
             )
-        return Tube(*common, epsilon, c.transform.kind, layout, labels, classes)
+        return Tube(*common, epsilon, c.transform, layout, labels, classes)
 
     def _value(self, c: ValueConstraint, example: Callable[[], Point]) -> Iterator[Piece]:
         function = None if c.function is None else named_function(c)

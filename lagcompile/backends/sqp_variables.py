@@ -17,7 +17,6 @@ from torch import Tensor
 from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program, StateVariable, ValueConstraint
-from lagcompile.ir.transforms import NormTube
 from lagcompile.runtime.instance import Instance, to_rows, to_value
 
 Role = Literal["input", "weight", "state", "slack"]
@@ -228,5 +227,4 @@ def _needs_slack(program: Program, state: StateVariable) -> bool:
     constraint = program.defect_of(state.name)
     if constraint is None or program.multiplier_of(constraint.name) is None:
         return False
-    transform = constraint.transform
-    return isinstance(transform, NormTube) and transform.order == 1 and transform.epsilon > 0
+    return constraint.transform.norm == 1 and constraint.transform.half_width > 0

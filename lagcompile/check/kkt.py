@@ -26,7 +26,6 @@ from lagcompile.check.point import CheckPoint, Leaf, check_point
 from lagcompile.check.secondorder import LARGEST, second_order
 from lagcompile.ir.program import DefectConstraint
 from lagcompile.ir.solution import Solution
-from lagcompile.ir.transforms import NormTube
 from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
@@ -214,9 +213,9 @@ def violation(c: DefectConstraint, r: Tensor) -> Tensor:
     r, epsilon = r.detach(), c.transform.half_width
     if c.relation == "<=" and c.transform.signed:
         return (r - epsilon).clamp_min(0.0)
-    if isinstance(c.transform, NormTube):
+    if c.transform.per_row:
         flat = r.flatten(1) if r.dim() > 1 else r[:, None]
-        return (torch.linalg.vector_norm(flat, c.transform.order, dim=1) - epsilon).clamp_min(0.0)
+        return (torch.linalg.vector_norm(flat, c.transform.norm, dim=1) - epsilon).clamp_min(0.0)
     return (r.abs() - epsilon).clamp_min(0.0)
 
 
@@ -235,7 +234,7 @@ def _defect(point: CheckPoint, c: DefectConstraint) -> Iterator[tuple[Kind, str,
         yield "complementarity", c.name, share * _top(force * (r - epsilon))
         return
     given = point.multipliers.get(multiplier.name)
-    if not c.transform.signed and c.transform.kind != "squared" and given is not None and multiplier.layout != "class":
+    if not c.transform.signed and not c.transform.flat and given is not None and multiplier.layout != "class":
         yield "dual feasibility", c.name, share * _uncovered(c, force, given.detach().cpu().double())
     if epsilon > 0.0:
         yield "complementarity", c.name, share * _slackness(c, r, force)
@@ -251,9 +250,9 @@ def _summed(r: Tensor, layout: str) -> Tensor:
 def _uncovered(c: DefectConstraint, force: Tensor, multiplier: Tensor) -> float:
     """Excess of the forces over the multiplier that must cover them."""
     size = force.abs()
-    if isinstance(c.transform, NormTube):
+    if c.transform.per_row:
         flat = force.flatten(1) if force.dim() > 1 else force[:, None]
-        norm = torch.linalg.vector_norm(flat, 2 if c.transform.order == 2 else torch.inf, dim=1)
+        norm = torch.linalg.vector_norm(flat, 2 if c.transform.norm == 2 else torch.inf, dim=1)  # the dual norm
         size = norm.reshape(-1, *(1 for _ in force.shape[1:]))
     return max(_top((size - multiplier).clamp_min(0.0)), _top((-multiplier).clamp_min(0.0)))
 
@@ -261,10 +260,10 @@ def _uncovered(c: DefectConstraint, force: Tensor, multiplier: Tensor) -> float:
 def _slackness(c: DefectConstraint, r: Tensor, force: Tensor) -> float:
     """Force times distance from the edge that it pushes against."""
     epsilon = c.transform.half_width
-    if not isinstance(c.transform, NormTube):
+    if not c.transform.per_row:
         return max(_top(force.clamp_min(0.0) * (epsilon - r)), _top((-force).clamp_min(0.0) * (epsilon + r)))
     flat, push = r.reshape(r.shape[0], -1), force.reshape(r.shape[0], -1)
-    dual = torch.linalg.vector_norm(push, 2 if c.transform.order == 2 else torch.inf, dim=1)
+    dual = torch.linalg.vector_norm(push, 2 if c.transform.norm == 2 else torch.inf, dim=1)
     return _top(dual * epsilon - (flat * push).sum(1))
 
 

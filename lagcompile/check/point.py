@@ -23,7 +23,6 @@ from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNe
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
-from lagcompile.ir.transforms import NormTube
 from lagcompile.runtime.float64 import in_float64
 from lagcompile.runtime.instance import Instance, convert, to_rows, to_value
 from lagcompile.runtime.slopes import Slopes
@@ -334,9 +333,9 @@ def _forces(evaluator: _Evaluator, point: CheckPoint, solution: Solution, missin
             point.forces[c.name] = mu
         elif c.name in witnesses:
             point.forces[c.name] = witnesses[c.name].detach().double()
-        elif multiplier.layout != "example" and isinstance(c.transform, NormTube):
+        elif multiplier.layout != "example" and c.transform.per_row:
             unknown.append(c)
-        elif isinstance(c.transform, NormTube) and c.transform.order == 2 and c.transform.epsilon > 0:
+        elif c.transform.norm == 2 and c.transform.half_width > 0:
             norm = torch.linalg.vector_norm(r.flatten(1), dim=1).reshape(-1, *(1 for _ in r.shape[1:]))
             point.forces[c.name] = mu * r / norm.clamp_min(1e-300)
         elif c.transform.half_width > 0:

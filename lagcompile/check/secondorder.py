@@ -18,7 +18,6 @@ from lagcompile.exact.facts import describe
 from lagcompile.exact.problem import Bounds, Evaluation, Values
 from lagcompile.exact.residuals import Duals
 from lagcompile.ir.program import DefectConstraint
-from lagcompile.ir.transforms import NormTube
 
 LARGEST = 600
 
@@ -65,7 +64,7 @@ def _not_smooth(point: CheckPoint) -> str | None:
     if any(point.l1(leaf) for leaf in point.leaves):
         return "l1 terms have no Hessian"
     for c in point.program.defects:
-        if isinstance(c.transform, NormTube) and c.transform.epsilon > 0 and c.name in point.defects:
+        if c.transform.per_row and c.transform.half_width > 0 and c.name in point.defects:
             return f"the norm tube of {c.name} is not smooth"
         multiplier = point.program.multiplier_of(c.name)
         if multiplier is not None and multiplier.layout == "class":

@@ -8,6 +8,7 @@ To add a transform: its record, its name in the union below, and its class there
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal
 
@@ -20,10 +21,10 @@ from lagcompile.ir.tex import number
 class _Transform(Frozen, ABC):
     signed: ClassVar[bool] = True
     """The multiplier has either sign; that of a size (|r|, ||r||) is never negative."""
-    per_row: ClassVar[bool] = False
-    """G gives one number for each example instead of one for each entry."""
     augmentable: ClassVar[bool] = True
     """The constraint behind G is |r| <= half width, so that its augmented Lagrangian is defined."""
+    flat: ClassVar[bool] = False
+    """G'(0) = 0: no finite multiplier holds a defect at zero."""
     meaning: ClassVar[str] = ""
     """TeX sentence on the operator that the formula uses; empty where it needs none."""
 
@@ -31,6 +32,16 @@ class _Transform(Frozen, ABC):
     def half_width(self) -> float:
         """Half width of the tube in which a defect counts as none; 0 where there is no tube."""
         return 0.0
+
+    @property
+    def norm(self) -> float:
+        """Order of the norm of a row that the tube bounds; infinity where it bounds each entry by itself."""
+        return math.inf
+
+    @property
+    def per_row(self) -> bool:
+        """Whether G gives one number for each example instead of one for each entry."""
+        return self.norm < math.inf
 
     @abstractmethod
     def text(self, r: str) -> str:
@@ -102,6 +113,7 @@ class Squared(_Transform):
 
     signed = False
     augmentable = False
+    flat = True
     kind: Literal["squared"] = "squared"
 
     def text(self, r: str) -> str:
@@ -179,12 +191,16 @@ class NormTube(_Tube):
     """G(r) = max(||r|| - epsilon, 0), one number per example: DistProp's scalar form for ImageNet."""
 
     signed = False
-    per_row = True
     kind: Literal["norm_tube"] = "norm_tube"
     epsilon: float = Field(ge=0)
     """Norm below which nothing acts."""
     order: Literal[1, 2] = 1
     """Of the norm: 1 for the sum of sizes, 2 for Euclid's."""
+
+    @property
+    def norm(self) -> float:
+        """Order of the norm."""
+        return float(self.order)
 
     def text(self, r: str) -> str:
         """Return G(r) as plain text."""
