@@ -16,9 +16,9 @@ from lagcompile.export.folder import Contents, write_folder
 from lagcompile.export.load import load_folder, read_files
 from lagcompile.export.record import SPLIT
 from lagcompile.export.solutions import solution_from
+from lagcompile.export.strict import record
 from lagcompile.ir.base import LiftError
 from lagcompile.ir.solution import Solution
-from lagcompile.ir.yamlfile import check, read_text
 from lagcompile.lift import Lifted, SplitFile
 
 
@@ -33,8 +33,8 @@ def save(
 ) -> Path:
     """Write a lifted model as a self-contained folder.
 
-    It holds the program, the split, each stage as torch.export programs and the tensors as safetensors; before it
-    appears, it is loaded and run next to the lifted model in train and in eval mode.
+    It holds the program, the split, each stage as a graph of PyTorch's operators and the tensors as safetensors. Before
+    it appears, it is loaded and run next to the lifted model in train and in eval mode.
 
     Args:
         lifted: what is written; its shapes must be known, or arguments given.
@@ -69,7 +69,7 @@ def load(folder: str | Path) -> Lifted:
         DataError: a file is missing, was changed or is of another version; each is named.
     """
     parts = load_folder(folder)
-    policy = check(read_text(parts.split, str(Path(folder) / SPLIT)), SplitFile).split
+    policy = record(parts.split, f"{folder}: {SPLIT}", SplitFile).split
     return Lifted(parts.network, parts.receipt, policy, parts.formulation, parts.manifest.name)
 
 

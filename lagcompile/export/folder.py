@@ -1,8 +1,8 @@
 """Writing: a lifted model as a self-contained folder.
 
-In: a network with its program, split, formulation and receipt. Out: a folder (manifest, program, split, graph, one
-torch.export program or two for each stage, tensors in safetensors). Invariant: the folder appears complete and
-checked, in one move, or not at all: what was written has been loaded and run against the original in both modes.
+In: a network with its program, split, formulation and receipt. Out: a folder (manifest, program, split, graph, a file
+for each stage, tensors in safetensors). Invariant: the folder appears complete and checked, in one move, or not at all:
+what was written has been loaded and run against the original in both modes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from lagcompile.export.check import check
 from lagcompile.export.examples import BATCH, examples_of, rows_of
-from lagcompile.export.programs import Exported, Source, export_program, known_tensors
+from lagcompile.export.graphs import ProgramFile
+from lagcompile.export.plain import is_path
+from lagcompile.export.programs import Source, export_program, known_tensors
 from lagcompile.export.record import (
     FORMULATION,
     GRAPH,
@@ -31,10 +33,10 @@ from lagcompile.export.record import (
     TENSORS,
     CallRecord,
     Manifest,
-    ProgramRecord,
     TensorRecord,
     digest_of,
     file_record,
+    program_files,
     versions,
 )
 from lagcompile.export.solutions import solution_files
@@ -51,7 +53,7 @@ from lagcompile.ir.disk import replace as replace_file
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.text import to_json
-from lagcompile.ir.yamlfile import dumps
+from lagcompile.ir.yamlfile import plain
 from lagcompile.runtime.instance import convert, quiet
 
 
@@ -101,8 +103,8 @@ def write_folder(
 
     Raises:
         DataError: something is there already.
-        LiftError: the model cannot be written: torch.export refuses a stage, the call or the output holds objects that
-            are no data, or what was written does something else than the model.
+        LiftError: the model cannot be written: a stage runs what a folder cannot hold, the call or the output holds
+            objects that are no data, or what was written does something else than the model.
     """
     target = Path(path)
     _free(target, replace=replace)
@@ -144,6 +146,12 @@ def folder_files(
     """
     network, captured = contents.network, contents.network.capture
     _one_mode(captured.original)
+    for constraint in contents.formulation.constraints:
+        if constraint.function is not None:
+            raise LiftError(
+                f"the constraint '{constraint.name}' calls {constraint.function}, and a folder holds no code: save "
+                "without it, and lift lagcompile.saved.load_model(folder) with the constraint"
+            )
     if solution is not None:
         _fits(contents, solution)
     inputs = _inputs(contents, tensors)
@@ -155,21 +163,24 @@ def folder_files(
         export_program(s, captured, _types(contents), values, known)
         for s in (_source(network.prologue), *map(_source, network.stages), whole)
     ]
-    records = _tensor_records(network, exported)
-    files = {name: data for e in exported for name, data in e.files.items()}
+    stages = (network.prologue, *network.stages)
+    programs = [_with_stage(e.file, s) for e, s in zip(exported[:-1], stages, strict=True)] + [exported[-1].file]
+    known |= {n: t for e in exported for n, t in e.constants.items()}
+    records = _tensor_records(network, programs, known)
+    files = {
+        name: _json(program.model_dump(mode="json", exclude_defaults=True))
+        for name, program in zip(program_files(len(network.stages)), programs, strict=True)
+    }
     stored = {n: t for n, t in known.items() if n in records}
-    stored |= {n: t for e in exported for n, t in e.constants.items()}
     if solution is not None:
         stored |= {n: t for n, t in solution.model.state_dict().items() if n in records}
         files |= solution_files(solution)
     files[TENSORS] = _safetensors(stored)
     files[PROGRAM] = (to_json(contents.program) + "\n").encode()
-    files[SPLIT] = dumps(contents.split).encode()
-    files[FORMULATION] = dumps(contents.formulation).encode()
-    files[GRAPH] = (json.dumps(_graph(network.partition)) + "\n").encode()
+    files[SPLIT] = _json(plain(contents.split))
+    files[FORMULATION] = _json(plain(contents.formulation))
+    files[GRAPH] = _json(_graph(network.partition))
     files[RECEIPT] = (contents.receipt.model_dump_json(indent=2) + "\n").encode()
-    stages = (network.prologue, *network.stages)
-    described = [_with_stage(e.record, s) for e, s in zip(exported[:-1], stages, strict=True)]
     manifest = Manifest(
         **versions(),
         name=contents.name,
@@ -184,13 +195,15 @@ def folder_files(
         ties=_aliases(network),
         whole=dict(captured.whole),
         notes=captured.notes,
-        prologue=described[0],
-        stages=tuple(described[1:]),
-        network=exported[-1].record,
+        stages=len(network.stages),
         files={name: file_record(data) for name, data in sorted(files.items())},
     )
     files[MANIFEST] = (sealed(manifest).model_dump_json(indent=2) + "\n").encode()
     return files
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, allow_nan=False) + "\n").encode()
 
 
 def _inputs(contents: Contents, tensors: Sequence[Tensor] | None) -> list[Tensor]:
@@ -275,30 +288,42 @@ def _whole(network: Network) -> Source:
     return Source("network", module, network.capture.signature.names, returns)
 
 
-def _with_stage(record: ProgramRecord, stage: StageModule) -> ProgramRecord:
-    kept = {"name": stage.name, "weights": stage.weights, "slots": stage.slots, "signature": stage.signature}
-    return record.model_copy(update=kept)
+def _with_stage(file: ProgramFile, stage: StageModule) -> ProgramFile:
+    return file.model_copy(update={"weights": stage.weights, "slots": stage.slots, "signature": stage.signature})
 
 
-def _tensor_records(network: Network, exported: Sequence[Exported]) -> dict[str, TensorRecord]:
-    """The model's own tensors, each once, and the constants that the programs use."""
-    captured = network.capture
-    records: dict[str, TensorRecord] = {}
-    for name, parameter in captured.original.named_parameters():
-        records[name] = TensorRecord(kind="parameter", trainable=parameter.requires_grad)
+def _tensor_records(
+    network: Network, programs: Sequence[ProgramFile], known: Mapping[str, Tensor]
+) -> dict[str, TensorRecord]:
+    """The model's own tensors, each once, and the constants that the programs use.
+
+    Raises:
+        LiftError: a name that cannot be written.
+    """
+    original = network.capture.original
     hidden = {
         f"{path}.{name}" if path else name
-        for path, module in captured.original.named_modules(remove_duplicate=False)
+        for path, module in original.named_modules(remove_duplicate=False)
         for name in module._non_persistent_buffers_set
     }
-    for name, _ in captured.original.named_buffers():
-        records[name] = TensorRecord(kind="buffer", persistent=name not in hidden)
-    alias = {a for others in _aliases(network).values() for a in others}
-    for e in exported:
-        for name in (*e.record.tensors, *e.constants):
-            if name not in records and name not in alias:
-                records[name] = TensorRecord(kind="constant", persistent=False)
-    return records
+    aliases = _aliases(network)
+    kinds: dict[str, dict[str, Any]] = {}
+    for name, parameter in original.named_parameters():
+        kinds[name] = {"kind": "parameter", "trainable": parameter.requires_grad}
+    for name, _ in original.named_buffers():
+        kinds[name] = {"kind": "buffer", "persistent": name not in hidden}
+    other = {a for names in aliases.values() for a in names}
+    for program in programs:
+        for name in program.tensors:
+            if name not in other:
+                kinds.setdefault(name, {"kind": "constant", "persistent": False})
+    wrong = [n for n in (*kinds, *other) if not is_path(n)]
+    if wrong:
+        raise LiftError(f"the tensor {wrong[0]!r} cannot be written: quotes, braces and keywords are no part of a name")
+    return {
+        n: TensorRecord(dtype=str(known[n].dtype).removeprefix("torch."), shape=tuple(known[n].shape), **kind)
+        for n, kind in kinds.items()
+    }
 
 
 def _aliases(network: Network) -> dict[str, tuple[str, ...]]:
@@ -332,7 +357,7 @@ def _graph(partition: Partition) -> dict[str, Any]:
         "nodes": TypeAdapter(tuple[Node, ...]).dump_python(nodes, mode="json"),
         "outputs": graph.outputs,
         "shapes_known": graph.shapes_known,
-        "stage_of": dict(partition.stage_of),
+        "stage_of": {n.name: partition.stage_of[n.name] for n in graph.staged},
         "reasons": partition.reasons,
     }
 

@@ -1,51 +1,54 @@
 """Reading: an exported folder as a network that can be lifted, bound, solved and verified, without the model's source.
 
-In: the path of a folder. Out: `Parts`. Invariant: every file is there and has the hash that the manifest says; nothing
-pickled is opened; the program that the loaded network lowers to is the one that was written. The hashes tell damage
-from what was written, not friend from foe: torch.export evaluates the symbolic sizes of an archive.
+In: the path of a folder that anybody may have written. Out: `Parts`. Invariant: every file is there, is a regular file,
+has the size and the hash that the manifest says, and no other file is there; nothing of the folder is run, evaluated,
+imported or unpickled; the program that the loaded network lowers to is the one that was written. The hashes tell damage
+from what was written; who changes a folder can make new ones, and gets another network, or an error.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from lagcompile.export.graphs import graph_module, inlined
+from lagcompile.export.graphs import Port, ProgramFile, graph_module, inlined
 from lagcompile.export.model import Exported, ExportedModel, fill_tensors
+from lagcompile.export.plain import is_name, is_path
 from lagcompile.export.record import (
+    DATA,
     FORMAT,
     FORMULATION,
     GRAPH,
     MANIFEST,
+    NETWORK,
     PROGRAM,
     RECEIPT,
+    SOLUTION,
+    SOLUTION_TENSORS,
     SPLIT,
     TENSORS,
     CallRecord,
     Manifest,
-    ProgramRecord,
     digest_of,
+    program_files,
 )
-from lagcompile.export.templates import decode, decode_output
-from lagcompile.frontend.capture import Capture
+from lagcompile.export.strict import parse, read_file, record
+from lagcompile.export.templates import decode_output, decode_plain
+from lagcompile.frontend.capture import Capture, ModeOutput
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.lower import Formulation, lower
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network, StageModule
-from lagcompile.frontend.structure import fill
-from lagcompile.ir.base import DataError, LagcompileError
+from lagcompile.frontend.structure import Reference, leaves
+from lagcompile.ir.base import DataError, Frozen, LagcompileError
 from lagcompile.ir.program import Program
-from lagcompile.ir.text import from_json
-from lagcompile.ir.yamlfile import check, read_text
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Parts:
     Attributes:
         network: the loaded stages over an `ExportedModel`.
         program: the program.
-        split: text of the split file.
+        split: the split file.
         formulation: the lifting options.
         receipt: of the capture that was exported.
         manifest: versions, names and hashes.
@@ -63,7 +66,7 @@ class Parts:
 
     network: Network
     program: Program
-    split: str
+    split: bytes
     formulation: Formulation
     receipt: Receipt
     manifest: Manifest
@@ -76,42 +79,51 @@ def read_manifest(path: str | Path) -> Manifest:
         DataError: there is none, it was edited, or it is of another version.
     """
     file = Path(path) / MANIFEST
-    if not file.is_file():
+    if not file.is_symlink() and not file.is_file():
         raise DataError(f"{path} is no exported folder: it has no {MANIFEST}")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{file} is damaged: {error}") from error
+    text = read_file(Path(path), MANIFEST)
+    data = parse(text, str(file))
     found = data.get("format") if isinstance(data, dict) else None
-    if found != FORMAT:
-        made = f" (written by lagcompile {data.get('lagcompile', 'unknown')})" if isinstance(data, dict) else ""
-        raise DataError(f"{file} is of format {found!r}{made}, this lagcompile reads format {FORMAT}: export it again")
-    try:
-        manifest = Manifest.model_validate_json(file.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if found != FORMAT or type(found) is not int:
+        made = f" (written by lagcompile {data.get('lagcompile', 'unknown')!s:.40})" if isinstance(data, dict) else ""
+        raise DataError(
+            f"{file} is of format {found!r:.40}{made}, this lagcompile reads format {FORMAT}: "
+            "load it where it was written, and export the model again"
+        )
+    manifest = record(text, str(file), Manifest)
     if digest_of(manifest) != manifest.digest:
         raise DataError(f"{file} was changed after it was written: its digest does not fit. Export the model again")
     return manifest
 
 
 def read_files(path: str | Path, manifest: Manifest) -> dict[str, bytes]:
-    """The files that a manifest names.
+    """The files of a folder: those that its manifest names, and no others.
 
     Raises:
-        DataError: each file that is missing or was changed.
+        DataError: each file that is missing, was changed, or is none of an exported folder's.
     """
+    folder = Path(path)
+    needed = {PROGRAM, SPLIT, FORMULATION, GRAPH, RECEIPT, TENSORS, *program_files(manifest.stages)}
+    solution = {SOLUTION, SOLUTION_TENSORS}
+    named = manifest.files.keys()
+    wrong = (needed - named) | (named - needed - (solution if solution <= named else set()))
+    if wrong:
+        raise DataError(
+            [f"{folder / MANIFEST}: its entry of the file {n!r:.60} is missing or wrong" for n in sorted(wrong)]
+        )
     files: dict[str, bytes] = {}
-    problems = []
-    for name, record in manifest.files.items():
-        file = Path(path) / name
-        if Path(name).name != name or not file.is_file():
-            problems.append(f"{file} is missing: {MANIFEST} names it")
+    problems = [
+        f"{folder / name} does not belong to the exported folder: {MANIFEST} does not name it"
+        for name in sorted({p.name for p in folder.iterdir()} - named - {MANIFEST})
+    ]
+    for name, entry in manifest.files.items():
+        try:
+            data = read_file(folder, name, entry.bytes)
+        except DataError as error:
+            problems += error.problems
             continue
-        data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != record.sha256:
-            problems.append(f"{file} was changed or damaged: its SHA-256 is not the one in {MANIFEST}")
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            problems.append(f"{folder / name} was changed or damaged: its SHA-256 is not the one in {MANIFEST}")
         files[name] = data
     if problems:
         raise DataError(problems)
@@ -124,19 +136,20 @@ def load_folder(path: str | Path) -> Parts:
     Raises:
         DataError: a file is missing, was changed, or is of another version; each is named.
     """
-    manifest = read_manifest(path)
-    files = read_files(path, manifest)
-    needed = {PROGRAM, SPLIT, FORMULATION, GRAPH, RECEIPT, TENSORS}
-    needed |= {f for p in manifest.programs for f in (p.train, p.evaluation) if f}
-    absent = sorted(needed - files.keys())
-    if absent:
-        raise DataError([f"{Path(path) / MANIFEST} names no file {name}, which loading needs" for name in absent])
+    try:
+        manifest = read_manifest(path)
+        files = read_files(path, manifest)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     try:
         parts = _parts(manifest, files)
-    except DataError as error:
+        again = lower(parts.network, parts.formulation, loss=parts.program.objective.loss, name=manifest.name)
+    except LagcompileError as error:
         hint = "" if manifest.torch == _torch() else f" (written with torch {manifest.torch}, here is {_torch()})"
         raise DataError([f"{path}: {p}{hint}" for p in error.problems]) from error
-    again = lower(parts.network, parts.formulation, loss=parts.program.objective.loss, name=manifest.name)
+    except Exception as error:  # parts that are well-formed one by one and do not belong together
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(f"{path}: its files do not fit each other ({type(error).__name__}: {first:.200})") from error
     if again != parts.program:
         raise DataError(
             f"{Path(path) / PROGRAM} is not the program that the folder's stages give with this lagcompile "
@@ -152,21 +165,27 @@ def _torch() -> str:
 
 
 def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
-    program = _read(PROGRAM, files, lambda data: from_json(data.decode()))
-    formulation = _read(FORMULATION, files, lambda data: check(read_text(data.decode(), FORMULATION), Formulation))
-    receipt = _read(RECEIPT, files, Receipt.model_validate_json)
-    graph, stage_of, reasons = _read(GRAPH, files, _graph)
-    model = _model(manifest, _tensors(files[TENSORS], manifest))
-    own = model.exported
-    network_record = manifest.network
-    own.network = graph_module(files, network_record, model, attributes=False)
-    own.returns, own.tensors = network_record.writes, network_record.tensors
-    prologue = _stage(manifest.prologue, files, model)
-    stages = tuple(_stage(r, files, model) for r in manifest.stages)
+    program = record(files[PROGRAM], PROGRAM, Program)
+    formulation = record(files[FORMULATION], FORMULATION, Formulation)
+    functions = [c.function for c in formulation.constraints if c.function is not None]
+    if functions:
+        raise DataError(f"{FORMULATION}: a constraint calls {functions[0]!r:.80}, and a folder holds no code")
+    partition = _partition(files[GRAPH], manifest.stages)
+    model = _model(manifest, tensors_of(files[TENSORS], TENSORS))
+    read = [(name, record(files[name], name, ProgramFile)) for name in program_files(manifest.stages)]
+    _connected(manifest, model.exported, dict(read))
+    names = ("data", *(f"f{k}" for k in range(manifest.stages)), "network")
+    modules = [
+        graph_module(p, model, manifest.tensors, name, file, attributes=file != NETWORK)
+        for name, (file, p) in zip(names, read, strict=True)
+    ]
+    prologue, *stages = [_stage(n, m, p) for n, m, (_, p) in zip(names[:-1], modules, read, strict=False)]
+    own, uncut = model.exported, read[-1][1]
+    own.network, own.returns, own.tensors = modules[-1], tuple(p.name for p in uncut.writes), uncut.tensors
     parts = [(s.name, s.module, s.reads, s.writes) for s in (prologue, *stages)]
-    whole, where = inlined(parts, own.signature.names, network_record.writes, model)  # type: ignore[arg-type]
+    whole, where = inlined(parts, own.signature.names, own.returns, model)  # type: ignore[arg-type]
     numbers = {s.name: k for k, s in enumerate(stages)}
-    extended = {**{n: numbers[s] for n, s in where.items() if s in numbers}, **stage_of}
+    extended = {**{n: numbers[s] for n, s in where.items() if s in numbers}, **partition.stage_of}
     captured = Capture(
         module=whole,
         original=model,
@@ -177,75 +196,130 @@ def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
         ties={n: a for n, a in manifest.ties.items() if manifest.tensors[n].kind == "parameter"},
         notes=manifest.notes,
     )
-    network = Network(captured, Partition(graph, extended, reasons), prologue, stages)
-    for module in (model, whole, prologue.module, *(s.module for s in stages)):
+    network = Network(captured, Partition(partition.graph, extended, partition.reasons), prologue, tuple(stages))
+    for module in (model, whole, *modules):
         module.train(manifest.training)
-    return Parts(network, program, files[SPLIT].decode(), formulation, receipt, manifest)
+    receipt = record(files[RECEIPT], RECEIPT, Receipt)
+    return Parts(network, program, files[SPLIT], formulation, receipt, manifest)
 
 
-Value = TypeVar("Value")
+class _GraphFile(Frozen):
+    """Operations of the captured network as they are told, and in which stage each runs."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    shapes_known: bool
+    stage_of: Mapping[str, int]
+    reasons: tuple[str, ...]
 
 
-def _read(name: str, files: Mapping[str, bytes], reader: Callable[[bytes], Value]) -> Value:
-    try:
-        return reader(files[name])
-    except (ValidationError, LagcompileError, ValueError, KeyError, TypeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name} is not what this lagcompile writes: {first}") from error
+def _partition(data: bytes, stages: int) -> Partition:
+    found = record(data, GRAPH, _GraphFile)
+    graph = Graph(found.nodes, found.outputs, found.shapes_known)
+    before: set[str] = set()
+    for node in graph.nodes:
+        ahead = {*node.inputs, *node.after} <= before and all(
+            found.stage_of.get(i, 0) <= found.stage_of.get(node.name, stages) for i in node.inputs
+        )
+        if node.name in before or not is_name(node.name) or not ahead:
+            raise DataError(f"{GRAPH}: the node {node.name!r:.60} stands twice, or ahead of what it reads")
+        before.add(node.name)
+    staged = {n.name for n in graph.staged}
+    inside = all(0 <= k < stages for k in found.stage_of.values()) and len(found.reasons) == stages - 1
+    if found.stage_of.keys() != staged or not set(graph.outputs) <= before or not inside:
+        raise DataError(f"{GRAPH}: its stages or outputs are not those of its {stages} stages")
+    return Partition(graph, dict(found.stage_of), found.reasons)
 
 
-def _graph(data: bytes) -> tuple[Graph, dict[str, int], tuple[str, ...]]:
-    found = json.loads(data)
-    nodes = TypeAdapter(tuple[Node, ...]).validate_python(found["nodes"])
-    graph = Graph(nodes, tuple(found["outputs"]), bool(found["shapes_known"]))
-    return graph, dict(found["stage_of"]), tuple(found["reasons"])
+def _connected(manifest: Manifest, model: Exported, programs: Mapping[str, ProgramFile]) -> None:
+    """Whether each program reads what is there, as the kind of value that it is.
+
+    Raises:
+        DataError: one does not.
+    """
+    inputs = {n: Port(name=n, kind="tensor") for n in model.signature.names}
+    templates = (
+        (model.output.train, model.output.evaluation) if isinstance(model.output, ModeOutput) else (model.output,)
+    )
+    outputs = {v.name for t in templates for v in leaves(t) if isinstance(v, Reference)}
+    own = {a for n, t in manifest.tensors.items() if t.kind == "parameter" for a in (n, *manifest.ties.get(n, ()))}
+    there = dict(inputs)
+    for file, program in programs.items():
+        if file == NETWORK:
+            there = dict(inputs)
+        for port in program.reads:
+            if there.get(port.name) != port:
+                raise DataError(f"{file}: it reads '{port.name:.60}', which is not there, or of another kind")
+        if file in {DATA, NETWORK} and tuple(p.name for p in program.reads) != model.signature.names:
+            raise DataError(f"{file}: it does not take the inputs of the model's call")
+        for port in program.writes:
+            if not is_name(port.name) or there.get(port.name, port) != port:
+                raise DataError(f"{file}: it writes '{port.name!s:.60}', which is no name, or another value's")
+            there[port.name] = port
+        if {*program.weights, *program.slots} - own:
+            raise DataError(f"{file}: its weights are not parameters of the model")
+        if file == NETWORK or file == program_files(manifest.stages)[-2]:
+            absent = outputs - there.keys()
+            if absent:
+                raise DataError(f"{file}: nothing writes '{min(absent):.60}', which the model returns")
 
 
-def _tensors(data: bytes, manifest: Manifest) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def tensors_of(data: bytes, name: str) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        DataError: it is damaged.
+    """
     from safetensors.torch import load
 
     try:
-        found: dict[str, Tensor] = load(data)
-    except SafetensorError as error:
-        raise DataError(f"{TENSORS} is damaged: {error}") from error
-    absent = sorted(manifest.tensors.keys() - found.keys())
-    if absent:
-        raise DataError(f"{TENSORS} lacks {', '.join(absent)}")
-    return found
+        return load(data)
+    except Exception as error:  # SafetensorError, and KeyError for types that torch does not have
+        raise DataError(f"{name} is damaged: {error!s:.200}") from None
 
 
 def _model(manifest: Manifest, tensors: Mapping[str, Tensor]) -> ExportedModel:
+    kinds = {n: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()}
+    declared = {n: (t.dtype, t.shape) for n, t in manifest.tensors.items()}
+    wrong = [n for n in kinds.keys() | declared.keys() if kinds.get(n) != declared.get(n)]
+    if wrong:
+        raise DataError(f"{TENSORS}: '{min(wrong):.80}' is not there, or not as {MANIFEST} declares it")
+    names = [*declared, *(a for others in manifest.ties.values() for a in others)]
+    odd = [n for n in names if not is_path(n)]
+    if odd or len(set(names)) != len(names) or not manifest.ties.keys() <= declared.keys():
+        raise DataError(f"{MANIFEST}: the names of its tensors are no names ({odd[:1]}), or stand twice")
     signature = signature_from(manifest.call)
     model = ExportedModel(Exported(manifest.model, signature, decode_output(manifest.output)))
     fill_tensors(model, tensors, manifest.tensors, manifest.ties)
     return model
 
 
-def signature_from(record: CallRecord) -> Signature:
+def signature_from(call: CallRecord) -> Signature:
     """The call of a model from its record.
 
     Raises:
         DataError: it is damaged.
     """
-    return Signature(
-        names=record.names,
-        parameters=record.parameters,
-        structure=fill(decode(record.structure), lambda v: v),
-        constants={i: fill(decode(v), lambda x: x) for i, v in record.constants.items()},
-        exact=True,
-        starred=record.starred,
-    )
+    structure = decode_plain(call.structure)
+    positions = sorted(p for p in leaves(structure) if type(p) is int)
+    constants = {i: decode_plain(v) for i, v in call.constants.items()}
+    count = len(call.names) + len(constants)
+    names = (*call.names, *call.parameters)
+    starred = call.starred in ("", *call.parameters)
+    if positions != list(range(count)) or not constants.keys() <= set(positions) or not starred:
+        raise DataError(f"{MANIFEST}: the structure of the call does not fit its names")
+    if not all(map(is_name, names)) or any(len(set(n)) != len(n) for n in (call.names, call.parameters)):
+        raise DataError(f"{MANIFEST}: the names of the call's arguments are no names, or stand twice")
+    return Signature(call.names, call.parameters, structure, constants, exact=True, starred=call.starred)
 
 
-def _stage(record: ProgramRecord, files: Mapping[str, bytes], model: ExportedModel) -> StageModule:
-    module: Any = graph_module(files, record, model, attributes=True)
+def _stage(name: str, module: Any, program: ProgramFile) -> StageModule:
     return StageModule(
-        name=record.name,
+        name=name,
         module=module,
-        reads=record.reads,
-        writes=record.writes,
-        weights=record.weights,
-        slots=record.slots,
-        signature=record.signature,
+        reads=tuple(p.name for p in program.reads),
+        writes=tuple(p.name for p in program.writes),
+        weights=program.weights,
+        slots=program.slots,
+        signature=program.signature,
     )

@@ -1,26 +1,30 @@
-"""Modules as torch.export programs: a pure function of the values that are read and of the tensors that are used.
+"""Modules as graphs of PyTorch's operators: a function of the values that are read and of the tensors that are used.
 
-In: a stage module (or the un-split network), example values, the tensors by their names. Out: bytes of a `.pt2` archive
-and `ProgramRecord`. Invariant: an archive holds no tensor, so nothing in it is pickled; the batch axis is free
-wherever the capture leaves it free; a module is exported in train and in eval mode, and once where they do not differ.
+In: a stage module (or the un-split network), example values, the tensors by their names. Out: `ProgramFile`, the data
+of a file. Invariant: the graph is the one that torch.export makes, with the batch axis free wherever the capture leaves
+it free; a module is exported in train and in eval mode, and once where they do not differ; what the format has no word
+for is refused with the module's path.
 """
 
 from __future__ import annotations
 
-import io
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.traceback import preserve_node_meta
 
-from lagcompile.export.record import Baked, ProgramRecord
+from lagcompile.export.graphs import Port, ProgramFile
+from lagcompile.export.operators import named
+from lagcompile.export.plain import written
 from lagcompile.export.templates import encode
 from lagcompile.frontend.capture import Capture, reason_of
 from lagcompile.frontend.export import quietly
-from lagcompile.frontend.regions import Layer
+from lagcompile.frontend.regions import Layer, region_of
 from lagcompile.ir.base import LiftError
 
 
@@ -36,10 +40,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Exported:
-    """A record, its files, and constants that the programs hold."""
+    """A program, and constants that it holds besides the model's tensors."""
 
-    record: ProgramRecord
-    files: Mapping[str, bytes]
+    file: ProgramFile
     constants: Mapping[str, Tensor]
 
 
@@ -72,11 +75,9 @@ def export_program(
         known: tensors by name (`known_tensors`).
 
     Raises:
-        LiftError: torch.export refuses the module, or a value that it reads or gives cannot be written.
+        LiftError: torch.export refuses the module, or it runs or gives what a folder cannot hold.
     """
     function = _Function(source, captured.original, values, _used(source, known))
-    if all(_count(values[n]) is None for n in source.writes):  # torch.export.save fails on a graph without outputs
-        return _collected(function, [])
     roots = (captured.original, source.module)
     before = [(m, m.training) for root in roots for m in root.modules()]
     programs = []
@@ -84,7 +85,8 @@ def export_program(
         for training in (True, False) if _has_modes(source.module) else (True,):
             for root in roots:
                 root.train(training)
-            programs.append(_export(function, free))
+            prefix = f"_{source.name}_{'train' if training else 'eval'}_"
+            programs.append(_Writer(function, _export(function, free), prefix))
     finally:
         for module, mode in before:
             module.training = mode
@@ -134,12 +136,19 @@ class _Function(nn.Module):
                 reads.append(tuple(next(given) for _ in range(count)) if isinstance(value, tuple) else next(given))
         tensors = {tensor: next(given) for tensor in self.used.values()}
         with _swapped(self.roots, tensors):
-            written = self.source.module(*reads)
+            results = self._run(reads)
         flat: list[Any] = []
-        for name, value in zip(self.source.writes, written, strict=True):
+        for name, value in zip(self.source.writes, results, strict=True):
             if _count(self.values[name]) is not None:
                 flat += list(value) if isinstance(self.values[name], tuple) else [value]
         return tuple(flat)
+
+    def _run(self, reads: Sequence[Any]) -> Any:
+        """Run the module; where it is a graph, torch.export notes the user's module of each of its nodes."""
+        if not isinstance(self.source.module, fx.GraphModule):
+            return self.source.module(*reads)
+        with preserve_node_meta():
+            return fx.Interpreter(self.source.module).run(*reads)
 
 
 @contextmanager
@@ -225,86 +234,131 @@ def _export(function: _Function, axes: Mapping[str, Sequence[int]]) -> Any:
             )
     except Exception as error:  # whatever torch.export raises
         raise LiftError(
-            f"{source.name} cannot be written as a torch.export program: {reason_of(error)}. What it runs must be "
+            f"{source.name} cannot be written as a graph: {reason_of(error)}. What it runs must be "
             "tensor operations: change the line, or keep the model's source and save the split alone (save_split)"
         ) from error
 
 
-def _collected(function: _Function, programs: Sequence[Any]) -> Exported:
-    source = function.source
-    constants: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    for mode, program in zip(("train", "eval"), programs, strict=False):
-        for target, value in program.constants.items():
-            if not isinstance(value, Tensor):
-                raise LiftError(
-                    f"{source.name} holds a {type(value).__qualname__} besides tensors, which cannot be written"
-                )
-            names[f"{mode}/{target}"] = f"_{source.name}_{mode}_{target.replace('.', '_')}"
-            constants[names[f"{mode}/{target}"]] = value.detach().clone()
-    same = not constants and len({str(p.graph) for p in programs}) == 1
-    files = {f"{source.name}.pt2": programs[0]} if same else {}
-    if not same:
-        files = {f"{source.name}.{mode}.pt2": p for mode, p in zip(("train", "eval"), programs, strict=False)}
-    listed = list(files) or [""]
-    sizes = {
-        n: len(function.values[n])
-        for n in (*source.reads, *source.writes)
-        if isinstance(function.values[n], tuple) and _count(function.values[n])
-    }
-    return Exported(
-        ProgramRecord(
-            name=source.name,
-            train=listed[0],
-            evaluation=listed[-1],
-            reads=source.reads,
-            tensors=tuple(function.used),
-            writes=source.writes,
-            sizes=sizes,
-            baked_reads=_baked(function, source.reads),
-            baked_writes=_baked(function, source.writes),
-            constants=names,
-        ),
-        {name: _bytes(program) for name, program in files.items()},
-        constants,
+def _collected(function: _Function, programs: Sequence[_Writer]) -> Exported:
+    source, values = function.source, function.values
+    graphs = [p.graph(p.program.graph_module) for p in programs]
+    constants = {n: t for p in programs for n, t in p.constants.items()}
+    file = ProgramFile(
+        reads=tuple(_port(n, values[n]) for n in source.reads),
+        writes=tuple(_port(n, values[n]) for n in source.writes),
+        tensors=(*function.used, *constants),
+        train=graphs[0],
+        evaluation=graphs[-1] if graphs[0] != graphs[-1] else None,
     )
+    return Exported(file, constants)
 
 
-def _baked(function: _Function, names: Sequence[str]) -> tuple[Baked, ...]:
-    values = function.values
-    return tuple(Baked(name=n, value=encode(values[n], f"the value '{n}'")) for n in names if _count(values[n]) is None)
+def _port(name: str, value: Any) -> Port:
+    count = _count(value)
+    if count is None:
+        return Port(name=name, kind="constant", value=encode(value, f"the value '{name}'"))
+    if isinstance(value, tuple):
+        return Port(name=name, kind="sizes", count=count)
+    return Port(name=name, kind="tensor" if isinstance(value, Tensor) else "size")
 
 
-def _bytes(program: Any) -> bytes:
-    """Archive of a program without any tensor in it."""
-    program._example_inputs = None
-    program._constants = {}
-    _give_something(program.graph_module)
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # paths of this machine
-    buffer = io.BytesIO()
-    with quietly():
-        torch.export.save(program, buffer)
-    return buffer.getvalue()
+class _Writer:
+    """Writes an exported graph as data (`lagcompile.export.graphs`)."""
+
+    def __init__(self, function: _Function, program: Any, prefix: str) -> None:
+        self.function = function
+        self.program = program
+        self.prefix = prefix
+        self.constants: dict[str, Tensor] = {}
+
+    def graph(self, source: fx.GraphModule) -> dict[str, Any]:
+        """A graph with its inputs: those of the program, or the operands of a region."""
+        _drop_unused(source.graph)
+        env: dict[fx.Node, Any] = {}
+        placeholders = [n for n in source.graph.nodes if n.op == "placeholder"]
+        inputs = self._inputs(placeholders, env) if source is self.program.graph_module else placeholders
+        env |= {n: {"node": f"v{i}"} for i, n in enumerate(inputs)}
+        nodes: list[dict[str, Any]] = []
+        for node in source.graph.nodes:
+            if node.op == "output":
+                outputs = [self._argument(v, env, node) for v in node.args[0]]
+            elif node.op not in {"placeholder", "get_attr"}:
+                name = f"v{len(inputs) + len(nodes)}"
+                nodes.append({"name": name, **self._node(node, source, env)})
+                env[node] = {"node": name}
+        return {"inputs": [f"v{i}" for i in range(len(inputs))], "nodes": nodes, "outputs": outputs}
+
+    def _inputs(self, placeholders: Sequence[fx.Node], env: dict[fx.Node, Any]) -> list[fx.Node]:
+        """The inputs that are values; those that are tensors of the model, and constants, are referred to by name."""
+        given: list[fx.Node] = []
+        for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
+            if spec.kind.name == "USER_INPUT":
+                given.append(node)
+                continue
+            value = self.program.constants.get(spec.target)
+            if not isinstance(value, Tensor):
+                self._refuse(node, f"a {type(value).__qualname__}")
+            name = self.prefix + spec.target.replace(".", "_")
+            self.constants[name] = value.detach().clone()
+            env[node] = {"tensor": name}
+        count = len(given) - len(self.function.used)
+        env |= {n: {"tensor": name} for n, name in zip(given[count:], self.function.used, strict=True)}
+        return given[:count]
+
+    def _node(self, node: fx.Node, source: fx.GraphModule, env: Mapping[fx.Node, Any]) -> dict[str, Any]:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            body, (kind, setting), operands = region_of(node)
+            inner = self.graph(getattr(source, str(body.target)))
+            args = [self._argument(v, env, node) for v in operands]
+            return {
+                "operator": kind,
+                "args": args,
+                "setting": [self._argument(v, env, node) for v in setting],
+                "body": inner,
+            }
+        name = "item" if node.target is operator.getitem else named(node.target)
+        if name is None:
+            self._refuse(node, f"the operator {node.target}")
+        return {
+            "operator": name,
+            "args": [self._argument(v, env, node) for v in node.args],
+            "kwargs": {k: self._argument(v, env, node) for k, v in node.kwargs.items()},
+        }
+
+    def _argument(self, value: Any, env: Mapping[fx.Node, Any], node: fx.Node) -> Any:
+        if isinstance(value, fx.Node):
+            return env[value]
+        if isinstance(value, list | tuple):
+            return [self._argument(v, env, node) for v in value]
+        try:
+            return written(value)
+        except TypeError as error:
+            self._refuse(node, str(error))
+
+    def _refuse(self, node: fx.Node, what: str) -> NoReturn:
+        """Say what cannot be written, and where in the model it stands.
+
+        Raises:
+            LiftError: always.
+        """
+        stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+        place = f"the module '{stack[-1]}'" if stack else f"the model ({self.function.source.name})"
+        raise LiftError(
+            f"{place} uses {what}, which an exported folder cannot hold: it holds PyTorch's own operators on tensors "
+            "(lagcompile.export.operators). Write it with these, or keep the model's source and save the split alone "
+            "(save_split)"
+        )
 
 
-def _give_something(module: fx.GraphModule) -> None:
-    """Let each part under a setting return a value: torch.export.load fails on one that gives nothing."""
-    for node in list(module.graph.nodes):
-        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_check")
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Remove assertions and what nothing reads; what writes and what draws random numbers stays."""
+    for node in reversed(list(graph.nodes)):
+        if node.users or node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
-        (body,) = (getattr(module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr")
-        _give_something(body)
-        output = next(n for n in reversed(body.graph.nodes) if n.op == "output")
-        if output.args[0]:
-            continue
-        if all(n.op in {"placeholder", "output"} for n in body.graph.nodes):
-            module.graph.erase_node(node)
-            continue
-        given = next(n for n in body.graph.nodes if n.op == "placeholder" and isinstance(n.meta["val"], Tensor))
-        output.args = ((given,),)
-        node.meta["val"] = (given.meta["val"],)
-        body.recompile()
-    module.graph.eliminate_dead_code(lambda n: n.op != "get_attr")
-    module.recompile()
+        schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if any(word in str(node.target) for word in _CHECKS) or not (random or (schema and schema.is_mutable)):
+            graph.erase_node(node)

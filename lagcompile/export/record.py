@@ -1,4 +1,4 @@
-"""What the manifest of an exported folder says: versions, hashes, tensors, stages, the call and the output.
+"""What the manifest of an exported folder says: versions, hashes, tensors, the call and the output.
 
 In: nothing. Out: the records of `manifest.json`. Invariant: with the files it names, the manifest is all that loading
 needs; it carries its own digest, so that an edited manifest is noticed as well.
@@ -17,15 +17,16 @@ from pydantic import Field, JsonValue
 
 from lagcompile.ir.base import Frozen
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 PROGRAM, SPLIT, FORMULATION, GRAPH, RECEIPT = (
     "program.json",
-    "split.yaml",
-    "formulation.yaml",
+    "split.json",
+    "formulation.json",
     "graph.json",
     "receipt.json",
 )
+DATA, NETWORK = "data.json", "network.json"
 TENSORS, SOLUTION, SOLUTION_TENSORS = "tensors.safetensors", "solution.json", "solution.safetensors"
 
 
@@ -41,42 +42,12 @@ class TensorRecord(Frozen):
 
     kind: Literal["parameter", "buffer", "constant"]
     """constant: what the captured graph holds besides the model's own tensors."""
+    dtype: str
+    shape: tuple[int, ...]
     trainable: bool = False
     """requires_grad of a parameter."""
     persistent: bool = True
     """Whether a buffer stands in the state_dict."""
-
-
-class Baked(Frozen):
-    """A value that crosses breakpoints and is no tensor and no size; it is the same for every batch size."""
-
-    name: str
-    value: JsonValue
-
-
-class ProgramRecord(Frozen):
-    """One torch.export program, or one for each mode: a function of the values it reads and of its tensors."""
-
-    name: str
-    train: str
-    """File of the program in train mode; empty where it gives nothing."""
-    evaluation: str
-    """File of the program in eval mode; the same file where the modes do not differ."""
-    reads: tuple[str, ...]
-    """Names of the values that it takes, in order."""
-    tensors: tuple[str, ...]
-    """Names of the tensors that it takes after them."""
-    writes: tuple[str, ...]
-    """Names of the values that it gives, in order."""
-    sizes: Mapping[str, int] = Field(default_factory=dict)
-    """Values that are tuples of sizes, passed one by one -> how many."""
-    baked_reads: tuple[Baked, ...] = ()
-    baked_writes: tuple[Baked, ...] = ()
-    constants: Mapping[str, str] = Field(default_factory=dict)
-    """Constants of the program -> their names among the tensors."""
-    weights: tuple[str, ...] = ()
-    slots: tuple[str, ...] = ()
-    signature: str = ""
 
 
 class CallRecord(Frozen):
@@ -92,7 +63,7 @@ class CallRecord(Frozen):
 class Manifest(Frozen):
     """`manifest.json`."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     lagcompile: str
     torch: str
     python: str
@@ -114,18 +85,22 @@ class Manifest(Frozen):
     """Name of a tied parameter -> its other names."""
     whole: Mapping[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    prologue: ProgramRecord
-    stages: tuple[ProgramRecord, ...]
-    network: ProgramRecord
-    """The network that was not cut: what the stages are checked against."""
+    stages: int = Field(ge=1, le=100_000)
+    """How many stages there are, each in a file of its own (`stage_file`); `data.json` is what runs ahead of them,
+    `network.json` the network that was not cut: what the stages are checked against."""
     files: Mapping[str, FileRecord]
     digest: str = ""
     """SHA-256 of this manifest without this entry."""
 
-    @property
-    def programs(self) -> tuple[ProgramRecord, ...]:
-        """All programs."""
-        return (self.prologue, *self.stages, self.network)
+
+def stage_file(number: int) -> str:
+    """Name of a stage's file."""
+    return f"stage_{number}.json"
+
+
+def program_files(stages: int) -> tuple[str, ...]:
+    """Files of what runs ahead of the stages, of the stages, and of the network that was not cut."""
+    return (DATA, *map(stage_file, range(stages)), NETWORK)
 
 
 def digest_of(manifest: Manifest) -> str:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import copyreg
 import dataclasses
 import functools
-from collections import namedtuple
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from lagcompile.export import plain
+from lagcompile.export.plain import hold, is_name
 from lagcompile.frontend.capture import ModeOutput
-from lagcompile.frontend.structure import Nest, Reference, nest_of
-from lagcompile.ir.base import DataError, LiftError
+from lagcompile.frontend.structure import Nest, Reference, fill, leaves, nest_of
+from lagcompile.ir.base import LiftError
 
 _PLAIN: Mapping[str, type[Any]] = {"tuple": tuple, "list": list, "dict": dict, "slice": slice, "size": torch.Size}
 
@@ -37,9 +39,25 @@ class _Named(type):
 
 @functools.cache
 def named(name: str, fields: tuple[str, ...]) -> type[Any]:
-    """A named tuple's class."""
-    base = namedtuple(name, fields)  # type: ignore[misc]
-    return _Named(name, (base,), {"_fields": fields, "__slots__": (), "__module__": __name__})
+    """A named tuple's class (`collections.namedtuple` would generate code)."""
+
+    def new(cls: type[Any], *values: Any) -> Any:
+        if len(values) != len(fields):
+            raise TypeError(f"{name} has {len(fields)} fields, got {len(values)} values")
+        return tuple.__new__(cls, values)
+
+    def shown(self: Any) -> str:
+        return f"{name}({', '.join(f'{n}={v!r}' for n, v in zip(fields, self, strict=True))})"
+
+    own = {
+        "_asdict": lambda self: dict(zip(fields, self, strict=True)),
+        "_replace": lambda self, **given: type(self)(*{**self._asdict(), **given}.values()),
+        "__getnewargs__": tuple,
+        "__repr__": shown,
+    }
+    entries = {n: property(operator.itemgetter(i)) for i, n in enumerate(fields)}
+    basic = {"_fields": fields, "__slots__": (), "__module__": __name__, "__new__": new}
+    return _Named(name, (tuple,), {**entries, **basic, **own})
 
 
 def _reduce(kind: _Named) -> tuple[Any, ...]:
@@ -64,16 +82,13 @@ def encode(value: Any, what: str) -> Any:
     nest = value if isinstance(value, Nest) else nest_of(value)
     if nest is not None:
         return {**_kind(nest, what), "items": [encode(v, what) for v in nest.items]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"value": value}
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    raise LiftError(
-        f"{what} holds a {type(value).__module__}.{type(value).__qualname__}, which a folder cannot hold as data: "
-        "pass tensors, numbers, strings, None, a dtype or a device"
-    )
+    try:
+        return {"value": plain.written(value)}
+    except TypeError:
+        raise LiftError(
+            f"{what} holds a {type(value).__module__}.{type(value).__qualname__}, which a folder cannot hold as data: "
+            "pass tensors, numbers, strings, None, a dtype or a device"
+        ) from None
 
 
 def encode_output(output: Any) -> Any:
@@ -93,15 +108,15 @@ def decode_output(data: Any) -> Any:
     Raises:
         DataError: the data are not what `encode_output` writes.
     """
-    if isinstance(data, dict) and "train" in data:
+    if isinstance(data, dict) and data.keys() == {"train", "evaluation"}:
         return ModeOutput(decode(data["train"]), decode(data["evaluation"]))
     return decode(data)
 
 
 def _kind(nest: Nest, what: str) -> dict[str, Any]:
     kind = nest.kind
-    for name, plain in _PLAIN.items():
-        if kind is plain:
+    for name, known in _PLAIN.items():
+        if kind is known:
             return {"kind": name} if nest.keys is None else {"kind": name, "keys": [_key(k, what) for k in nest.keys]}
     if kind.__module__ == "torch.return_types":
         return {"kind": "torch", "name": kind.__qualname__}
@@ -145,31 +160,41 @@ def decode(data: Any) -> Any:
     Raises:
         DataError: the data are not what `encode` writes.
     """
-    try:
-        return _decoded(data)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise DataError(f"not the structure of a call or an output: {error}") from error
+    hold(isinstance(data, dict), f"not a structure: {data!r:.80}")
+    if data.keys() == {"ref"}:
+        hold(is_name(data["ref"]), f"{data['ref']!r:.60} is no name of a value")
+        return Reference(data["ref"])
+    if data.keys() == {"value"}:
+        return plain.read(data["value"])
+    kind, entries, keys, name = (data.get(k) for k in ("kind", "items", "keys", "name"))
+    shown = f"{ {k: v for k, v in data.items() if k != 'items'}!r:.80}"
+    hold(isinstance(kind, str) and type(entries) is list, f"not a container: {shown}")
+    items = tuple(decode(v) for v in entries)
+    if keys is not None:
+        hold(type(keys) is list and all(type(k) in (str, int) for k in keys), f"not the keys of a container: {shown}")
+        hold(len(keys) == len(items) == len(set(keys)), f"other keys than items: {shown}")
+    if kind in {"dict", "fields"}:
+        hold(keys is not None, f"a container without keys: {shown}")
+        return Nest(dict if kind == "dict" else Fields, tuple(keys), items)
+    if kind == "named":
+        hold(keys is not None and all(is_name(k) and k[0] != "_" for k in (name, *keys)), f"not a named tuple: {shown}")
+        return Nest(named(name, tuple(keys)), None, items)
+    if kind == "torch":
+        found = vars(torch.return_types).get(name) if isinstance(name, str) else None
+        hold(getattr(found, "__module__", "") == "torch.return_types" and isinstance(found, type), f"no type: {shown}")
+        hold(getattr(found, "n_sequence_fields", -1) == len(items), f"other fields than items: {shown}")
+        return Nest(found, None, items)  # type: ignore[arg-type]
+    hold(kind in _PLAIN and keys is None and (kind != "slice" or len(items) == 3), f"not a container: {shown}")
+    hold(kind != "size" or all(type(v) in (int, Reference) for v in items), f"not sizes: {shown}")
+    return Nest(_PLAIN[kind], None, items)
 
 
-def _decoded(data: Any) -> Any:
-    if "ref" in data:
-        return Reference(str(data["ref"]))
-    if "value" in data:
-        return data["value"]
-    if "dtype" in data:
-        return {str(d): d for d in _dtypes()}[f"torch.{data['dtype']}"]
-    if "device" in data:
-        return torch.device(data["device"])
-    items = tuple(_decoded(v) for v in data["items"])
-    keys = tuple(data["keys"]) if "keys" in data else None
-    if data["kind"] == "named":
-        return Nest(named(data["name"], tuple(data["keys"])), None, items)
-    if data["kind"] == "fields":
-        return Nest(Fields, keys, items)
-    if data["kind"] == "torch":
-        return Nest(vars(torch.return_types)[data["name"]], None, items)
-    return Nest(_PLAIN[data["kind"]], keys, items)
+def decode_plain(data: Any) -> Any:
+    """Plain values in containers, from JSON data.
 
-
-def _dtypes() -> list[torch.dtype]:
-    return [v for v in vars(torch).values() if isinstance(v, torch.dtype)]
+    Raises:
+        DataError: the data are not what `encode` writes, or refer to values.
+    """
+    template = decode(data)
+    hold(not any(isinstance(v, Reference) for v in leaves(template)), "a constant refers to a value")
+    return fill(template, lambda v: v)

@@ -1,0 +1,90 @@
+"""Plain values that JSON has no word for: numbers that are not finite, and PyTorch's names for types and places.
+
+In: a value, or data of a file. Out: data such as `{"dtype": "float32"}`, or the value. Invariant: a name is looked up
+in a table; what is not there is refused.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lagcompile.ir.base import DataError
+
+_TYPES = {"dtype": torch.dtype, "device": torch.device, "layout": torch.layout, "memory_format": torch.memory_format}
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:\d{1,3})?", re.ASCII)
+_TABLE: Mapping[str, Mapping[str, Any]] = {
+    "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan},
+    **{
+        key: {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, kind)}
+        for key, kind in _TYPES.items()
+    },
+}
+_RESERVED = frozenset({"self", "torch", "device", "inf", "nan", "NoneType", "getattr", "fx_pytree", "pytree"})
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}", re.ASCII)
+
+
+def hold(holds: bool, problem: str) -> None:
+    """Refuse what a file says.
+
+    Raises:
+        DataError: it does not hold.
+    """
+    if not holds:
+        raise DataError(problem)
+
+
+def is_name(name: object) -> bool:
+    """Whether a value may be called so: an identifier that means nothing to Python or to generated code."""
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or name.startswith("__"):
+        return False
+    return not keyword.iskeyword(name) and name not in _RESERVED
+
+
+def is_path(name: object) -> bool:
+    """Whether a tensor may be called so: parts between dots that a module can have and code can quote."""
+    if not isinstance(name, str) or len(name) > 2000:
+        return False
+    return all(
+        p and p.isprintable() and not set(p) & set("\"'\\{}") and not p.startswith("__") and not keyword.iskeyword(p)
+        for p in name.split(".")
+    )
+
+
+def written(value: Any) -> Any:
+    """Data of a plain value.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    for key, kind in _TYPES.items():
+        if isinstance(value, kind):
+            return {key: str(value).removeprefix("torch.")}
+    raise TypeError(f"{value!r:.80} of type {type(value).__qualname__}")
+
+
+def read(data: Any) -> Any:
+    """The plain value of data.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not isinstance(data, dict):
+        hold(data is None or type(data) in (bool, int, float, str), f"not a plain value: {data!r:.80}")
+        return data
+    hold(len(data) == 1, f"not a plain value: {data!r:.80}")
+    ((key, name),) = data.items()
+    found = _TABLE.get(key, {}).get(name) if isinstance(name, str) else None
+    if key == "device" and isinstance(name, str) and _DEVICE.fullmatch(name):
+        found = torch.device(name)
+    hold(found is not None, f"there is no {key!r:.30} {name!r:.30}")
+    return found

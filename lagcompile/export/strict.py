@@ -1,0 +1,142 @@
+"""Strict reading of a folder's files: no links, no surprises in size, and JSON that has one meaning.
+
+In: paths and bytes that somebody else may have written. Out: bytes; plain data. Invariant: a file is read only where it
+is a regular file of the size that was declared; JSON with duplicate keys, NaN, numbers beyond 64 bits or deep nesting
+is refused with the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lagcompile.ir.base import DataError
+
+DEPTH = 60
+"""Deepest nesting of a JSON file."""
+LARGEST = 1 << 28
+"""Bytes of the largest JSON file."""
+_OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
+
+
+def read_file(folder: Path, name: str, size: int | None = None) -> bytes:
+    """A regular file of a folder, read to its end.
+
+    Args:
+        folder: the folder.
+        name: the file's name in it.
+        size: bytes that it must have; None for a JSON file of any size up to `LARGEST`.
+
+    Raises:
+        DataError: there is no such file, it is a link or no regular file, or it has another size.
+    """
+    path = folder / name
+    if not _NAME.fullmatch(name):
+        raise DataError(f"{folder}: {name!r} is no name of a file in this folder")
+    try:
+        handle = os.open(path, _OPEN)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except OSError as error:
+        what = "is a link, which is not followed" if path.is_symlink() else f"cannot be read: {error.strerror}"
+        raise DataError(f"{path} {what}") from None
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path} is no regular file")
+        if found.st_size != size if size is not None else found.st_size > LARGEST:
+            expected = f"{size}" if size is not None else f"at most {LARGEST}"
+            raise DataError(f"{path} was changed or damaged: it has {found.st_size} bytes, expected {expected}")
+        with open(handle, "rb", closefd=False) as file:
+            data = file.read(found.st_size + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(handle)
+    if len(data) != found.st_size:
+        raise DataError(f"{path} changed while it was read")
+    return data
+
+
+def parse(data: bytes, name: str) -> Any:
+    """Plain data of a JSON file.
+
+    Args:
+        data: the file.
+        name: what problems call it.
+
+    Raises:
+        DataError: it is no JSON, or JSON that this format does not allow.
+    """
+    try:
+        found = json.loads(
+            data.decode(),
+            object_pairs_hook=_mapping,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_refused,
+        )
+    except RecursionError:
+        raise DataError(f"{name}: nested too deeply (at most {DEPTH} levels)") from None
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise DataError(f"{name} is damaged or no JSON: {error}") from None
+    level, depth = [found], 0
+    while level:
+        level = [v for c in level for v in (c.values() if isinstance(c, dict) else c if isinstance(c, list) else ())]
+        depth += 1
+        if depth > DEPTH:
+            raise DataError(f"{name}: nested too deeply (at most {DEPTH} levels)")
+    return found
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
+    return found
+
+
+def _integer(text: str) -> int:
+    value = int(text) if len(text) <= 20 else 1 << 64
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"the number {text[:30]} does not fit into 64 bits")
+    return value
+
+
+def _number(text: str) -> float:
+    value = float(text) if len(text) <= 400 else math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:30]} is too large")
+    return value
+
+
+def _refused(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def record(data: bytes, name: str, kind: type[Record]) -> Record:
+    """A JSON file as a record.
+
+    Raises:
+        DataError: it is not one of these records; the place is named.
+    """
+    try:
+        # as JSON, because strict validation there still takes a list for a tuple
+        return kind.model_validate_json(json.dumps(parse(data, name)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{name}: {place}: {first['msg']}") from None
