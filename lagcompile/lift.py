@@ -7,7 +7,7 @@ changed; lifting twice gives equal programs; shapes that are not known at liftin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import fx, nn
 from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
-from lagcompile.check.verify import TOLERANCE, verify_network
+from lagcompile.check.verify import TOLERANCE, certify_solved, verify_network
 from lagcompile.frontend.balance import Context
 from lagcompile.frontend.choose import Captured, choose
 from lagcompile.frontend.graph import Graph, build_graph
@@ -40,6 +40,8 @@ from lagcompile.runtime.dataset import as_rows
 from lagcompile.runtime.instance import Instance, Loss
 from lagcompile.runtime.trial import try_out
 
+CERTIFIED = 8
+"""Rows that a solution is certified on in passing."""
 SplitLike = SplitPolicy | Mapping[str, Any] | int | str | Path | None
 
 
@@ -275,6 +277,7 @@ class Lifted:
         loss: Loss,
         tolerance: float = TOLERANCE,
         kwargs: Mapping[str, Any] | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> Certificate:
         """Check the identities that hold at a zero-defect point, in float64, in train and eval mode.
 
@@ -284,11 +287,14 @@ class Lifted:
             loss: (output, target) -> scalar.
             tolerance: largest relative residual.
             kwargs: keyword arguments of the forward.
+            weights: what to check in place of the lifted weights, such as `solution.model.state_dict()`.
         """
         args = as_args(inputs)
         lifted = self.resolve(*args, **(kwargs or {}))
         tensors = lifted.network.capture.signature.flatten(args, kwargs or {})
-        return verify_network(lifted.network, lifted.program, tensors, target, loss=loss, tolerance=tolerance)
+        return verify_network(
+            lifted.network, lifted.program, tensors, target, loss=loss, tolerance=tolerance, weights=weights
+        )
 
     def solve(
         self,
@@ -315,7 +321,8 @@ class Lifted:
             start: a solution of the same program to start from (step-wise methods take its weights, `SQP` everything).
 
         Returns:
-            What was reached; `solution.model` is of the model's class and on its device.
+            What was reached; `solution.model` is of the model's class and on its device, and `solution.certificate`
+            says on a few rows whether the network that was solved is the model.
 
         Raises:
             BindError, DataError: the data do not fit.
@@ -326,9 +333,19 @@ class Lifted:
         if not isinstance(chosen, Solver):
             raise SpecError(f"method takes an object such as lagcompile.Extragradient(), got {method!r}")
         instance = self.bind(dataset, loss=loss, device=device)
-        return chosen.solve(
+        solution = chosen.solve(
             instance, options or RunOptions(), original=self.module, evaluate=evaluate, watch=watch, start=start
         )
+        return replace(solution, certificate=self._certificate(instance, solution))
+
+    def _certificate(self, instance: Instance, solution: Solution) -> Certificate:
+        """Of a solution, on a few of its rows."""
+        rows = torch.linspace(0, instance.examples - 1, min(CERTIFIED, instance.examples)).round().long()
+        solved: Mapping[str, torch.Tensor] = solution.details.get("inputs") or {}
+        given = dict(zip(self.network.capture.signature.names, instance.inputs, strict=True)) | dict(solved)
+        tensors = [v[rows.to(v.device)] for v in given.values()]
+        target = instance.target if instance.target is None else instance.target[rows.to(instance.target.device)]
+        return certify_solved(instance.network, instance.program, solution.model, tensors, target, loss=instance.loss)
 
 
 def _loss_name(loss: Callable[..., Any]) -> str:

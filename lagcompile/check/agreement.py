@@ -6,10 +6,10 @@ with the precision that each backend reached (exact ones where `details` has the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lagcompile.ir.solution import Solution
@@ -47,9 +47,11 @@ def _primal(solution: Solution) -> dict[str, Tensor]:
 
 
 def _largest(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> tuple[float, str]:
-    found = [
-        (float((first[n].detach().double().cpu() - second[n].detach().double().cpu()).abs().max()), n)
-        for n in first
-        if n in second and first[n].numel() == second[n].numel() and first[n].numel()
-    ]
-    return max(found, default=(torch.nan, ""))
+    found = [(_apart(first[n], second[n]), n) for n in first if n in second and first[n].numel()]
+    return max(found, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0], default=(math.nan, ""))
+
+
+def _apart(first: Tensor, second: Tensor) -> float:
+    if first.numel() != second.numel():
+        return math.inf
+    return float((first.detach().double().cpu().reshape(-1) - second.detach().double().cpu().reshape(-1)).abs().max())

@@ -19,8 +19,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
+from lagcompile.check.binding import bindings, in_sums, named_digest, solution_identities
+from lagcompile.check.certificate import MODES, Certificate, Kind, Residual, digest
+from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.check.kinks import sentence
 from lagcompile.check.point import CheckPoint, Leaf, check_point
 from lagcompile.check.secondorder import LARGEST, second_order
@@ -30,6 +33,8 @@ from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
 TOLERANCE = 1e-8
+VARIES = 100.0
+"""Times the tolerance: an objective that varies less is constant as far as residuals can tell."""
 LISTED = 8
 """Violations that are listed by name."""
 NONE_FOUND = "and no others were found with which it vanishes"
@@ -64,8 +69,9 @@ def certify_kkt(
     bent = _with_other_slopes(instance, solution, step, point, tolerance) if worth else None
     if bent is not None:
         found, open_leaves = bent, {}
+    scale, doubts = _probed(instance, point, tolerance)
     residual = [
-        Residual(kind=kind, name=name, mode="eval", value=value, tolerance=tolerance)
+        Residual(kind=kind, name=name, mode="eval", value=value, tolerance=tolerance, scale=scale)
         for kind, name, value in found
         if (kind, name) not in open_leaves
     ]
@@ -82,17 +88,56 @@ def certify_kkt(
             "global bound: feasibility and objective were measured here; that nothing lies below the bound is what the "
             "solver has proven, and was not proven again"
         )
-    return Certificate(
-        model=type(solution.model).__name__,
-        program=digest([point.program.model_dump_json()]),
-        inputs=digest([t for t in [*instance.inputs, instance.target] if isinstance(t, Tensor)]),
-        dtype="float64",
-        seed=0,
+    opened = (f"{said}, {NONE_FOUND if worth else NOT_TRIED}" for said in open_leaves.values())
+    model = solution.model
+    own = {
+        "weights": named_digest(dict(model.named_parameters())),
+        "buffers": named_digest(dict(model.named_buffers())),
+    }
+    exact: dict[str, Tensor] = {**solution.details.get("weights", {}), **solution.details.get("inputs", {})}
+    return Certificate.made(
+        solution_identities(point.program),
+        claim="solution",
+        **{**bindings(instance.network, point.program), **own, "model": type(model).__name__},
+        values=named_digest({**exact, **solution.states, **solution.multipliers}),
+        loss=point.program.objective.loss,
+        rows=instance.examples,
+        inputs=digest([t for t in [*instance.inputs, *pytree.tree_leaves(instance.target)] if isinstance(t, Tensor)]),
+        modes=MODES["solution"],
         residuals=tuple(residual),
         facts=tuple(facts),
-        unassessed=tuple(f"{said}, {NONE_FOUND if worth else NOT_TRIED}" for said in open_leaves.values()),
-        versions=versions(),
+        unassessed=(*opened, *doubts),
     )
+
+
+def _probed(instance: Instance, point: CheckPoint, tolerance: float) -> tuple[float, list[str]]:
+    """By how much the Lagrangian varies, and why its gradient may say nothing."""
+    gradients = point.gradients(point.lagrangian())
+    touched = {leaf for k in point.kinks for leaf in k.touched}
+    copies = {f"{role} {name}": v.detach().clone() for (role, name), v in point.leaves.items()}
+    names = {leaf: f"{leaf[0]} {leaf[1]}" for leaf in point.leaves}
+
+    def value() -> float:
+        return point.value({leaf: copies[name] for leaf, name in names.items()})
+
+    probe = Probe(copies)
+    for leaf, gradient in gradients.items():
+        if leaf not in touched:
+            probe.add(names[leaf], gradient)
+    sizes = [
+        point.shares[c.name] * float((point.forces[c.name] * point.leaves["state", c.state].detach()).abs().sum())
+        for c in point.program.defects
+        if c.name in point.defects
+    ]
+    said = probe.disagreement(value, size=sum(sizes))
+    doubts = [not_the_derivative(instance.network, said)] if said else []
+    varies = probe.variation(value)
+    if not varies >= VARIES * tolerance:
+        doubts.append(
+            f"the objective varies by {varies:.1e} when the variables move by their own size: residuals up to "
+            f"{tolerance:.0e} say nothing about it; scale the loss"
+        )
+    return varies, doubts
 
 
 def _at_kinks(
@@ -146,10 +191,9 @@ def _global(point: CheckPoint, solution: Solution, tolerance: float) -> list[Res
     value, slack = objective_of(point) - float(bound["value"]), float(bound["slack"])
     size = max(1.0, abs(float(bound["value"])))
     name = "objective above the proven bound"
+    above = 0.0 if value < 0.0 else value / size  # a NaN stays one
     return [
-        Residual(
-            kind="global bound", name=name, mode="eval", value=max(value, 0.0) / size, tolerance=max(tolerance, slack)
-        )
+        Residual(kind="global bound", name=name, mode="eval", value=above, tolerance=max(tolerance, slack), scale=size)
     ]
 
 
@@ -224,7 +268,7 @@ def _defect(point: CheckPoint, c: DefectConstraint) -> Iterator[tuple[Kind, str,
     multiplier = point.program.multiplier_of(c.name)
     assert multiplier is not None
     epsilon, share = c.transform.half_width, point.shares[c.name]
-    if multiplier.layout != "full" and c.transform.signed and epsilon == 0.0:
+    if in_sums(point.program, c):
         yield "primal feasibility", f"{c.name} (sums)", _top(_summed(r, multiplier.layout))
         return
     yield "primal feasibility", c.name, _top(violation(c, r))
@@ -254,14 +298,14 @@ def _uncovered(c: DefectConstraint, force: Tensor, multiplier: Tensor) -> float:
         flat = force.flatten(1) if force.dim() > 1 else force[:, None]
         norm = torch.linalg.vector_norm(flat, 2 if c.transform.norm == 2 else torch.inf, dim=1)  # the dual norm
         size = norm.reshape(-1, *(1 for _ in force.shape[1:]))
-    return max(_top((size - multiplier).clamp_min(0.0)), _top((-multiplier).clamp_min(0.0)))
+    return _top(torch.maximum((size - multiplier).clamp_min(0.0), (-multiplier).clamp_min(0.0)))
 
 
 def _slackness(c: DefectConstraint, r: Tensor, force: Tensor) -> float:
     """Force times distance from the edge that it pushes against."""
     epsilon = c.transform.half_width
     if not c.transform.per_row:
-        return max(_top(force.clamp_min(0.0) * (epsilon - r)), _top((-force).clamp_min(0.0) * (epsilon + r)))
+        return _top(torch.where(force > 0.0, force * (epsilon - r), force * (epsilon + r)))
     flat, push = r.reshape(r.shape[0], -1), force.reshape(r.shape[0], -1)
     dual = torch.linalg.vector_norm(push, 2 if c.transform.norm == 2 else torch.inf, dim=1)
     return _top(dual * epsilon - (flat * push).sum(1))

@@ -9,25 +9,36 @@ eval mode, from the same random state; autograd of the un-split network is the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from lagcompile.check.certificate import Certificate, Kind, Residual, digest, versions
+from lagcompile.check.binding import bindings, label, network_identities
+from lagcompile.check.certificate import MODES, Certificate, Kind, Residual, digest, largest
+from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
-from lagcompile.ir.program import Program, StateVariable
+from lagcompile.ir.program import Program
 from lagcompile.runtime.adjoint import Sweep, sweep
 from lagcompile.runtime.float64 import in_float64
 from lagcompile.runtime.instance import convert, quiet
 
 TOLERANCE = 1e-10
 SEED = 0
+LARGEST = 2**26
+"""Weights up to which a solved network is certified in passing: a copy of them in float64 is needed."""
+FLOOR = 1e-4
+"""Share of the largest sensitivity below which a gradient counts as that share: it may be rounding alone."""
+
+Measured = tuple[Kind, str, float, float]
+"""Kind, name, value, scale."""
 
 
 def verify_network(
@@ -38,6 +49,7 @@ def verify_network(
     *,
     loss: Callable[[Any, Any], Tensor],
     tolerance: float = TOLERANCE,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Certificate:
     """Certificate of a network that was split.
 
@@ -48,71 +60,208 @@ def verify_network(
         target: what the loss compares with.
         loss: (output, target) -> scalar.
         tolerance: largest relative residual.
+        weights: state_dict of the module to certify; None for the network's own.
     """
-    copied = convert(network.copy(), torch.device("cpu"), torch.float64)
-    inputs = [_double(t.detach().cpu()) for t in tensors]
-    goal = pytree.tree_map(lambda v: _double(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
+    copied = network.copy()
+    if weights is not None:
+        copied.capture.original.load_state_dict(weights)
+    bound = bindings(copied, program)
+    rows = min((t.shape[0] for t in tensors if t.dim()), default=1)
     residuals: list[Residual] = []
-    with in_float64():
-        for mode in ("train", "eval"):
-            found = _mode(copied, program, inputs, lambda out: loss(out, goal), training=mode == "train")
-            residuals += [
-                Residual(kind=kind, name=name, mode=mode, value=value, tolerance=tolerance)
-                for kind, name, value in found
-            ]
-    return Certificate(
-        model=type(network.capture.original).__name__,
-        program=digest([program.model_dump_json()]),
-        inputs=digest([*tensors, *pytree.tree_leaves(target)]),
-        dtype="float64",
-        seed=SEED,
+    unassessed: list[str] = []
+    if rows:
+        copied = convert(copied, torch.device("cpu"), torch.float64)
+        inputs = [_double(t.detach().cpu()) for t in tensors]
+        goal = pytree.tree_map(lambda v: _double(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
+        with in_float64():
+            for mode in MODES["network"]:
+                run = _Mode(copied, program, inputs, lambda out: loss(out, goal), training=mode == "train")
+                residuals += [
+                    Residual(kind=kind, name=name, mode=mode, value=value, tolerance=tolerance, scale=scale)
+                    for kind, name, value, scale in run.measured()
+                ]
+                unassessed += [f"in {mode} mode {reason}" for reason in run.doubts]
+    return Certificate.made(
+        network_identities(program),
+        **_described(bound, loss, rows, tensors, target),
         residuals=tuple(residuals),
-        versions=versions(),
+        unassessed=tuple(unassessed),
     )
+
+
+def certify_solved(
+    network: Network,
+    program: Program,
+    model: nn.Module,
+    tensors: Sequence[Tensor],
+    target: Any,
+    *,
+    loss: Callable[[Any, Any], Tensor],
+) -> Certificate:
+    """Certificate of a solved module on a few rows: what goes wrong here is a reason, not an error.
+
+    Args:
+        network: what was solved; never changed.
+        program: the program that it was lowered to.
+        model: the solved module.
+        tensors: inputs in the order of the signature.
+        target: what the loss compares with.
+        loss: (output, target) -> scalar.
+    """
+    count = sum(p.numel() for p in model.parameters())
+    weights = model.state_dict()
+    try:
+        if count <= LARGEST:
+            return verify_network(network, program, tensors, target, loss=loss, weights=weights)
+        reason = f"{count:,} weights are too many to certify in passing: call verify"
+    except Exception as error:  # a loss or layer that does not run in float64, or in one of the modes
+        reason = f"the network or the loss fails when it is checked in float64: {str(error).strip().split(chr(10))[0]}"
+    bound = {**bindings(network, program), "weights": "", "buffers": ""}
+    return Certificate.made(
+        network_identities(program),
+        **_described(bound, loss, min(len(t) for t in tensors if t.dim()), tensors, target),
+        residuals=(),
+        unassessed=(reason,),
+    )
+
+
+def _described(
+    bound: Mapping[str, str],
+    loss: Callable[[Any, Any], Tensor],
+    rows: int,
+    tensors: Sequence[Tensor],
+    target: Any,
+) -> dict[str, Any]:
+    return {
+        **bound,
+        "claim": "network",
+        "loss": str(getattr(loss, "__name__", type(loss).__name__)),
+        "rows": rows,
+        "inputs": digest([*tensors, *pytree.tree_leaves(target)]),
+        "modes": MODES["network"],
+    }
 
 
 def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _mode(
-    network: Network,
-    program: Program,
-    inputs: Sequence[Tensor],
-    loss: Callable[[Any], Tensor],
-    *,
-    training: bool,
-) -> Iterator[tuple[Kind, str, float]]:
-    original = network.capture.original
-    for module in (original, network.capture.module, network.prologue.module, *(s.module for s in network.stages)):
-        module.train(training)
-    parameters = {n: p.requires_grad_(p.is_floating_point()) for n, p in original.named_parameters()}
-    nodes = [s.node for s in program.states]
-    by_node = {s.node: s for s in program.states}
-    for number, names in enumerate(_groups(parameters)):
-        weights = {n: parameters[n] for n in names}
-        with _same_start(network):
-            output = network.capture.signature.call(original, [t.clone() for t in inputs])
-            gradients = _gradients(loss(output), weights)
-        if number == 0:
+class _Mode:
+    """The identities in one mode."""
+
+    def __init__(
+        self,
+        network: Network,
+        program: Program,
+        inputs: Sequence[Tensor],
+        loss: Callable[[Any], Tensor],
+        *,
+        training: bool,
+    ) -> None:
+        self.network, self.inputs, self.loss = network, inputs, loss
+        original = network.capture.original
+        for module in (original, network.capture.module, network.prologue.module, *(s.module for s in network.stages)):
+            module.train(training)
+        moving = {n: p for n, p in original.named_parameters() if p.is_floating_point() or p.is_complex()}
+        self.parameters = {n: p.requires_grad_() for n, p in moving.items()}
+        self.nodes = [s.node for s in program.states]
+        self.by_node = {s.node: s for s in program.states}
+        self.doubts: list[str] = []
+
+    def _output(self) -> Any:
+        """What the user's own module gives."""
+        network = self.network
+        return network.capture.signature.call(network.capture.original, [t.clone() for t in self.inputs])
+
+    def measured(self) -> Iterator[Measured]:
+        """All residuals, with their scales."""
+        network, probe = self.network, Probe(self.parameters)
+        found: list[_Compared] = []
+        for number, names in enumerate(_groups(self.parameters)):
+            weights = {n: self.parameters[n] for n in names}
             with _same_start(network):
-                recorder = _Recorder(network, nodes)
-                unsplit = loss(network.capture.assemble_flat(recorder.run(*(t.clone() for t in inputs))))
-                adjoints = _gradients(unsplit, recorder.found)
-                del recorder, unsplit
-            with _same_start(network), torch.no_grad():
-                values = network.glue(inputs)
-                yield "forward", "output", _output_difference(output, network.assemble(values))
-            states = {n: values[n].detach().clone().requires_grad_() for n in nodes}
-        with _same_start(network):
-            data = {**values, **network.prepare(inputs)}
-            swept = sweep(network, {n: v for n, v in data.items() if n not in states}, states, loss)
-            # states in each group: PyTorch's group_norm crashes where its input's gradient alone is not asked for
-            found = _gradients(_lagrangian(swept, states), {**{f"h:{n}": s for n, s in states.items()}, **weights})
+                output = self._output()
+                gradients = _gradients(self.loss(output), weights)
             if number == 0:
-                yield from _in_states(swept, found, states, adjoints, by_node)
-            for name in names:
-                yield "weight gradient", name, ratio(found[name] - gradients[name], gradients[name])
+                with _same_start(network):
+                    recorder = _Recorder(network, self.nodes)
+                    unsplit = self.loss(network.capture.assemble_flat(recorder.run(*(t.clone() for t in self.inputs))))
+                    adjoints = _gradients(unsplit, recorder.found)
+                    del recorder, unsplit
+                with _same_start(network), torch.no_grad():
+                    values = network.glue(self.inputs)
+                    yield "forward", "output", *_outputs(output, network.assemble(values))
+                states = {n: values[n].detach().clone().requires_grad_() for n in self.nodes}
+            with _same_start(network):
+                data = {**values, **network.prepare(self.inputs)}
+                swept = sweep(network, {n: v for n, v in data.items() if n not in states}, states, self.loss)
+                # states in each group: PyTorch's group_norm crashes where its input's gradient alone is not asked for
+                here = _gradients(_lagrangian(swept, states), {**{f"h:{n}": s for n, s in states.items()}, **weights})
+                if number == 0:
+                    yield from self._in_states(swept, here, states, adjoints)
+                for name in names:
+                    probe.add(name, gradients[name])
+                    found.append(_compared(name, here[name], gradients[name], self.parameters[name]))
+        yield from _graded("weight gradient", found)
+        said = probe.disagreement(self._value)
+        if said:
+            self.doubts.append(not_the_derivative(network, said))
+
+    def _value(self) -> float:
+        """The loss of the user's own module."""
+        with _same_start(self.network), torch.no_grad():
+            return float(self.loss(self._output()))
+
+    def _in_states(
+        self,
+        swept: Sweep,
+        found: Mapping[str, Tensor],
+        states: Mapping[str, Tensor],
+        adjoints: Mapping[str, Tensor],
+    ) -> Iterator[Measured]:
+        """Defects against zero, multipliers against adjoints, gradients of L in states ("h:" + name) against zero."""
+        names = {n: label(self.by_node[n]) for n in states}
+        defects = [
+            _Compared(names[n], apart(p.detach(), states[n].detach()), top(states[n]), 1.0)
+            for n, p in swept.predictions.items()
+        ]
+        yield from _graded("defect", defects, floor=0.0)
+        yield from _graded(
+            "adjoint", [_compared(names[n], swept.multipliers[n], adjoints[n], states[n]) for n in states]
+        )
+        still = [_Compared(names[n], top(found[f"h:{n}"]), top(swept.multipliers[n]), top(states[n])) for n in states]
+        yield from _graded("state stationarity", still)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Difference of two gradients in one variable, size of the reference, size of the variable."""
+
+    name: str
+    off: float
+    size: float
+    variable: float
+
+
+def _compared(name: str, got: Tensor, expected: Tensor, variable: Tensor) -> _Compared:
+    return _Compared(name, apart(got, expected), top(expected), top(variable))
+
+
+def _graded(kind: Kind, found: Sequence[_Compared], floor: float = FLOOR) -> Iterator[Measured]:
+    """Relative differences. A gradient far below all others, by itself and by what it does, counts as rounding there.
+
+    Nothing is compared with a fixed number: a loss or a network on another scale has the same residuals.
+    """
+    most = largest(c.size for c in found)
+    effect = largest(c.size * c.variable for c in found)
+    for c in found:
+        least = min(most, effect / c.variable) if c.variable > 0.0 else most
+        scale = max(c.size, floor * least) if floor else (c.size or most)
+        yield kind, c.name, _relative(c.off, scale), scale
+
+
+def _relative(off: float, scale: float) -> float:
+    return 0.0 if off == scale == 0.0 else off / scale if scale != 0.0 else math.inf
 
 
 def _lagrangian(swept: Sweep, states: Mapping[str, Tensor]) -> Tensor:
@@ -121,23 +270,6 @@ def _lagrangian(swept: Sweep, states: Mapping[str, Tensor]) -> Tensor:
     for name, prediction in swept.predictions.items():
         value = value + (swept.multipliers[name] * (prediction - states[name])).sum()
     return value
-
-
-def _in_states(
-    swept: Sweep,
-    found: Mapping[str, Tensor],
-    states: Mapping[str, Tensor],
-    adjoints: Mapping[str, Tensor],
-    by_node: Mapping[str, StateVariable],
-) -> Iterator[tuple[Kind, str, float]]:
-    """Defects against zero, multipliers against adjoints, gradients of L in states ("h:" and the name) against zero."""
-    for name, prediction in swept.predictions.items():
-        label = _label(by_node[name].name, by_node[name].module or name)
-        yield "defect", label, ratio(prediction.detach() - states[name].detach(), states[name])
-        yield "adjoint", label, ratio(swept.multipliers[name] - adjoints[name], adjoints[name])
-    for name in states:
-        label = _label(by_node[name].name, by_node[name].module or name)
-        yield "state stationarity", label, ratio(found[f"h:{name}"], swept.multipliers[name])
 
 
 def _groups(parameters: Mapping[str, Tensor], size: int = 2**27) -> Iterator[list[str]]:
@@ -156,16 +288,19 @@ def _groups(parameters: Mapping[str, Tensor], size: int = 2**27) -> Iterator[lis
     yield group
 
 
-def _label(state: str, module: str) -> str:
-    return f"{state} (after {module})"
+def top(value: Tensor) -> float:
+    """Largest size of an entry; NaN where one is not a number."""
+    return float(value.detach().abs().max()) if value.numel() else 0.0
 
 
-def ratio(residual: Tensor, scale: Tensor) -> float:
-    """Max |residual| / max |scale|; the residual itself where the scale is zero."""
-    if residual.numel() == 0:
-        return 0.0
-    top, size = float(residual.detach().abs().max()), float(scale.detach().abs().max())
-    return top / size if size > 1e-12 else top
+def apart(got: Tensor, expected: Tensor) -> float:
+    """Largest difference; infinite where shapes or types differ, NaN where an entry is not a number."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return math.inf
+    equal = got == expected  # infinities that agree are no difference
+    if not (got.is_floating_point() or got.is_complex()):
+        return 0.0 if bool(equal.all()) else math.inf
+    return top(torch.where(equal, 0.0, (got - expected).abs()))
 
 
 def _gradients(value: Tensor, variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -217,11 +352,17 @@ class _Recorder(Runner):
         return fx.node.map_arg(n.args, read), fx.node.map_arg(n.kwargs, read)
 
 
-def _output_difference(expected: Any, got: Any) -> float:
+def _outputs(expected: Any, got: Any) -> tuple[float, float]:
+    """Largest relative difference of the outputs, and their size."""
     a, b = leaves(expected), leaves(got)
-    if len(a) != len(b):
-        return float("inf")
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if isinstance(x, Tensor)]
-    if any(x.shape != y.shape for x, y in pairs):
-        return float("inf")
-    return max((ratio(x.detach().double() - y.detach().double(), x.double()) for x, y in pairs), default=0.0)
+    if len(a) != len(b) or any(isinstance(x, Tensor) != isinstance(y, Tensor) for x, y in zip(a, b, strict=True)):
+        return math.inf, 1.0
+    others = all(x == y for x, y in zip(a, b, strict=True) if not isinstance(x, Tensor))
+    found: list[tuple[float, float]] = [] if others else [(math.inf, 1.0)]
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor):
+            size = top(torch.where(x.isinf(), 0.0, x.abs()) if x.dtype != torch.bool else x.double())
+            off = apart(y.detach(), x.detach())
+            found.append((_relative(off, size), size))
+    worst = max(found, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0], default=(0.0, 0.0))
+    return worst[0], max((size for _, size in found), default=0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,22 @@ class History:
         return self.rows[-1] if self.rows else {}
 
 
+class Checked(Protocol):
+    """What a certificate says (`check.certificate.Certificate`)."""
+
+    @property
+    def verdict(self) -> Literal["ok", "failed", "not assessed"]:
+        """Whether it holds, fails, or was not assessed."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it was not assessed."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """What was reached.
@@ -84,6 +100,7 @@ class Solution:
         gradient_evaluations: forward+backward passes made.
         seconds: wall time of the steps.
         details: what a backend adds (iteration tables, best iterate and so on).
+        certificate: whether the network that was solved is the model, on a few rows; None where nobody looked.
     """
 
     model: Any
@@ -96,7 +113,12 @@ class Solution:
     gradient_evaluations: int
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Checked | None = None
+
+    def __repr__(self) -> str:
+        return f"Solution({self})"
 
     def __str__(self) -> str:
         last = ", ".join(f"{k} {v:.4g}" for k, v in self.history.last.items() if k not in {"step", "seconds"})
-        return f"{self.status.name.lower()} after {self.steps} steps in {self.seconds:.1f} s: {last}"
+        said = "" if self.certificate is None else f"; certificate {self.certificate.verdict}"
+        return f"{self.status.name.lower()} after {self.steps} steps in {self.seconds:.1f} s: {last}{said}"

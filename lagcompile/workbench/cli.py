@@ -1,8 +1,8 @@
 """The command line: show, plan, solve, verify, export, spy, coverage, diff, schema, bench.
 
-In: arguments. Out: text, files, an exit status (0 fine, 1 not verified, diverged or worse than at the start, 2 wrong
-input or surroundings, 70 a defect of lagcompile, 130 interrupted). Invariant: wrong input prints its problems, one a
-line, to standard error, without a traceback and before any file.
+In: arguments. Out: text, files, an exit status (0 fine, 1 a check failed, diverged or worse than at the start, 2 wrong
+input or surroundings, 3 a check says nothing, 70 a defect of lagcompile, 130 interrupted). Invariant: wrong input is
+printed, one problem a line, to standard error, without a traceback and before any file.
 """
 
 from __future__ import annotations
@@ -181,8 +181,7 @@ def verify(
         comparison = verify_exact(_prepared(spec, seed=seed), examples=examples)
         typer.echo(str(comparison))
         raise typer.Exit(0 if comparison.ok else 1)
-    from lagcompile.check.certificate import Certificate
-    from lagcompile.workbench.compare import differences
+    from lagcompile.check.certificate import Certificate, differences
     from lagcompile.workbench.run import certify, load_weights
 
     saved = Certificate.load(against) if against is not None else None
@@ -196,11 +195,13 @@ def verify(
     if out is not None:
         measured.save(out)
     found = differences(saved, measured) if saved is not None else []
+    if saved is not None and not saved.ok:
+        found = [f"{against}: {saved.verdict}", *(f"{against}: {reason}" for reason in saved.reasons), *found]
     for difference in found:
         typer.echo(difference, err=True)
     if saved is not None and not found:
         typer.echo(f"{against} holds: same program, inputs and weights, every residual within its tolerance")
-    raise typer.Exit(1 if found or not measured.ok else 0)
+    raise typer.Exit(1 if found else measured.exit_code)
 
 
 @app.command()
@@ -282,6 +283,9 @@ def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
+    for name, found in (("certificate", outcome.certificate), ("KKT conditions", outcome.conditions)):
+        if found is not None and not found.ok:
+            typer.echo(f"warning: {name} {found.verdict}: {'; '.join(found.reasons) or found.worst}", err=True)
     status = outcome.solution.status
     typer.echo(f"{status.name.lower().replace('_', ' ')}: {status.advice}")
     for line in report.remarks(outcome):

@@ -1,13 +1,12 @@
-"""Comparison of two certificates, and of two specs, split specs or programs.
+"""Comparison of two specs, split specs or programs.
 
-In: certificates; paths. Out: sentences; a unified diff. Invariant: nothing is measured here.
+In: paths. Out: a unified diff. Invariant: nothing is measured here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lagcompile.check.certificate import Certificate, Residual
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.jsonfile import validate as validate_json
 from lagcompile.ir.program import Program
@@ -16,45 +15,6 @@ from lagcompile.ir.yamlfile import read, validate
 from lagcompile.lift import SplitFile
 from lagcompile.workbench.prepare import Prepared, prepare
 from lagcompile.workbench.spec import load
-
-WORDS = {"model": "the model's class", "program": "the program", "inputs": "the inputs", "dtype": "the precision"}
-
-
-def differences(saved: Certificate, measured: Certificate) -> list[str]:
-    """What a new measurement says differently from a saved certificate; empty where it confirms it.
-
-    Residuals are compared against the saved tolerances, not for equality: rounding may differ between machines.
-    """
-    found = []
-    for field, word in WORDS.items():
-        old, new = getattr(saved, field), getattr(measured, field)
-        if old != new:
-            found.append(f"{word} differs: the certificate was made for {old}, here it is {new}")
-    old_weights, new_weights = _weights(saved), _weights(measured)
-    if old_weights != new_weights:
-        found.append(f"the weights differ: the certificate was made for {old_weights}, here they are {new_weights}")
-    by_name = {_key(r): r for r in measured.residuals}
-    for old_residual in saved.residuals:
-        again = by_name.pop(_key(old_residual), None)
-        words = f"{old_residual.kind} of {old_residual.name} in {old_residual.mode} mode"
-        if again is None:
-            found.append(f"{words}: no longer measured")
-        elif not again.value <= old_residual.tolerance:
-            found.append(
-                f"{words}: {again.value:.1e} is above the tolerance {old_residual.tolerance:.0e} "
-                f"(the certificate says {old_residual.value:.1e})"
-            )
-    found += [f"{r.kind} of {r.name} in {r.mode} mode: not in the certificate" for r in by_name.values()]
-    return found
-
-
-def _key(residual: Residual) -> tuple[str, str, str]:
-    return residual.kind, residual.name, residual.mode
-
-
-def _weights(certificate: Certificate) -> str:
-    found = [f.removeprefix("weights ") for f in certificate.facts if f.startswith("weights ")]
-    return found[0] if found else "weights of no known digest"
 
 
 def described(prepared: Prepared) -> str:

@@ -158,8 +158,11 @@ def _measured(subject: Subject) -> Iterator[tuple[str, Any]]:
     yield "difference", _difference(expected, got)
     del expected, got
     certificate = lifted.verify(args, None, loss=smooth_loss, kwargs=kwargs)
-    yield "certificate", max(r.value for r in certificate.residuals)
+    worst = certificate.worst
+    yield "certificate", None if worst is None else worst.value
     yield "certified", certificate.ok
+    if certificate.reasons:
+        yield "error", f"certificate not assessed: {certificate.reasons[0]}"
 
 
 def smooth_loss(output: Any, target: None) -> Tensor:

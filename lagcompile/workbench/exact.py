@@ -17,7 +17,7 @@ from lagcompile.backends.base import Method, RunOptions, Solver
 from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.check.agreement import Distance, distance
-from lagcompile.check.certificate import Certificate
+from lagcompile.check.certificate import Certificate, largest
 from lagcompile.check.kkt import certify_kkt, objective
 from lagcompile.ir.base import MissingExtraError, ProgramError
 from lagcompile.ir.solution import Solution
@@ -146,8 +146,8 @@ class _Table:
                 backend=name,
                 status=solution.status.name.lower(),
                 objective=objective(self.instance, solution),
-                primal=max(primal, default=0.0),
-                dual=max(rest, default=0.0),
+                primal=largest(primal),
+                dual=largest(rest),
                 against=against if other is not None else "",
                 distance=None if other is None else distance(other, solution),
                 seconds=seconds,

@@ -90,7 +90,9 @@ def facts(outcome: Outcome) -> dict[str, Any]:
         "seconds": solution.seconds,
         "bytes": solution.details.get("bytes"),
         "certificate": {
+            "verdict": outcome.certificate.verdict,
             "ok": outcome.certificate.ok,
+            "reasons": list(outcome.certificate.reasons),
             "residuals": len(outcome.certificate.residuals),
             "worst": None if worst is None else {"kind": worst.kind, "name": worst.name, "value": worst.value},
         },

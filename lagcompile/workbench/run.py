@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lagcompile.backends.base import Executor, Method, Solver, best_of, drive
-from lagcompile.check.certificate import Certificate, digest
+from lagcompile.check.certificate import Certificate
 from lagcompile.check.kkt import certify_kkt
 from lagcompile.ir.base import DataError, ProgramError, SpecError
 from lagcompile.ir.solution import History, Solution, Status
@@ -67,12 +67,14 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 fine, 1 diverged, worse than at the start or not verified, 130 interrupted."""
+        """0 fine, 1 diverged, worse than at the start or a check failed, 3 a check says nothing, 130 interrupted."""
         statuses = {self.solution.status, self.baseline.status if self.baseline else Status.STEPS_DONE}
         if Status.INTERRUPTED in statuses:
             return 130
-        held = self.certificate.ok and (self.conditions is None or self.conditions.ok)
-        return 0 if held and self.solution.status not in (Status.DIVERGED, Status.WORSE) else 1
+        codes = {c.exit_code for c in (self.certificate, self.conditions) if c is not None}
+        if self.solution.status in (Status.DIVERGED, Status.WORSE) or 1 in codes:
+            return 1
+        return max(codes)
 
     @property
     def defect(self) -> float | None:
@@ -268,12 +270,13 @@ def _concluded(prepared: Prepared, solution: Solution, rival: Trained | None, pl
     solved = relift(prepared, solution.model)
     moved: Mapping[str, Tensor] = solution.details.get("inputs") or {}  # inputs that were solved for
     x = next(iter(moved.values())).to(data.train_x.dtype) if moved else data.train_x
+    certificate = certify(prepared, solution.model)
     found = Outcome(
         prepared=prepared,
-        solution=solution,
+        solution=replace(solution, certificate=certificate),
         test=outcome(solution.model, data.test_x, data.test_y, loss=loss),
         defects=state_defects(solved, solution.states, x) if solution.states else (),
-        certificate=certify(prepared, solution.model),
+        certificate=certificate,
         baseline=rival,
         baseline_test=outcome(rival.model, data.test_x, data.test_y, loss=loss) if rival is not None else {},
         folder=None if place is None else place.path,
@@ -298,16 +301,13 @@ def relift(prepared: Prepared, model: torch.nn.Module) -> Lifted:
 def certify(prepared: Prepared, model: torch.nn.Module, examples: int = VERIFIED) -> Certificate:
     """Certificate of a module's weights on the first training examples."""
     data, loaded = prepared.data, prepared.loaded
-    certificate = relift(prepared, model).verify(
-        (data.train_x[:examples],), data.train_y[:examples], loss=loaded.loss, tolerance=loaded.spec.tolerance
+    return prepared.lifted.verify(
+        (data.train_x[:examples],),
+        data.train_y[:examples],
+        loss=loaded.loss,
+        tolerance=loaded.spec.tolerance,
+        weights=model.state_dict(),
     )
-    return certificate.model_copy(update={"facts": (*certificate.facts, f"weights {weights_digest(model)}")})
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """Digest of a module's parameters and buffers, by name."""
-    state: Mapping[str, Tensor] = model.state_dict()
-    return digest([part for name in sorted(state) for part in (name, state[name])])
 
 
 def load_weights(prepared: Prepared, path: Path) -> torch.nn.Module:

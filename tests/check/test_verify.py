@@ -82,7 +82,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
 
 
 def test_nan_is_not_ok() -> None:
-    assert not Residual(kind="defect", name="h1", mode="eval", value=float("nan"), tolerance=1.0).ok
+    assert not Residual(kind="defect", name="h1", mode="eval", value=float("nan"), tolerance=1.0, scale=1.0).ok
 
 
 def test_names_are_the_users() -> None:

@@ -16,7 +16,7 @@ from lagcompile.ir.solution import Status
 from lagcompile.workbench import folder as files
 from lagcompile.workbench.measure import outcome, state_defects
 from lagcompile.workbench.prepare import prepare
-from lagcompile.workbench.run import Outcome, load_weights, relift, solve, weights_digest
+from lagcompile.workbench.run import Outcome, load_weights, relift, solve
 from lagcompile.workbench.spec import load
 from lagcompile.workbench.supervise import Stop
 from tests.workbench.specs import MOONS, moons
@@ -61,7 +61,13 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert found.exit_code == 0
     model = load_weights(found.prepared, place / files.MODEL)
     assert same(model.state_dict(), found.solution.model.state_dict())
-    assert f"weights {weights_digest(model)}" in found.certificate.facts
+    assert found.solution.certificate == found.certificate
+    assert found.certificate.check(relift(found.prepared, model)) == []
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-6
+    assert found.certificate.check(relift(found.prepared, model))[0].startswith(
+        "the weights: the certificate was made for"
+    )
 
 
 def test_the_baseline_spends_the_same_gradients_from_the_same_weights(tmp_path: Path) -> None:
