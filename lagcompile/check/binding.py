@@ -25,11 +25,17 @@ def bindings(network: Network, program: Program) -> dict[str, str]:
     original = network.capture.original
     return {
         "model": type(original).__name__,
-        "program": digest([program.model_dump_json()]),
+        "program": program_digest(program),
         "stages": stages_digest(network),
         "weights": named_digest(dict(original.named_parameters(remove_duplicate=False))),
         "buffers": named_digest(dict(original.named_buffers(remove_duplicate=False))),
     }
+
+
+def program_digest(program: Program) -> str:
+    """Digest of a program; its loss has a name of its own in a certificate, and is not known before data are bound."""
+    objective = program.objective.model_copy(update={"loss": ""})
+    return digest([program.model_copy(update={"objective": objective}).model_dump_json()])
 
 
 def named_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -65,6 +65,8 @@ BOUND: Mapping[str, str] = {
 class Residual(Frozen):
     """One number that should be zero."""
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     kind: Kind
     name: str
     """Module path, state or parameter, in the user's names."""

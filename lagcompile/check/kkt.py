@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from lagcompile.check.binding import bindings, in_sums, named_digest, solution_identities
 from lagcompile.check.certificate import MODES, Certificate, Kind, Residual, digest
+from lagcompile.check.certificate import largest as largest_of
 from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.check.kinks import sentence
 from lagcompile.check.point import CheckPoint, Leaf, check_point
@@ -80,7 +81,7 @@ def certify_kkt(
     if point.kinks and not any(kind.endswith("stationarity") and not v <= tolerance for kind, _, v in found):
         taken = "the slope that autograd takes" if bent is None else "slopes between the one-sided ones"
         facts.append(f"stationary with {taken} at {sentence(point.kinks)}")
-    facts += second_order(point, worst=max((v for _, _, v in found), default=0.0), tolerance=tolerance, largest=largest)
+    facts += second_order(point, worst=largest_of(v for _, _, v in found), tolerance=tolerance, largest=largest)
     said = solution.details.get("facts", ())
     facts += [f for f in said if f not in facts and _about_globality(f)]
     if any(r.kind == "global bound" for r in residual):

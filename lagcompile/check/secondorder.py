@@ -6,6 +6,7 @@ conclusions are those of `exact.facts`, and where something was not computed the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -35,11 +36,14 @@ def second_order(point: CheckPoint, *, worst: float, tolerance: float, largest: 
     if size > largest:
         yield f"second-order facts were not computed: {size} variables, more than {largest}"
         return
+    if not math.isfinite(worst):
+        yield "second-order facts were not computed: a residual is not finite"
+        return
     reason = _not_smooth(point)
     if reason is not None:
         yield f"second-order facts were not computed: {reason}"
         return
-    close = np.isfinite(worst) and worst <= max(1e3 * tolerance, 1e-5)
+    close = worst <= max(1e3 * tolerance, 1e-5)
     facts = describe(
         *_matrices(point), tolerance=min(max(tolerance, worst if close else 0.0), 1e-4), stationary=bool(close)
     )
