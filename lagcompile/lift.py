@@ -48,6 +48,7 @@ SplitLike = SplitPolicy | Mapping[str, Any] | int | str | Path | None
 class SplitFile(Frozen):
     """A split spec in a file of its own: `split:` with one of the policies."""
 
+    FILE = ("split spec", "split")
     split: Split
     """Where to cut."""
 

@@ -76,8 +76,8 @@ def load(folder: str | Path) -> Lifted:
 def load_model(folder: str | Path) -> nn.Module:
     """The model of an exported folder, to be lifted anew: with another split, or from a spec.
 
-    In a spec: `model: {name: "lagcompile.saved:load_model", args: {folder: out}}`, the folder from where the command
-    runs. Values are then called by the names of torch.export's operations.
+    In a spec: `model: {name: exported, args: {folder: out}}`, the folder beside the spec or below. Values are then
+    called by the names of torch.export's operations.
 
     Raises:
         DataError: a file is missing, was changed or is of another version; each is named.

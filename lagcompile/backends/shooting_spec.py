@@ -19,7 +19,7 @@ from lagcompile.dynamics.functional import CellFunctions
 from lagcompile.dynamics.program import rollout_program
 from lagcompile.dynamics.starts import random_starts
 from lagcompile.dynamics.systems import Example
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import NAME, Frozen
 from lagcompile.ir.program import Program
 from lagcompile.ir.yamlfile import validate
 
@@ -37,8 +37,10 @@ class StartOptions(Frozen):
 class ShootingSpec(Frozen):
     """A system, noisy data simulated from it, random guesses, and the method that shall find the parameters."""
 
+    FILE = ("shooting spec", "kind", "system")
     kind: Literal["shooting"] = "shooting"
-    name: str
+    name: str = Field(pattern=NAME)
+    """Name of the fit, and of its folder."""
     about: str = ""
     system: Example
     data_seed: int = 0

@@ -6,7 +6,6 @@ averaged over examples here).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lagcompile.backends.sqp_constraints import Piece, Point, Rows
+from lagcompile.ir import trust
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
 
@@ -117,17 +117,13 @@ def named_function(c: ValueConstraint) -> Callable[..., Tensor]:
     """The function of a value constraint.
 
     Raises:
-        ProgramError: its name is not module:attribute of something callable.
+        ProgramError: its name is not module:attribute of something callable that is trusted.
     """
     assert c.function is not None
-    module, _, attribute = c.function.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ProgramError(f"the constraint '{c.name}': '{c.function}' is not module:attribute: {error}") from error
-    if not callable(found):
-        raise ProgramError(f"the constraint '{c.name}': '{c.function}' is a {type(found).__name__}, not a function")
-    return found
+        return trust.resolve(c.function)
+    except trust.Refused as error:
+        raise ProgramError(f"the constraint '{c.name}': {error}") from error
 
 
 def violation(c: ValueConstraint, function: Callable[..., Tensor] | None, at: Point) -> Tensor:

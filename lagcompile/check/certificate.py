@@ -86,6 +86,7 @@ class Residual(Frozen):
 class Certificate(Frozen):
     """Residuals of a lifted model or of a solution; `Certificate.made` makes one."""
 
+    FILE = ("certificate", "residuals")
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
     format: Literal[2] = 2

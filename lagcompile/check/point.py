@@ -7,7 +7,6 @@ batch, multipliers of pure sizes) is completed by a forward pass or the exact du
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.kinks import Kink, KinkRecorder
+from lagcompile.ir import trust
 from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
@@ -286,14 +286,19 @@ def _evaluated(
     return point
 
 
+def _function(constraint: str, name: str) -> Callable[..., Tensor]:
+    try:
+        return trust.resolve(name)
+    except trust.Refused as error:
+        raise ProgramError(f"the constraint '{constraint}': {error}") from error
+
+
 def _value(point: CheckPoint, c: ValueConstraint, named: Mapping[str, Tensor], solution: Solution, step: int) -> None:
     """Rows of a user's constraint with their multipliers, or its penalty."""
     rows: dict[str, tuple[str, Tensor]] = {}
     variables = {name for _, name in point.leaves}
     if c.function is not None:
-        module, _, attribute = c.function.partition(":")
-        function: Callable[..., Tensor] = getattr(importlib.import_module(module), attribute)
-        rows[c.name] = (c.relation, function(*(named[n] for n in c.reads)))
+        rows[c.name] = (c.relation, _function(c.name, c.function)(*(named[n] for n in c.reads)))
     else:
         for name in c.reads:
             label = c.name if len(c.reads) == 1 else f"{c.name}[{name}]"

@@ -7,14 +7,20 @@ that users may catch. Invariant: a `Frozen` is immutable, rejects unknown keys a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+NAME = r"^[A-Za-z0-9][\w.-]{0,99}$"
+"""Pattern of a name that is also the name of a folder."""
 
 
 class Frozen(BaseModel):
     """Immutable record with documented fields; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, use_attribute_docstrings=True)
+    FILE: ClassVar[tuple[str, ...]] = ()
+    """What a file of this class is called, and keys that each of them has."""
 
 
 class LagcompileError(Exception):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lagcompile.ir.base import DataError, LagcompileError
-from lagcompile.ir.reading import LONGEST_INTEGER, read_text
+from lagcompile.ir.reading import LONGEST_INTEGER, check_kind, read_text
 from lagcompile.ir.schemaerrors import KeyPath
 from lagcompile.ir.yamlfile import MAX_DEPTH, Document, problems_of
 from lagcompile.ir.yamlfile import read_text as read_yaml_text
@@ -29,7 +29,9 @@ def validate(path: str | Path, model_class: type[Model], *, error: type[Lagcompi
     Raises:
         LagcompileError: of class `error`: the file cannot be read, is no JSON, or each thing that is wrong in it.
     """
-    return check(read_text(path, error=error, kind="JSON"), str(path), model_class, error=error)
+    text = read_text(path, error=error, kind="JSON")
+    check_kind(text, str(path), [model_class], error=error)
+    return check(text, str(path), model_class, error=error)
 
 
 def read(path: str | Path, *, error: type[LagcompileError] = DataError) -> Any:

@@ -166,6 +166,7 @@ class Objective(Frozen):
 class Program(Frozen):
     """A network as a constrained program. `print(program)` shows it; `ir.text` stores it as JSON or YAML."""
 
+    FILE = ("program", "stages", "objective")
     format: Literal[1] = 1
     name: str = "program"
     data: tuple[DataVariable, ...]

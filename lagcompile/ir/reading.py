@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import codecs
 import errno
+import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from lagcompile.ir import sums
 from lagcompile.ir.base import DataError, LagcompileError
@@ -100,3 +104,26 @@ def decoded(data: bytes, source: str, *, error: type[LagcompileError] = DataErro
         line = text.count("\n", 0, text.index("\0")) + 1
         raise error(f"{source}:{line}: the file holds a NUL byte: it is damaged, or no text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_kind(text: str, source: str, kinds: Sequence[type[BaseModel]], *, error: type[LagcompileError]) -> None:
+    """Whether a text may be one of some kinds of files: only then may problems speak of what is in it.
+
+    Args:
+        text: of the file.
+        source: its name.
+        kinds: classes; those without a `FILE` take any text.
+        error: class of the problem.
+
+    Raises:
+        LagcompileError: of class `error`: keys are missing that each file of the kind has.
+    """
+    known: list[tuple[str, ...]] = [getattr(kind, "FILE", ()) for kind in kinds]
+    if not text.strip() or any(all(_says(text, key) for key in keys) for _, *keys in (k or ("",) for k in known)):
+        return
+    expected = " nor ".join(f"a {name} (it says {' and '.join(f'`{k}:`' for k in keys)})" for name, *keys in known)
+    raise error(f"{source}:1: this is {'neither' if len(known) > 1 else 'not'} {expected}")
+
+
+def _says(text: str, key: str) -> bool:
+    return re.search(rf"""(^|[{{,\s"']){key}["']?\s*:""", text) is not None

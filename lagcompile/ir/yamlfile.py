@@ -70,13 +70,21 @@ class Document:
         return f"{place}{show_path(path)}: {message}" if path else place + message
 
 
-def read(path: str | Path) -> Document:
+def read(path: str | Path, *kinds: type[BaseModel]) -> Document:
     """Read one YAML 1.2 file.
 
+    Args:
+        path: the file.
+        kinds: what it may be; nothing of another file is shown.
+
     Raises:
-        SpecError: the file is missing, is not UTF-8 text, or is not one well-formed YAML document of plain data.
+        SpecError: the file is missing, is not UTF-8 text, is of no such kind, or is not one well-formed YAML document
+            of plain data.
     """
-    return read_text(reading.read_text(path, error=SpecError, kind="YAML", largest=LARGEST), str(path))
+    text = reading.read_text(path, error=SpecError, kind="YAML", largest=LARGEST)
+    if kinds:
+        reading.check_kind(text, str(path), kinds, error=SpecError)
+    return read_text(text, str(path))
 
 
 def read_text(text: str, source: str) -> Document:
@@ -223,7 +231,7 @@ def validate(path: str | Path, model_class: type[Model]) -> Model:
     Raises:
         SpecError: one problem for each thing that is wrong, in the order of the lines.
     """
-    return check(read(path), model_class)
+    return check(read(path, model_class), model_class)
 
 
 def check(document: Document, model_class: type[Model]) -> Model:

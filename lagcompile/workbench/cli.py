@@ -1,4 +1,4 @@
-"""The command line: show, plan, solve, verify, export, spy, coverage, diff, schema, bench.
+"""The command line: show, plan, solve, verify, export, spy, coverage, diff, trust, schema, bench.
 
 In: arguments. Out: text, files, an exit status (0 fine, 1 a check failed, diverged or worse than at the start, 2 wrong
 input or surroundings, 3 a check says nothing, 70 a defect of lagcompile, 130 interrupted). Invariant: wrong input is
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lagcompile.ir.base import SpecError
+from lagcompile.ir.trust import NOTHING, trusting
 from lagcompile.workbench import bench, boundary, exporting
+from lagcompile.workbench.trusted import Trust
 
 if TYPE_CHECKING:
     from lagcompile.workbench.prepare import Prepared
@@ -65,6 +69,7 @@ def show(
     spec: Spec,
     as_json: Annotated[bool, typer.Option("--json", help="The program as JSON, which `diff` reads.")] = False,
     receipt: Annotated[bool, typer.Option(help="Also whether the trace does what the model does.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Print the constrained program that a spec (or an exported folder) stands for."""
     from lagcompile.ir.text import to_json
@@ -72,7 +77,7 @@ def show(
     if spec.is_dir():
         typer.echo(exporting.show_folder(spec, as_json=as_json, receipt=receipt), nl=False)
         return
-    prepared = _prepared(spec).asked()
+    prepared = _prepared(spec, trust).asked()
     if as_json:
         typer.echo(to_json(prepared.program))
         return
@@ -85,12 +90,13 @@ def show(
 def plan(
     spec: Spec,
     examples: Annotated[int | None, typer.Option(min=1, help="Rows of the data set; the training part's.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Print stages, states, counts and bytes, before anything is allocated."""
     from lagcompile.backends.augmented import AugmentedLagrangian
     from lagcompile.backends.first_order import FirstOrder
 
-    prepared = _prepared(spec).asked()
+    prepared = _prepared(spec, trust).asked()
     loaded = prepared.loaded.spec
     slots = (0, 0)
     if isinstance(loaded.method, FirstOrder):
@@ -126,20 +132,21 @@ def solve(
         bool | None, typer.Option(help="Train the same network by plain backprop next to it, or do not.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the table of results only.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Solve for weights, states and multipliers; write a run folder with log, report, figures and certificate."""
     from lagcompile.workbench import run, shooting
     from lagcompile.workbench.prepare import prepare
     from lagcompile.workbench.progress import Display
     from lagcompile.workbench.report import write
-    from lagcompile.workbench.spec import load
+    from lagcompile.workbench.spec import default_folder, load
 
     if shooting.is_shooting(spec):
         raise typer.Exit(shooting.solve(spec, out, force=force, say=typer.echo))
     if force and resume:
         raise SpecError("--force and --resume exclude each other: replace the run, or go on with it")
-    loaded = load(spec, steps=steps, seed=seed, device=device)
-    folder = out or run.default_folder(loaded)
+    loaded = load(spec, trust=trust or (), steps=steps, seed=seed, device=device)
+    folder = out or default_folder(loaded.spec.name)
     prepared = prepare(loaded)
     console = Console()
     if not quiet:
@@ -166,6 +173,7 @@ def verify(
         bool, typer.Option("--exact", help="Solve a small program by SQP, IPOPT and the spec's method, side by side.")
     ] = False,
     seed: Seed = None,
+    trust: Trust = None,
 ) -> None:
     """Check the identities that hold at a zero-defect point, in float64, in train and in eval mode.
 
@@ -178,14 +186,14 @@ def verify(
     if exact:
         from lagcompile.workbench.exact import verify_exact
 
-        comparison = verify_exact(_prepared(spec, seed=seed), examples=examples)
+        comparison = verify_exact(_prepared(spec, trust, seed=seed), examples=examples)
         typer.echo(str(comparison))
         raise typer.Exit(0 if comparison.ok else 1)
     from lagcompile.check.certificate import Certificate, differences
     from lagcompile.workbench.run import certify, load_weights
 
     saved = Certificate.load(against) if against is not None else None
-    prepared = _prepared(spec, seed=seed)
+    prepared = _prepared(spec, trust, seed=seed)
     beside = against.parent / "model.pt" if against is not None else None
     chosen = weights or (beside if beside is not None and beside.is_file() else None)
     model = load_weights(prepared, chosen) if chosen is not None else prepared.model
@@ -209,11 +217,12 @@ def spy(
     spec: Spec,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("spy.png"),
     examples: Annotated[int, typer.Option(min=1, help="Training examples that the program is made of.")] = 4,
+    trust: Trust = None,
 ) -> None:
     """Draw the sparsity of the exact program's Jacobian and Hessian, with the names of stages and states."""
     from lagcompile.workbench import spy as drawing
 
-    drawing.spy(_prepared(spec), out, examples=examples)
+    drawing.spy(_prepared(spec, trust), out, examples=examples)
     typer.echo(f"wrote {out}")
 
 
@@ -238,12 +247,33 @@ def coverage(
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A spec, or a program that `show --json` printed.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    trust: Trust = None,
 ) -> None:
     """Print how the programs and splits of two specs differ, as a unified diff."""
     from lagcompile.workbench.compare import compare_files
 
-    found = compare_files(a, b)
+    found = compare_files(a, b, trust=trust or ())
     typer.echo(found or "the programs are equal\n", nl=False)
+
+
+@app.command("trust")
+def remember(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="The folder; without one, those trusted are listed.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Trust the folder no more.")] = False,
+) -> None:
+    """Trust a folder: specs in it may name its modules and installed packages, in every later call."""
+    from lagcompile.workbench import trusted
+
+    if folder is None:
+        for place in trusted.folders():
+            typer.echo(place)
+        typer.echo(f"remembered in {trusted.configuration()}", err=True)
+    elif remove:
+        typer.echo(f"{trusted.forget(folder)} is trusted no more")
+    else:
+        typer.echo(f"{trusted.trust(folder)} is trusted: specs in it may run its modules and installed packages")
 
 
 @app.command()
@@ -259,11 +289,11 @@ def schema_text() -> str:
     return json.dumps(RunSpec.model_json_schema(), indent=2) + "\n"
 
 
-def _prepared(spec: Path, *, seed: int | None = None) -> Prepared:
+def _prepared(spec: Path, trust: list[str] | None, *, seed: int | None = None) -> Prepared:
     from lagcompile.workbench.prepare import prepare
     from lagcompile.workbench.spec import load
 
-    return prepare(load(spec, seed=seed))
+    return prepare(load(spec, trust=trust or (), seed=seed))
 
 
 def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
@@ -292,10 +322,26 @@ def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
         typer.echo(f"  {line}")
 
 
+@contextmanager
+def _without_here() -> Iterator[None]:
+    """The folder that the command runs in is no place for modules, as it is after `python -m`."""
+    before, here = list(sys.path), Path.cwd().resolve()
+    sys.path[:] = [entry for entry in before if entry and Path(entry).resolve() != here]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def main() -> None:
     """Entry point of the command."""
     arguments = [a for a in sys.argv[1:] if a != boundary.OPTION]
-    sys.exit(boundary.guarded(lambda: app(arguments)))
+    sys.exit(boundary.guarded(lambda: _run(arguments)))
+
+
+def _run(arguments: list[str]) -> None:
+    with trusting(NOTHING), _without_here():
+        app(arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ In: paths. Out: a unified diff. Invariant: nothing is measured here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lagcompile.ir.base import SpecError
@@ -14,7 +15,7 @@ from lagcompile.ir.text import diff
 from lagcompile.ir.yamlfile import read, validate
 from lagcompile.lift import SplitFile
 from lagcompile.workbench.prepare import Prepared, prepare
-from lagcompile.workbench.spec import load
+from lagcompile.workbench.spec import RunSpec, load
 
 
 def described(prepared: Prepared) -> str:
@@ -27,30 +28,30 @@ def described(prepared: Prepared) -> str:
     return "\n".join(lines) + "\n"
 
 
-def text_of(path: Path) -> str:
+def text_of(path: Path, trust: Sequence[str] = ()) -> str:
     """A spec's program and split, or the program of a JSON file, as text.
 
     Raises:
         SpecError: the file is missing or wrong.
     """
     if path.suffix != ".json":
-        return described(prepare(load(path)))
+        return described(prepare(load(path, trust=trust)))
     return str(validate_json(path, Program, error=SpecError))
 
 
 def is_split(path: Path) -> bool:
     """Whether a YAML file is a split spec: it holds `split:` and nothing else."""
-    data = read(path).data if path.suffix != ".json" else None
+    data = read(path, SplitFile, RunSpec).data if path.suffix != ".json" else None
     return isinstance(data, dict) and set(data) == {"split"}
 
 
-def text_of_split(path: Path) -> str:
+def text_of_split(path: Path, trust: Sequence[str] = ()) -> str:
     """The policy of a split spec, or of a run's spec, one option and one place a line.
 
     Raises:
         SpecError: the file is missing or wrong.
     """
-    policy = validate(path, SplitFile).split if is_split(path) else prepare(load(path)).lifted.policy
+    policy = validate(path, SplitFile).split if is_split(path) else prepare(load(path, trust=trust)).lifted.policy
     lines = []
     for key, value in policy.model_dump().items():
         if isinstance(value, tuple):
@@ -60,7 +61,7 @@ def text_of_split(path: Path) -> str:
     return "\n".join(["split", *lines]) + "\n"
 
 
-def compare_files(a: Path, b: Path) -> str:
+def compare_files(a: Path, b: Path, *, trust: Sequence[str] = ()) -> str:
     """Unified diff of two specs, split specs or programs; empty where they say the same.
 
     A split spec next to a run's spec is compared with that spec's split.
@@ -78,7 +79,7 @@ def compare_files(a: Path, b: Path) -> str:
     read_as = text_of_split if any(splits) else text_of
     for path in (a, b):
         try:
-            texts.append(read_as(path))
+            texts.append(read_as(path, trust))
         except SpecError as error:
             problems += error.problems
     if problems:

@@ -7,7 +7,7 @@ is checked on inputs made up from its types, as the identities hold for any inpu
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from lagcompile.ir import disk
 from lagcompile.ir.base import DataError, Frozen, SpecError
 from lagcompile.ir.program import Program
+from lagcompile.workbench.trusted import Trust
 
 Source = Annotated[
     Path, typer.Argument(metavar="SPEC", help="YAML file of a run, or an exported folder (for --latex and --draw).")
@@ -38,6 +39,7 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="model.pt of a run for --to, instead of fresh weights.")] = None,
     document: Annotated[bool, typer.Option("--document", help="LaTeX that compiles as it is.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an exported folder that is there.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Write a program as a self-contained folder, as LaTeX for a paper, as a drawing of its stages."""
     problems = _problems(spec, to, latex, draw)
@@ -45,7 +47,7 @@ def export(
         problems.append("--weights goes with --to: LaTeX and drawings hold no weights")
     if problems:
         raise SpecError(problems)
-    program, method = _program(spec, to, weights, force=force)
+    program, method = _program(spec, to, weights, force=force, trust=trust or ())
     if latex is not None:
         from lagcompile.export.latex import latex as written
 
@@ -80,7 +82,9 @@ def _problems(spec: Path, to: Path | None, latex: Path | None, draw: Path | None
     return found
 
 
-def _program(spec: Path, to: Path | None, weights: Path | None, *, force: bool) -> tuple[Program, Frozen | None]:
+def _program(
+    spec: Path, to: Path | None, weights: Path | None, *, force: bool, trust: Sequence[str]
+) -> tuple[Program, Frozen | None]:
     """Program and method; the folder is written on the way, while the user's modules are importable."""
     if spec.is_dir():
         from lagcompile.saved import load as load_exported
@@ -90,7 +94,7 @@ def _program(spec: Path, to: Path | None, weights: Path | None, *, force: bool) 
     from lagcompile.workbench.run import load_weights, relift
     from lagcompile.workbench.spec import load
 
-    loaded = load(spec)
+    loaded = load(spec, trust=trust)
     prepared = prepare(loaded)
     if to is not None:
         with loaded.importing(), placing(loaded):

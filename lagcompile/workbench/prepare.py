@@ -23,6 +23,7 @@ from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.dataset import as_tensors
 from lagcompile.runtime.instance import Instance
 from lagcompile.workbench.data import DataSplits
+from lagcompile.workbench.references import paths_of
 from lagcompile.workbench.spec import Loaded, Reference
 
 EXAMPLES = 8
@@ -59,7 +60,7 @@ class Prepared:
             SpecError: data, loss and program do not fit each other.
         """
         loaded = self.loaded
-        with placing(loaded):
+        with loaded.importing(), placing(loaded):
             pair = (self.data.train_x, self.data.train_y)
             return self.lifted.bind(pair, loss=loaded.loss, device=loaded.spec.run.device)
 
@@ -85,7 +86,7 @@ class Prepared:
         if not isinstance(method, Method):
             problem = f"method '{method.kind}' solves the whole program at once: it has no steps to drive"
             raise SpecError(loaded.problem("method", problem))
-        with placing(loaded):
+        with loaded.importing(), placing(loaded):
             instance = self.instance()
             try:
                 executor = method.executor(instance, seed=run.seed)
@@ -106,18 +107,22 @@ def prepare(loaded: Loaded) -> Prepared:
     Raises:
         SpecError: every problem with data and module, or every problem of the lifting.
     """
+    with loaded.importing():
+        return _prepare(loaded)
+
+
+def _prepare(loaded: Loaded) -> Prepared:
     problems: dict[str, list[str]] = {"data": [], "model": []}
     data: DataSplits | None = None
     model: nn.Module | None = None
-    with loaded.importing():
-        try:
-            data = as_splits(_called(loaded, "data", loaded.spec.data), loaded.spec.data.name)
-        except LagcompileError as error:
-            problems["data"] = _placed(loaded, "data", error)
-        try:
-            model = fresh_model(loaded)
-        except LagcompileError as error:
-            problems["model"] = _placed(loaded, "model", error)
+    try:
+        data = as_splits(_called(loaded, "data", loaded.spec.data), loaded.spec.data.name)
+    except LagcompileError as error:
+        problems["data"] = _placed(loaded, "data", error)
+    try:
+        model = fresh_model(loaded)
+    except LagcompileError as error:
+        problems["model"] = _placed(loaded, "model", error)
     if data is None or model is None:
         order = sorted(problems, key=lambda key: loaded.document.line((key,)))
         raise SpecError([p for key in order for p in problems[key]])
@@ -146,13 +151,26 @@ def fresh_model(loaded: Loaded) -> nn.Module:
 
 def _called(loaded: Loaded, key: str, reference: Reference) -> Any:
     target = loaded.model if key == "model" else loaded.data
+    args = dict(reference.args)
+    for name in set(paths_of(target)) & set(args) if ":" not in reference.name else ():
+        args[name] = _path(loaded, f"{key}.args.{name}", args[name])
     try:
-        return target(**reference.args)
+        return target(**args)
     except LagcompileError:
         raise
     except Exception as error:  # a user's function may raise anything
         shown = ", ".join(f"{k}={v!r}" for k, v in reference.args.items())
         raise DataError(f"{reference.name}({shown}) failed: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _path(loaded: Loaded, key: str, value: object) -> str:
+    """The real path of a path that the spec gives to a built-in function."""
+    if not isinstance(value, str):
+        raise SpecError(loaded.problem(key, f"expected a path, got {value!r}"))
+    try:
+        return str(loaded.path(value))
+    except SpecError as error:
+        raise SpecError([loaded.problem(key, p) for p in error.problems]) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,30 +1,24 @@
 """Names in a spec to Python objects: short names of the built-in models, data sets and losses, or `module:attribute`.
 
-In: names as a spec gives them. Out: the callables they stand for. Invariant: only an importable module's attribute can
-be reached, nothing is evaluated; every name that does not resolve is reported, with what is near it.
+In: names as a spec gives them. Out: the callables they stand for. Invariant: what is not built in is resolved by
+`ir.trust` alone, within what the person trusts; every name that does not resolve is reported, with what is near it.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import pkgutil
-import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, TypeAlias, final
 
 from torch import nn
 from torch.nn import functional
 
+from lagcompile.ir import trust
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.schemaerrors import listed, suggestion
+from lagcompile.saved import load_model
 from lagcompile.workbench import data, models
 from lagcompile.workbench.resnet import ResNet
 
@@ -33,6 +27,7 @@ Target: TypeAlias = Callable[..., Any]
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         "digits_convnet": models.DigitsConvNet,
+        "exported": load_model,
         "lenet5": models.LeNet5,
         "mlp": models.MLP,
         "mnist_convnet": models.MnistConvNet,
@@ -64,8 +59,6 @@ LOSSES: Mapping[str, Target] = MappingProxyType(
     }
 )
 
-_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-
 
 @final
 @dataclass(frozen=True)
@@ -83,22 +76,6 @@ class Wanted:
     known: Mapping[str, Target]
     place: str
     options: Mapping[str, object] | None = None
-
-
-@contextmanager
-def importable_from(folder: str | Path) -> Iterator[None]:
-    """Put a folder in front of the import path for as long as the context lasts.
-
-    The modules that were imported stay loaded; the path is as it was before, also after an error.
-    """
-    entry = str(Path(folder).resolve())
-    before = list(sys.path)
-    sys.path.insert(0, entry)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def resolve(name: str, known: Mapping[str, Target], *, place: str) -> Target:
@@ -159,74 +136,30 @@ def option_problems(target: Target, name: str, options: Mapping[str, object] | N
     return problems
 
 
+def paths_of(target: Target) -> list[str]:
+    """Arguments of a callable that are annotated as paths."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if "Path" in str(p.annotation)]
+
+
 def _find(wanted: Wanted) -> Target:
     name, known = wanted.name, wanted.known
     if name in known:
         return known[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name and known:
         guess = suggestion(name, known)
         end = f"{guess} Known names" if guess else "; known names"
         raise _problem(wanted, f"unknown name '{name}'{end}: {listed(known)}; your own is written package.module:name")
-    if not _NAME.fullmatch(module_name) or not _NAME.fullmatch(attribute):
-        raise _problem(wanted, f"'{name}' is not of the form package.module:name")
-    target = _attribute(wanted, _module(wanted, module_name), attribute)
-    if not callable(target):
-        raise _problem(wanted, f"'{name}' is a {type(target).__name__}, expected a class or a function")
-    return target
-
-
-def _module(wanted: Wanted, name: str) -> ModuleType:
-    parts = name.split(".")
-    for count in range(1, len(parts) + 1):
-        part = ".".join(parts[:count])
-        parent = sys.modules.get(".".join(parts[: count - 1]))
-        if part not in sys.modules and not _exists(part, parent):
-            raise _problem(wanted, f"there is no module '{part}'{_near_module(parts[count - 1], parent)}")
-        try:
-            module = importlib.import_module(part)
-        # A user's module may raise anything at all, and SystemExit from a script without a main guard.
-        except (Exception, SystemExit) as error:
-            raise _problem(wanted, f"importing '{part}' failed: {_cause(error)}") from error
-    return module
-
-
-def _exists(name: str, parent: ModuleType | None) -> bool:
-    if parent is not None and not _is_package(parent):
-        return False
-    return importlib.util.find_spec(name) is not None
-
-
-def _is_package(module: ModuleType) -> bool:
-    return module.__spec__ is not None and module.__spec__.submodule_search_locations is not None
-
-
-def _near_module(name: str, parent: ModuleType | None) -> str:
-    if parent is not None and not _is_package(parent):
-        return f": '{parent.__name__}' is a module, not a package"
-    folders = None if parent is None or parent.__spec__ is None else parent.__spec__.submodule_search_locations
-    names = [found.name for found in pkgutil.iter_modules(None if folders is None else list(folders))]
-    guess = suggestion(name, names)
-    return guess or (" on the import path; run from the folder that holds it" if parent is None else "")
-
-
-def _attribute(wanted: Wanted, module: ModuleType, path: str) -> object:
-    value: object = module
-    for part in path.split("."):
-        try:
-            value = getattr(value, part)
-        except AttributeError:
-            public = [name for name, item in vars(module).items() if callable(item) and not name.startswith("_")]
-            guess = suggestion(part, public) or f"; it has: {listed(public) or 'nothing callable'}"
-            raise _problem(wanted, f"module '{module.__name__}' has no '{path}'{guess}") from None
-    return value
-
-
-def _cause(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{place}"
+    built_in = {f"{t.__module__}:{t.__qualname__}": t for t in known.values()}
+    if name in built_in:
+        return built_in[name]
+    try:
+        return trust.resolve(name)
+    except trust.Refused as error:
+        raise _problem(wanted, str(error)) from error
 
 
 def _problem(wanted: Wanted, message: str) -> SpecError:

@@ -28,7 +28,7 @@ from lagcompile.workbench.baseline import Trained, backprop
 from lagcompile.workbench.folder import RunFolder
 from lagcompile.workbench.measure import StateDefect, evaluator, outcome, state_defects
 from lagcompile.workbench.prepare import Prepared, fresh_model
-from lagcompile.workbench.spec import Loaded, RunSpec
+from lagcompile.workbench.spec import RunSpec
 from lagcompile.workbench.supervise import Stop, Supervised
 
 VERIFIED = 64
@@ -295,7 +295,8 @@ def relift(prepared: Prepared, model: torch.nn.Module) -> Lifted:
     """The same lifting of a module with other weights."""
     loaded = prepared.loaded
     x = prepared.data.train_x[:8]
-    return lift(model.cpu(), (x,), loaded.split, loaded.spec.formulation, name=loaded.spec.name)
+    with loaded.importing():
+        return lift(model.cpu(), (x,), loaded.split, loaded.spec.formulation, name=loaded.spec.name)
 
 
 def certify(prepared: Prepared, model: torch.nn.Module, examples: int = VERIFIED) -> Certificate:
@@ -326,8 +327,3 @@ def load_weights(prepared: Prepared, path: Path) -> torch.nn.Module:
         lines = [line.strip() for line in str(error).splitlines()]
         raise SpecError([prepared.loaded.problem("model", f"{path}: {line}") for line in lines]) from error
     return model
-
-
-def default_folder(loaded: Loaded) -> Path:
-    """runs/<name>."""
-    return Path("runs") / loaded.spec.name

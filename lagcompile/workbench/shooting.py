@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lagcompile.backends.shooting_plots import plot_defects, plot_parameters, plot_simulation
-from lagcompile.backends.shooting_spec import load
+from lagcompile.backends.shooting_spec import ShootingSpec, load
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import Status
 from lagcompile.ir.yamlfile import read
+from lagcompile.workbench.spec import RunSpec, default_folder
 
 
 def is_shooting(path: Path) -> bool:
@@ -22,7 +23,7 @@ def is_shooting(path: Path) -> bool:
     Raises:
         SpecError: the file is missing or no YAML.
     """
-    data = read(path).data
+    data = read(path, RunSpec, ShootingSpec).data
     return isinstance(data, dict) and data.get("kind") == "shooting"
 
 
@@ -43,7 +44,7 @@ def solve(path: Path, folder: Path | None, *, force: bool, say: Callable[[str], 
         DataError: the folder exists.
     """
     spec = load(path)
-    place = folder or Path("runs") / spec.name
+    place = folder or default_folder(spec.name)
     if place.exists() and not force:
         raise DataError(f"{place} exists: give another folder with --out, or --force to write into it")
     result = spec.run()

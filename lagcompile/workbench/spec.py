@@ -6,7 +6,7 @@ all problems of a file are reported at once, each with its line; what is the use
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +18,17 @@ from pydantic import ConfigDict, Field, JsonValue
 from lagcompile.backends.base import RunOptions
 from lagcompile.frontend.lower import Formulation
 from lagcompile.frontend.split import AutoSplit, BalancedSplit, Split, SplitPolicy
-from lagcompile.ir.base import Frozen, SpecError
+from lagcompile.ir.base import NAME, DataError, Frozen, SpecError
+from lagcompile.ir.places import contained
+from lagcompile.ir.schemaerrors import KeyPath
+from lagcompile.ir.trust import Scope, trusting
 from lagcompile.ir.yamlfile import Document, check, read, validate
 from lagcompile.lift import SplitFile
 from lagcompile.runtime.rules import Adam, RuleSpec
 from lagcompile.workbench.methods import MethodSpec
-from lagcompile.workbench.references import DATA, LOSSES, MODELS, Wanted, importable_from, resolve_all
+from lagcompile.workbench.references import DATA, LOSSES, MODELS, Wanted, resolve_all
 from lagcompile.workbench.schedule import Schedules
+from lagcompile.workbench.trusted import scope_of
 
 VERIFY_TOLERANCE = 1e-10
 
@@ -74,9 +78,11 @@ class RunSpec(Frozen):
 
     model_config = ConfigDict(json_schema_extra=_with_backend)
 
+    FILE = ("run spec", "lagcompile")
+
     lagcompile: Literal[1]
     """Version of this format."""
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    name: str = Field(pattern=NAME)
     """Name of the run, of its program and of its folder."""
     note: str = ""
     """A sentence for the report."""
@@ -118,7 +124,8 @@ class Loaded:
         model: gives the module.
         data: gives the data.
         loss: (output, target) -> scalar.
-        folder: folders that a user's modules are imported from.
+        folder: the folder that the file lies in.
+        scope: what its names may stand for.
     """
 
     spec: RunSpec
@@ -127,6 +134,7 @@ class Loaded:
     data: Callable[..., Any]
     loss: Callable[..., Any]
     folder: Path
+    scope: Scope
 
     @property
     def split(self) -> SplitPolicy:
@@ -141,39 +149,45 @@ class Loaded:
 
     @contextmanager
     def importing(self) -> Iterator[None]:
-        """User's modules are importable from the working folder and from the spec's."""
-        with importable_from(self.folder), importable_from(Path.cwd()):
+        """Names are resolved within the spec's scope, and the person's modules are importable."""
+        with trusting(self.scope):
             yield
 
+    def path(self, name: str) -> Path:
+        """The real path of what the spec names.
 
-def load(path: str | Path, **overrides: object) -> Loaded:
+        Raises:
+            SpecError: it leads out of the spec's folder.
+        """
+        return contained(name, self.folder, trusted=self.scope.inside)
+
+
+def load(path: str | Path, *, trust: Sequence[str] = (), **overrides: object) -> Loaded:
     """Read a spec, resolve its names and its split file.
 
     Args:
         path: the YAML file.
+        trust: modules that the spec may name besides what is built in.
         overrides: fields of `run` that replace the file's, such as steps=10; None keeps the file's.
 
     Raises:
         SpecError: every problem of the file, in the order of its lines.
     """
-    document = _long(read(path))
+    document = _long(read(path, RunSpec))
     spec = check(document, RunSpec)
-    wanted = {
-        "model": Wanted(spec.model.name, MODELS, document.problem(("model", "name"), "")[:-2], spec.model.args),
-        "data": Wanted(spec.data.name, DATA, document.problem(("data", "name"), "")[:-2], spec.data.args),
-        "loss": Wanted(spec.loss, LOSSES, document.problem(("loss",), "")[:-2]),
-    }
+    wanted = _wanted(spec, document)
+    scope = scope_of(Path(path), trust)
     folder = Path(path).resolve().parent
     problems: list[tuple[int, str]] = []
-    targets: dict[str, Callable[..., Any]] = {}
-    with importable_from(folder), importable_from(Path.cwd()):
+    targets: dict[KeyPath, Callable[..., Any]] = {}
+    with trusting(scope):
         for key, entry in wanted.items():
             try:
                 targets[key] = resolve_all([entry])[0]
             except SpecError as error:
-                problems += [(document.line((key,)), p) for p in error.problems]
+                problems += [(document.line(key), p) for p in error.problems]
     try:
-        spec = spec.model_copy(update={"split": _split(spec.split, folder, document)})
+        spec = spec.model_copy(update={"split": _split(spec.split, folder, scope, document)})
     except SpecError as error:
         problems += [(document.line(("split",)), p) for p in error.problems]
     changed = {name: value for name, value in overrides.items() if value is not None}
@@ -182,7 +196,21 @@ def load(path: str | Path, **overrides: object) -> Loaded:
     if problems:
         raise SpecError([text for _, text in sorted(problems, key=lambda p: p[0])])
     spec = spec.model_copy(update={"run": Running(**{**spec.run.model_dump(), **changed})})
-    return Loaded(spec, document, targets["model"], targets["data"], targets["loss"], folder)
+    model, data, loss = (targets[key] for key in (("model", "name"), ("data", "name"), ("loss",)))
+    return Loaded(spec, document, model, data, loss, folder, scope)
+
+
+def _wanted(spec: RunSpec, document: Document) -> dict[KeyPath, Wanted]:
+    """Every name of code in a spec, by its key."""
+    found: dict[KeyPath, tuple[str, Mapping[str, Callable[..., Any]], Mapping[str, object] | None]] = {
+        ("model", "name"): (spec.model.name, MODELS, spec.model.args),
+        ("data", "name"): (spec.data.name, DATA, spec.data.args),
+        ("loss",): (spec.loss, LOSSES, None),
+    }
+    for index, constraint in enumerate(spec.formulation.constraints):
+        if constraint.function is not None:
+            found["formulation", "constraints", index, "function"] = (constraint.function, {}, None)
+    return {key: Wanted(*entry[:2], document.problem(key, "")[:-2], entry[2]) for key, entry in found.items()}
 
 
 def _long(document: Document) -> Document:
@@ -202,12 +230,32 @@ def _long(document: Document) -> Document:
     return replace(document, data={**data, "method": {**method, "kind": backend}}, lines=lines)
 
 
-def _split(split: int | str | SplitPolicy, folder: Path, document: Document) -> int | SplitPolicy:
+def _split(split: int | str | SplitPolicy, folder: Path, scope: Scope, document: Document) -> int | SplitPolicy:
     if not isinstance(split, str):
         return split
-    if not (folder / split).is_file():
+    try:
+        real = contained(split, folder, trusted=scope.inside)
+    except SpecError as error:
+        raise SpecError([document.problem(("split",), p) for p in error.problems]) from None
+    try:
+        found = real.is_file()
+    except OSError:  # such as a name that is too long
+        found = False
+    if not found:
         raise SpecError(document.problem(("split",), f"there is no split spec '{split}' in this file's folder"))
-    return validate(folder / split, SplitFile).split
+    return validate(real, SplitFile).split
+
+
+def default_folder(name: str) -> Path:
+    """Where a run is written if the command does not say it: runs/NAME.
+
+    Raises:
+        DataError: a link leads it out of where the command runs.
+    """
+    folder = Path("runs") / name
+    if not folder.resolve().is_relative_to(Path.cwd().resolve()):
+        raise DataError(f"{folder} leads to {folder.resolve()}: name that folder with --out if you mean it")
+    return folder
 
 
 def _device_problems(device: str, document: Document) -> Iterator[str]:

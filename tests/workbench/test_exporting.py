@@ -68,7 +68,7 @@ def test_weights_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_spec_solves_an_exported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     lc.lift(MLP([2, 6, 6, 2]), (torch.randn(4, 2),), split=2).save("out")
     spec = replaced(tmp_path, "split: {policy: at, after: [layers.2, layers.4]}", "split: 3")
-    model = '{name: "lagcompile.saved:load_model", args: {folder: out}}'
+    model = "{name: exported, args: {folder: out}}"
     spec.write_text(re.sub("model: .*", f"model: {model}", spec.read_text()))
     assert call(monkeypatch, "solve", spec, "--steps", "2", "--quiet") == 0
     capsys.readouterr()

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from lagcompile.ir.base import SpecError
+from lagcompile.ir.trust import Scope, trusting
 from lagcompile.workbench import data, models
 from lagcompile.workbench.references import (
     DATA,
     LOSSES,
     MODELS,
     Wanted,
-    importable_from,
     option_problems,
     resolve,
     resolve_all,
@@ -49,8 +49,8 @@ def user_modules(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "zz_user_package" / "__init__.py").write_text("")
     (tmp_path / "zz_user_package" / "deep.py").write_text("def build(): return 1\n")
     before = list(sys.path)
-    with importable_from(tmp_path):
-        assert sys.path[0] == str(tmp_path.resolve())
+    with trusting(Scope(everything=True, roots=(tmp_path,), inside=tmp_path, home=tmp_path)):
+        assert sys.path[-1] == str(tmp_path), "behind what is installed"
         yield tmp_path
     assert sys.path == before
     for name in [name for name in sys.modules if name.startswith("zz_user")]:
@@ -80,7 +80,7 @@ def test_a_users_own_names(user_modules: Path) -> None:
 
 def test_the_path_is_restored_after_an_error(tmp_path: Path) -> None:
     before = list(sys.path)
-    with pytest.raises(KeyError), importable_from(tmp_path):
+    with pytest.raises(KeyError), trusting(Scope(roots=(tmp_path,))):
         raise KeyError
     assert sys.path == before
 
@@ -97,7 +97,7 @@ def test_names_that_do_not_resolve(user_modules: Path) -> None:
     assert problem("os:system('ls')") == "'os:system('ls')' is not of the form package.module:name"
     assert problem("zz_user_net:MyNet") == "there is no module 'zz_user_net', did you mean 'zz_user_nets'?"
     assert problem("zz_qwertz_19:f") == (
-        "there is no module 'zz_qwertz_19' on the import path; run from the folder that holds it"
+        "there is no module 'zz_qwertz_19' on the import path, beside the file, or where you are"
     )
     assert problem("zz_user_package.dep:build") == "there is no module 'zz_user_package.dep', did you mean 'deep'?"
     assert problem("zz_user_nets.sub:f") == (

@@ -22,9 +22,9 @@ from tests.workbench.specs import MOONS, moons, replaced
 ROOT = Path(__file__).parents[2]
 
 
-def problems(path: Path) -> list[str]:
+def problems(path: Path, *trust: str) -> list[str]:
     with pytest.raises(SpecError) as caught:
-        prepare(load(path)).executor()
+        prepare(load(path, trust=trust)).executor()
     return [p.removeprefix(f"{path}:") for p in caught.value.problems]
 
 
@@ -175,11 +175,11 @@ def test_a_users_own_model_and_data(tmp_path: Path) -> None:
     )
     path = tmp_path / "own.yaml"
     path.write_text(text)
-    prepared = prepare(load(path))
+    prepared = prepare(load(path, trust=["zz_own"]))
     assert len(prepared.data.validation_x) == 20
     assert prepared.data.classes == ("0", "1")
     path.write_text(text.replace("zz_own:net", "zz_own:wrong").replace("zz_own:data', args: {n: 20}", "zz_own:wrong'"))
-    model, data = problems(path)
+    model, data = problems(path, "zz_own")
     assert "'zz_own:wrong' gives a int, expected lagcompile.workbench.data.DataSplits or a mapping" in data
     assert "'zz_own:wrong' gives a int, expected a torch.nn.Module" in model
 

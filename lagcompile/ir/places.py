@@ -1,0 +1,36 @@
+"""Paths that a file names: they stay in the folder that the file lies in.
+
+In: a path as a spec gives it, and the folder of the spec. Out: the real path. Invariant: neither `..` nor an absolute
+path nor a link leads out; only a folder that the person trusts as a whole is entered beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lagcompile.ir.base import SpecError
+
+
+def contained(name: str, folder: Path, *, trusted: Path | None = None) -> Path:
+    """The real path of what a file names.
+
+    Args:
+        name: as the file gives it, from the file's folder.
+        folder: the file's folder.
+        trusted: a folder of the person's in which paths may also lead.
+
+    Raises:
+        SpecError: it leads out.
+    """
+    path, home = Path(name), folder.resolve()
+    try:
+        real = (home / path).resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise SpecError(f"{name!r} is no path") from None
+    if trusted is not None and real.is_relative_to(trusted):
+        return real
+    if path.is_absolute() or ".." in path.parts or not real.is_relative_to(home):
+        raise SpecError(
+            f"{name!r} leads out of this file's folder: a spec names what lies beside it or below; copy the file there"
+        )
+    return real
