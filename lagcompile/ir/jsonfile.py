@@ -30,7 +30,8 @@ def validate(path: str | Path, model_class: type[Model], *, error: type[Lagcompi
         LagcompileError: of class `error`: the file cannot be read, is no JSON, or each thing that is wrong in it.
     """
     text = read_text(path, error=error, kind="JSON")
-    check_kind(text, str(path), [model_class], error=error)
+    if _holds_words(text):
+        check_kind(text, str(path), [model_class], error=error)
     return check(text, str(path), model_class, error=error)
 
 
@@ -41,6 +42,15 @@ def read(path: str | Path, *, error: type[LagcompileError] = DataError) -> Any:
         LagcompileError: of class `error`: the file cannot be read, or is no JSON.
     """
     return parse(read_text(path, error=error, kind="JSON"), str(path), error=error)
+
+
+def _holds_words(text: str) -> bool:
+    """Whether problems of a text would show what is in it: those of its form show places only."""
+    try:
+        data = json.loads(text, parse_int=str)
+    except (ValueError, RecursionError):
+        return False
+    return bool(data) and not isinstance(data, list)
 
 
 def check(text: str, source: str, model_class: type[Model], *, error: type[LagcompileError] = DataError) -> Model:

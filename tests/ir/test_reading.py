@@ -28,7 +28,11 @@ def program() -> str:
         (b'{\n\n"a": "\0"}', "x.json:3: the file holds a NUL byte: it is damaged, or no text"),
         (b"", "x.json:1:1: not valid JSON: the file is empty: it may have been cut short"),
         (b'{"a": 1,\n "b"', "x.json:2:5: not valid JSON: expecting ':' delimiter: it may have been cut short"),
-        (b'{"a": 1, "a": 2}', "x.json: the key 'a' is given twice in one mapping: keep one of them"),
+        (
+            b'{"residuals": 1, "residuals": 2}',
+            "x.json: the key 'residuals' is given twice in one mapping: keep one of them",
+        ),
+        (b'{"a": 1, "a": 2}', "x.json:1: this is not a certificate (it says `residuals:`)"),
         (b"[" * 100_000, "x.json: the values are nested too deeply"),
         (b"[" * 90 + b"]" * 90, "x.json: the values are nested too deeply"),
         (
