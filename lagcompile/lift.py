@@ -6,9 +6,9 @@ changed; lifting twice gives equal programs; shapes that are not known at liftin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, certify_solved, verify_network
 from lagcompile.frontend.balance import Context
-from lagcompile.frontend.choose import Captured, choose
-from lagcompile.frontend.graph import Graph, build_graph
+from lagcompile.frontend.capture import Capture
+from lagcompile.frontend.choose import choose
+from lagcompile.frontend.graph import Graph, Observation, build_graph
 from lagcompile.frontend.lower import Formulation, lower
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.places import names_of
@@ -85,8 +86,9 @@ def lift(
     args = None if example_inputs is None else as_args(example_inputs)
     signature = signature_of(model.forward, args, example_kwargs)
     known = args is not None or bool(example_kwargs)
-    captured = choose(model, signature, signature.flatten(args or (), example_kwargs or {}) if known else None)
-    return _assemble(captured, policy, formulation or Formulation(), name=name or type(model).__name__)
+    tensors = signature.flatten(args or (), example_kwargs or {}) if known else None
+    found = choose(model, signature, tensors, partial(_cut, policy))
+    return Lifted(found.network, found.receipt, policy, formulation or Formulation(), name or type(model).__name__)
 
 
 def _policy(split: SplitLike) -> SplitPolicy:
@@ -102,11 +104,11 @@ def _policy(split: SplitLike) -> SplitPolicy:
         raise SpecError([f"{show_path(path)}: {message}" for path, message in found]) from None
 
 
-def _assemble(captured: Captured, policy: SplitPolicy, formulation: Formulation, *, name: str) -> Lifted:
-    graph = build_graph(captured.capture, captured.observed)
-    partition = policy.split(graph, Context(captured.capture, captured.tensors))
-    network = build_network(captured.capture, partition)
-    return Lifted(network, captured.receipt, policy, formulation, name)
+def _cut(
+    policy: SplitPolicy, captured: Capture, observed: Mapping[str, Observation] | None, tensors: Sequence[torch.Tensor]
+) -> Network:
+    graph = build_graph(captured, observed)
+    return build_network(captured, policy.split(graph, Context(captured, tuple(tensors))))
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,7 @@ class Lifted:
 
     def train(self, mode: bool = True) -> Lifted:
         """Switch dropout and batch normalisation, as on a module."""
-        for module in (self.module, self.network.prologue.module, *self.stages.values()):
-            module.train(mode)
+        self.network.train(mode)
         return self
 
     def eval(self) -> Lifted:
@@ -233,8 +234,8 @@ class Lifted:
             return self
         original = self.network.capture.original
         signature = signature_of(original.forward, args, kwargs)
-        captured = choose(original, signature, signature.flatten(args, kwargs))
-        return _assemble(captured, self.policy, self.formulation, name=self.name)
+        found = choose(original, signature, signature.flatten(args, kwargs), partial(_cut, self.policy))
+        return Lifted(found.network, found.receipt, self.policy, self.formulation, self.name)
 
     def plan(self, examples: int = 1, *, state_slots: int = 1, dual_slots: int = 0, batch_size: int = 64) -> Plan:
         """Counts and bytes for a data set, before anything is allocated."""

@@ -160,8 +160,7 @@ class _Mode:
     ) -> None:
         self.network, self.inputs, self.loss = network, inputs, loss
         original = network.capture.original
-        for module in (original, network.capture.module, network.prologue.module, *(s.module for s in network.stages)):
-            module.train(training)
+        network.train(training)
         moving = {n: p for n, p in original.named_parameters() if p.is_floating_point() or p.is_complex()}
         self.parameters = {n: p.requires_grad_() for n, p in moving.items()}
         self.nodes = [s.node for s in program.states]

@@ -18,9 +18,9 @@ from torch.autograd.function import BackwardCFunction
 
 from lagcompile.export.examples import BATCH, rows_of
 from lagcompile.export.load import load_folder
-from lagcompile.frontend.receipt import resized
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.trials import resized
 from lagcompile.ir.base import DataError, LiftError
 from lagcompile.runtime.instance import quiet
 
@@ -89,9 +89,7 @@ class _Found:
 
 def _run(network: Network, tensors: Sequence[Tensor], training: bool, *, whole: bool = False) -> _Found:
     """A run without gradients, and one for gradients; buffers are put back."""
-    roots = [network.capture.original, network.capture.module, network.prologue.module]
-    for module in (*roots, *(s.module for s in network.stages)):
-        module.train(training)
+    network.train(training)
     own = network.capture.original
 
     def output(inputs: Sequence[Tensor]) -> list[Any]:

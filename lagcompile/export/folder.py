@@ -44,9 +44,10 @@ from lagcompile.export.templates import encode, encode_output, plain_containers
 from lagcompile.frontend.graph import Node
 from lagcompile.frontend.lower import Formulation
 from lagcompile.frontend.partition import Partition
-from lagcompile.frontend.receipt import Receipt, resized
+from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network, StageModule
+from lagcompile.frontend.trials import resized
 from lagcompile.ir.base import DataError, Frozen, LiftError
 from lagcompile.ir.disk import appearing
 from lagcompile.ir.disk import replace as replace_file

@@ -46,6 +46,7 @@ from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network, StageModule
+from lagcompile.frontend.still import set_mode
 from lagcompile.frontend.structure import Reference, leaves
 from lagcompile.ir.base import DataError, Frozen, LagcompileError
 from lagcompile.ir.program import Program
@@ -166,6 +167,7 @@ def _torch() -> str:
 
 def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
     program = record(files[PROGRAM], PROGRAM, Program)
+    receipt = record(files[RECEIPT], RECEIPT, Receipt)
     formulation = record(files[FORMULATION], FORMULATION, Formulation)
     functions = [c.function for c in formulation.constraints if c.function is not None]
     if functions:
@@ -195,11 +197,11 @@ def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
         whole=dict(manifest.whole),
         ties={n: a for n, a in manifest.ties.items() if manifest.tensors[n].kind == "parameter"},
         notes=manifest.notes,
+        sizes=receipt.sizes,
     )
     network = Network(captured, Partition(partition.graph, extended, partition.reasons), prologue, tuple(stages))
-    for module in (model, whole, *modules):
-        module.train(manifest.training)
-    receipt = record(files[RECEIPT], RECEIPT, Receipt)
+    network.train(manifest.training)
+    set_mode(model, modules, manifest.training)
     return Parts(network, program, files[SPLIT], formulation, receipt, manifest)
 
 

@@ -25,6 +25,7 @@ from lagcompile.export.templates import encode
 from lagcompile.frontend.capture import Capture, reason_of
 from lagcompile.frontend.export import quietly
 from lagcompile.frontend.regions import Layer, region_of
+from lagcompile.frontend.still import set_mode
 from lagcompile.ir.base import LiftError
 
 
@@ -83,8 +84,8 @@ def export_program(
     programs = []
     try:
         for training in (True, False) if _has_modes(source.module) else (True,):
-            for root in roots:
-                root.train(training)
+            captured.original.train(training)
+            set_mode(captured.original, (source.module,), training)
             prefix = f"_{source.name}_{'train' if training else 'eval'}_"
             programs.append(_Writer(function, _export(function, free), prefix))
     finally:

@@ -6,6 +6,7 @@ Invariant: running `Capture.module` is running the model, up to what the receipt
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,78 @@ from torch import fx, nn
 
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, fill
-from lagcompile.ir.base import LagcompileError
+from lagcompile.ir.base import BindError, Frozen, LagcompileError
 
 FrontEnd = Literal["torch.fx", "torch.export"]
+
+
+class Sizes(Frozen):
+    """Batch sizes that a graph was captured for: from `least` to `most`, in steps; all of them by default."""
+
+    least: int = 1
+    most: int | None = None
+    step: int = 1
+    shapes: tuple[tuple[int | None, ...], ...] = ()
+    """Sizes of each input's axes that the graph relies on; None where any will do, or the batch size."""
+    why: str = ""
+    """What in the model hangs on the size."""
+
+    def allow(self, size: int) -> bool:
+        """Whether the graph holds for a batch size."""
+        inside = size >= self.least and (self.most is None or size <= self.most)
+        return inside and (size - self.least) % self.step == 0
+
+    def check(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
+        """Refuse inputs that the graph was not captured for.
+
+        Raises:
+            BindError: each input that does not fit.
+        """
+        problems = [
+            f"the input '{name}' has the shape {tuple(t.shape)}, the model was captured for "
+            f"({', '.join('B' if d is None else str(d) for d in shape)}): lift it again with such an example"
+            for name, t, shape in zip(names, tensors, self.shapes, strict=False)
+            if len(shape) != t.dim() or any(d not in (None, n) for d, n in zip(shape, t.shape, strict=False))
+        ]
+        if self != Sizes(shapes=self.shapes):
+            size = batch_of(tensors)
+            if size is not None and not self.allow(size):
+                problems.append(
+                    f"the model was captured for {self}; this batch has {size}: give batches of such a size, lift it "
+                    "again with an example of this size, or keep what hangs on the size in a sub-module of its own"
+                )
+        if problems:
+            raise BindError(problems)
+
+    def with_(self, other: Sizes) -> Sizes:
+        """The sizes that both allow."""
+        both = [s for s in (self, other) if s != Sizes(shapes=s.shapes)]
+        shapes = self.shapes or other.shapes
+        if len(both) < 2:
+            return (both or [self])[0].model_copy(update={"shapes": shapes})
+        first, second = both
+        step = math.lcm(first.step, second.step)
+        least = max(first.least, second.least)
+        found = [n for n in range(least, least + step) if first.allow(n) and second.allow(n)]
+        tops = [s.most for s in both if s.most is not None]
+        why = "; ".join(dict.fromkeys(s.why for s in both))
+        most = min(tops) if found and tops else None if found else 0
+        return Sizes(least=found[0] if found else least, most=most, step=step, shapes=shapes, why=why)
+
+    def __str__(self) -> str:
+        if self.most == self.least:
+            said = f"batches of {self.least} only"
+        else:
+            upto = "or more" if self.most is None else f"to {self.most}"
+            step = "" if self.step == 1 else f" in steps of {self.step}"
+            said = f"batches of {self.least} {upto}{step}"
+        return f"{said} ({self.why})" if self.why else said
+
+
+def batch_of(tensors: Sequence[torch.Tensor]) -> int | None:
+    """Common size of the first axis; None where the inputs have none."""
+    sizes = {t.shape[0] for t in tensors if t.dim() > 0}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -45,6 +115,7 @@ class Capture:
         whole: modules kept as one node, with the reason.
         ties: canonical name of a tied parameter -> its other names.
         notes: what else the user should know about the capture.
+        sizes: the inputs' sizes that the graph holds for.
     """
 
     module: fx.GraphModule
@@ -55,6 +126,7 @@ class Capture:
     whole: Mapping[str, str] = field(default_factory=dict)
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sizes: Sizes = field(default_factory=Sizes)
 
     def assemble(self, values: Mapping[str, Any]) -> Any:
         """The model's output, as the user's forward returns it, from values by node name."""

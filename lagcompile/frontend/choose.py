@@ -12,50 +12,55 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from lagcompile.frontend.capture import Capture, FrontEnd, reason_of, ties_of
+from lagcompile.frontend.capture import Capture, FrontEnd, batch_of, reason_of, ties_of
 from lagcompile.frontend.diagnose import diagnosis
 from lagcompile.frontend.export import export
-from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.modes import merge
-from lagcompile.frontend.receipt import Expectations, Receipt, at_given, examine, expect, first_line, resized
+from lagcompile.frontend.receipt import Cut, Expectations, Receipt, examine, first_line
 from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.stages import Network
+from lagcompile.frontend.still import Before
 from lagcompile.frontend.symbolic import Traced, is_leaf, trace
-from lagcompile.ir.base import LiftError
+from lagcompile.frontend.trials import resized
+from lagcompile.ir.base import LiftError, SplitError
+
+SHOWN = 4
+"""Differences between a graph and the model that are listed."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured model with its receipt and what its nodes gave; both None where no inputs are known."""
+    """A captured and cut model with its receipt; None where no inputs are known."""
 
-    capture: Capture
+    network: Network
     receipt: Receipt | None
-    observed: Mapping[str, Observation] | None
-    tensors: tuple[Tensor, ...] = ()
-    """A few examples of the inputs, for policies that look at data."""
 
 
-def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | None) -> Captured:
-    """Capture a deep copy of a model with the first front end whose receipt holds.
+def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | None, cut: Cut) -> Captured:
+    """Capture and cut a deep copy of a model with the first front end whose receipt holds.
 
     Args:
         model: any module; it is not changed.
         signature: its call.
         tensors: example inputs in the order of the signature; None where they are not known yet.
+        cut: makes the network of a capture, and of what its nodes gave where that is known.
 
     Raises:
         LiftError: no front end captures the model; each problem names what to change.
+        SplitError: it cannot be cut as asked for.
     """
     if not isinstance(model, nn.Module):
         raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
-    search = _Search(copy.deepcopy(model), signature, tensors)
+    search = _Search(copy.deepcopy(model), signature, tensors, cut)
     if tensors is None:
-        return Captured(search.unchecked(), None, None)
+        return Captured(cut(search.unchecked(), None, ()), None)
     return search.best()
 
 
@@ -64,15 +69,18 @@ class _Search:
     model: nn.Module
     signature: Signature
     tensors: Sequence[Tensor] | None
+    cut: Cut
 
     def __post_init__(self) -> None:
         self.problems: list[str] = []
         self.fallback: Captured | None = None
+        self.uncut: SplitError | None = None
         self.expected: Expectations | None = None
         self.faults: Mapping[str, str] = {}
-        self.traced = False
-        self.exported: list[Traced] = []
+        self.traced: list[Traced] = []
         self.stuck: tuple[str, str] | None = None
+        self.free = False
+        """Whether torch.export made a graph for more than one batch size."""
 
     # ------------------------------------------------------------ without inputs
     def unchecked(self) -> Capture:
@@ -93,12 +101,15 @@ class _Search:
         if sparse:
             raise LiftError([f"the input '{n}' is sparse, and states are dense: give {n}.to_dense()" for n in sparse])
         try:
-            self.expected = expect(self.model, self.signature, self.tensors)
+            self.expected = Expectations(self.model, self.signature, self.tensors)
         except Exception as error:
             raise LiftError(f"the model does not run on the example inputs: {reason_of(error)}") from error
         for name, attempt in self._attempts():
             try:
                 found = self._checked(attempt())
+            except SplitError as error:
+                self.uncut = self.uncut or error
+                continue
             except Exception as error:
                 self.problems.append(f"{name}: {reason_of(error)}")
                 if name.startswith("torch.export"):
@@ -106,11 +117,13 @@ class _Search:
                 continue
             if found is None:
                 continue
-            if not self._holds_layers(found.capture.whole):
+            if not self._holds_layers(found.network.capture.whole):
                 return found
             self.fallback = self.fallback or found
         if self.fallback is not None:
             return self.fallback
+        if self.uncut is not None:
+            raise self.uncut
         met = diagnosis(self.model, self.signature, self.tensors)
         raise LiftError(
             [
@@ -126,28 +139,42 @@ class _Search:
         faults = dict(self.faults)
         if self.traced and "" not in faults:
             yield "torch.fx in both modes", lambda: self._both("torch.fx", faults)
-        yield "torch.export", self._exported_once
-        if self.exported:  # it works in one mode, but that mode's graph is not the other's
-            yield "torch.export in both modes", self._exported_twice
+        yield "torch.export", self._exported_twice if self._asks() else self._exported_once
         if self.stuck is not None and "" not in faults:
             path, why = self.stuck
             yield f"torch.fx with '{path}' kept whole", lambda: self._both("torch.fx", {**faults, path: why})
+        if self.free:
+            yield "torch.export for the example's batch size", self._exported_fixed
 
     def _plain(self) -> Capture:
-        traced = self._traced("torch.fx", {}, (True,))[0]
-        self.faults, self.traced = traced.faults, True
-        if traced.faults:
-            named = "; ".join(f"{path or 'the model'}: {why}" for path, why in traced.faults.items())
-            raise LiftError(f"the trace would lack what it did: {named}")
-        return self._capture(traced, "torch.fx")
+        (train,) = self.traced = self._traced("torch.fx", {}, (True,))
+        self.faults = train.faults
+        if not train.faults:
+            if self._asks() and not same(train, *self._traced("torch.fx", {}, (False,))):
+                raise LiftError("train and eval mode are two graphs")
+            return self._capture(train, "torch.fx")
+        named = "; ".join(f"{path or 'the model'}: {why}" for path, why in train.faults.items())
+        raise LiftError(f"the trace would lack what it did: {named}")
+
+    def _asks(self) -> bool:
+        """Whether the model's own Python may do one thing in train mode and another in eval mode."""
+        return self.expected is None or bool(self.expected.asked)
 
     def _exported_once(self) -> Capture:
-        self.exported = self._traced("torch.export", {}, (True,))
-        return self._capture(self.exported[0], "torch.export")
+        (traced,) = self._traced("torch.export", {}, (True,))
+        return self._capture(traced, "torch.export")
 
     def _exported_twice(self) -> Capture:
-        evaluation = self._traced("torch.export", {}, (False,))[0]
-        return self._capture(merge(self.model, self.exported[0], evaluation), "torch.export")
+        train, evaluation = self._traced("torch.export", {}, (True, False))
+        return self._capture(merge(self.model, train, evaluation), "torch.export")
+
+    def _exported_fixed(self) -> Capture:
+        assert self.tensors is not None
+        both = []
+        for training in (True, False):
+            with in_mode(self.model, training):
+                both.append(export(self.model, self.signature, self.tensors, {}, dynamic=False))
+        return self._capture(merge(self.model, *both), "torch.export")
 
     def _both(self, front_end: FrontEnd, whole: Mapping[str, str]) -> Capture:
         train, evaluation = self._traced(front_end, whole, (True, False))
@@ -156,23 +183,22 @@ class _Search:
     def _traced(self, front_end: FrontEnd, whole: Mapping[str, str], modes: Sequence[bool]) -> list[Traced]:
         """A graph for each mode; the copy's own modes are put back."""
         found = []
-        before = [(m, m.training) for m in self.model.modules()]
-        try:
-            for training in modes:
-                self.model.train(training)
+        for training in modes:
+            with in_mode(self.model, training):
                 if front_end == "torch.fx":
                     found.append(trace(self.model, self.signature, whole))
                 else:
                     found.append(self._exported(whole))
-        finally:
-            for module, mode in before:
-                module.training = mode
         return found
 
     def _exported(self, whole: Mapping[str, str]) -> Traced:
         assert self.tensors is not None
+        # two examples or more: of one, torch.export takes the size for a constant
+        many = self.tensors if (batch_of(self.tensors) or 1) > 1 else resized(self.tensors, 3)
         try:
-            return export(self.model, self.signature, resized(self.tensors, 3), whole)
+            traced = export(self.model, self.signature, many, whole)
+            self.free = self.free or traced.sizes.least != traced.sizes.most
+            return traced
         except Exception:
             return export(self.model, self.signature, self.tensors, whole, dynamic=False)
 
@@ -191,21 +217,28 @@ class _Search:
         names = tuple(n.name for n in traced.graph.nodes if n.op == "placeholder")
         signature = replace(self.signature, names=names)
         ties = ties_of(self.model)
-        return Capture(module, self.model, signature, traced.output, front_end, dict(traced.whole), ties)
+        return Capture(
+            module, self.model, signature, traced.output, front_end, dict(traced.whole), ties, sizes=traced.sizes
+        )
 
     def _checked(self, captured: Capture) -> Captured | None:
-        assert self.tensors is not None
         assert self.expected is not None
         try:
-            receipt, observed = examine(captured, self.expected)
+            found = examine(captured, self.expected, self.cut)
+        except SplitError:
+            raise
         except Exception as error:
-            if self.expected.batch != "dynamic":
+            if self.expected.fixed or captured.sizes.least == captured.sizes.most:
                 raise
             why = f"the captured graph does not run on other batch sizes ({first_line(error)})"
-            receipt, observed = examine(captured, at_given(self.model, self.signature, self.tensors, why))
-        if receipt.ok:
-            return Captured(captured, receipt, observed, tuple(resized(self.tensors, 8)))
-        self.problems.append(f"the graph of {captured.front_end} does something else than the model:\n{receipt}")
+            found = examine(replace(captured, sizes=self.expected.only(why)), self.expected, self.cut)
+        if found.network is not None and found.receipt.ok:
+            return Captured(found.network, found.receipt)
+        if self.expected.differs_from_itself():
+            raise LiftError(_NONDETERMINISTIC.format(type(self.model).__name__))
+        more = len(found.receipt.failures) - SHOWN
+        differs = [*found.receipt.failures[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        self.problems.append(f"the graph of {captured.front_end} is not the model: {'; '.join(differs)}")
         return None
 
     def _holds_layers(self, whole: Mapping[str, str]) -> bool:
@@ -216,6 +249,41 @@ class _Search:
             for path in whole
             if path in modules and not is_leaf(modules[path])
         )
+
+
+_NONDETERMINISTIC = (
+    "{} gives two results for the same inputs, weights and random seed: what it computes hangs on something outside of "
+    "it, and no graph can be compared with it"
+)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A model in a mode while it is traced; it is put back as it was."""
+    before, modes = Before(model), [(m, m.training) for m in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        before.put_back()
+        for module, mode in modes:
+            module.training = mode
+
+
+def same(a: Traced, b: Traced) -> bool:
+    """Whether two graphs are the same operations on the same values, and give the same output."""
+    ours, theirs = list(a.graph.nodes), list(b.graph.nodes)
+    return (
+        len(ours) == len(theirs)
+        and a.output == b.output
+        and a.faults == b.faults
+        and dict(a.whole).keys() == dict(b.whole).keys()
+        and all(
+            (n.op, n.target, n.name) == (m.op, m.target, m.name)
+            and repr((n.args, n.kwargs)) == repr((m.args, m.kwargs))
+            for n, m in zip(ours, theirs, strict=True)
+        )
+    )
 
 
 def _stuck(model: nn.Module, error: BaseException) -> tuple[str, str] | None:

@@ -19,7 +19,7 @@ from lagcompile.frontend.balance import Context, cuts_of
 from lagcompile.frontend.graph import Graph
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.partition import Partition, partition_at
-from lagcompile.frontend.receipt import as_it_was
+from lagcompile.frontend.still import as_it_was
 from lagcompile.ir.base import Frozen, SplitError
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lagcompile.frontend.capture import user_line
-from lagcompile.frontend.receipt import as_it_was
+from lagcompile.frontend.capture import is_users, user_line
 from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.still import as_it_was
 from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.symbolic import is_leaf
 
 # What Python does with a tensor to know its values -> what to write instead.
 _VALUES: Mapping[str, str] = {
@@ -55,6 +57,43 @@ def diagnosis(model: nn.Module, signature: Signature, tensors: Sequence[Tensor])
                     "tensors, tuples, dictionaries or dataclasses"
                 ] = None
     return list(found)
+
+
+@contextmanager
+def mode_reads(model: nn.Module) -> Iterator[set[str]]:
+    """Paths of the modules whose mode is asked for meanwhile; torch's own layers may ask for theirs.
+
+    What does not ask does the same in train and in eval mode, up to its layers.
+    """
+    found: set[str] = set()
+    kinds: dict[type[nn.Module], type[nn.Module]] = {}
+    held = []
+    paths = {m: n for n, m in model.named_modules()}
+
+    def get(module: nn.Module) -> bool:
+        if not is_leaf(module) or is_users(sys._getframe(1).f_code.co_filename):
+            found.add(paths.get(module, ""))
+        return bool(vars(module)["training"])
+
+    def put(module: nn.Module, value: bool) -> None:
+        vars(module)["training"] = value
+
+    try:
+        for module, path in paths.items():
+            kind = type(module)
+            if kind not in kinds:
+                body = {"training": property(get, put), "__module__": kind.__module__}
+                kinds[kind] = type(kind.__name__, (kind,), body)
+            try:
+                module.__class__ = kinds[kind]
+            except TypeError:  # a class that allows no other layout
+                found.add(path)
+                continue
+            held.append((module, kind))
+        yield found
+    finally:
+        for module, kind in held:
+            module.__class__ = kind
 
 
 class _Watched(TorchFunctionMode):

@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from lagcompile.frontend.capture import is_users
 from lagcompile.frontend.graphmodule import StageGraph
+from lagcompile.frontend.guards import sizes_of
 from lagcompile.frontend.leaves import Calls, layers_as_calls, operator
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
@@ -83,7 +85,8 @@ def export(
             )
     finally:
         restore_buffers(model, held, before)
-    return _Converter(model, signature, program, calls).traced(calls.output, whole)
+    traced = _Converter(model, signature, program, calls).traced(calls.output, whole)
+    return replace(traced, sizes=sizes_of(program, tensors))
 
 
 @contextmanager

@@ -102,7 +102,8 @@ class _Merger:
         output, flat = self._outputs()
         self.graph.output(flat)
         whole = {**evaluation.whole, **train.whole}
-        return Traced(self.graph, output, whole, {**evaluation.faults, **train.faults}, self.attributes)
+        faults = {**evaluation.faults, **train.faults}
+        return Traced(self.graph, output, whole, faults, self.attributes, train.sizes.with_(evaluation.sizes))
 
     def _outputs(self) -> tuple[Any, tuple[fx.Node, ...]]:
         """Template of the output, and the values that it is made of; one template for each mode where they differ."""

@@ -1,30 +1,43 @@
-"""The trace receipt: does the captured graph do what the model does, in train and in eval mode?
+"""The trace receipt: is what was captured, and cut, the user's model?
 
-In: a `Capture` and example inputs. Out: `Receipt` (plain data) and, from the same runs, what each node gave
-(`Observation`: type with the batch axis marked, flops). Invariant: the runs leave parameters, buffers, modes and the
-global random state as they were.
+In: a model, its inputs, a `Capture`, and how it is cut. Out: `Receipt` (plain data), what each node gave
+(`Observation`), the cut network. Invariant: the runs leave everything as it was; a receipt is good only if every run
+agrees, NaN with NaN only.
+
+What runs, with the model and the graph beside each other (m: model, g: captured graph, n: the cut network):
+
+    eval, 2 examples; train, 3         m, g             shapes, work and side effects of the nodes
+    the same two, gradients            m, n             other values, other weights
+    eval and train, the user's batch   m, n             other values; left out where a torch.fx graph, in which sizes
+                                                        stay symbols, would take more than `WORK` operations
+    eval, zeros; eval, 1 example       m, n
+
+So for a model with small batches lifting costs about eleven forward passes and two backward passes of the model, and
+the same of the graph; beside the private copy, one further copy of the weights and one of a gradient are held.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lagcompile.frontend.capture import Capture
+from lagcompile.frontend.capture import Capture, Sizes, batch_of
+from lagcompile.frontend.compare import Gap, gap
+from lagcompile.frontend.diagnose import mode_reads
 from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.observe import Recorder, observations
 from lagcompile.frontend.signature import Signature
-from lagcompile.frontend.structure import leaves, transform
-from lagcompile.frontend.symbolic import restore_buffers
+from lagcompile.frontend.stages import Network
+from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, identical, negated, resized, run, with_values
 from lagcompile.ir.base import Frozen
 
-SEED = 20211006
+WORK = 4_000_000_000
+Cut = Callable[[Capture, Mapping[str, Observation] | None, Sequence[Tensor]], Network]
+"""(capture, what its nodes gave, a few examples of the inputs) -> network."""
 
 
 class ModeReceipt(Frozen):
@@ -32,18 +45,40 @@ class ModeReceipt(Frozen):
 
     mode: str
     difference: float
-    """Largest absolute difference of outputs; 0 where they are bit-equal."""
+    """Largest difference of outputs, relative to their size; 0 where they are bit-equal."""
     buffers_equal: bool
     """The same buffers changed, to the same values."""
     buffers_changed: tuple[str, ...]
     random_equal: bool
-    """The global random generator was left in the same state."""
+    """The random generators (torch, Python, NumPy) were left in the same state."""
     random_used: bool
+    slopes: float | None = None
+    """Largest difference of gradients in parameters and inputs, relative to their size; None: not compared."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes of the runs that were compared."""
+    problems: tuple[str, ...] = ()
+    """What differs by more than rounding."""
 
     @property
     def ok(self) -> bool:
-        """Outputs equal up to rounding, buffers and randomness equal."""
-        return self.difference <= 1e-6 and self.buffers_equal and self.random_equal
+        """Nothing differs."""
+        return not self.problems and self.buffers_equal and self.random_equal
+
+    def __str__(self) -> str:
+        equal = "bit-equal" if self.difference == 0 else f"equal up to {self.difference:.1e} of their size"
+        equal = "DIFFERENT" if self.difference == math.inf else equal
+        slopes = "gradients not compared"
+        if self.slopes is not None:
+            slopes = f"gradients {'bit-equal' if self.slopes == 0 else f'equal up to {self.slopes:.1e}'}"
+        changed = f"{len(self.buffers_changed)} buffers changed" if self.buffers_changed else "no buffer changed"
+        agree = "equally" if self.buffers_equal else "DIFFERENTLY"
+        used = f"random numbers {'used' if self.random_used else 'not used'}"
+        sizes = ", ".join(map(str, sorted(set(self.batches))))
+        lines = [
+            f"  {self.mode:5}  {len(self.batches)} runs with batches of {sizes}: outputs {equal}; {slopes}; "
+            f"{changed}, {agree}; {used}{'' if self.random_equal else ', DIFFERENTLY'}"
+        ]
+        return "\n".join([*lines, *(f"    {p}" for p in self.problems)])
 
 
 class Receipt(Frozen):
@@ -58,94 +93,31 @@ class Receipt(Frozen):
     """Groups of parameter names that are one tensor."""
     batch: str = "dynamic"
     """dynamic, or why the graph holds for the example's batch size only."""
+    sizes: Sizes = Sizes()
+    """Batch sizes that the graph holds for."""
 
     @property
     def ok(self) -> bool:
         """Every mode agrees."""
         return all(m.ok for m in self.modes)
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What differs, once."""
+        by_problem: dict[str, list[str]] = {}
+        for m in self.modes:
+            for p in m.problems:
+                by_problem.setdefault(p, []).append(m.mode)
+        return tuple(f"in {' and '.join(modes)} mode {p}" for p, modes in by_problem.items())
+
     def __str__(self) -> str:
         lines = [f"receipt for {self.model}, captured by {self.front_end} (batch size {self.batch})"]
-        for m in self.modes:
-            equal = "bit-equal" if m.difference == 0 else f"largest difference {m.difference:.1e}"
-            if m.difference == math.inf:
-                equal = "DIFFERENT in structure, shape or type"
-            changed = f"{len(m.buffers_changed)} buffers changed" if m.buffers_changed else "no buffer changed"
-            agree = "equally" if m.buffers_equal else "DIFFERENTLY"
-            lines.append(
-                f"  {m.mode:5}  outputs {equal}; {changed}, {agree}; "
-                f"random numbers {'used' if m.random_used else 'not used'}"
-                f"{'' if m.random_equal else ', DIFFERENTLY'}"
-            )
+        lines += [str(m) for m in self.modes]
+        if self.sizes != Sizes(shapes=self.sizes.shapes):
+            lines.append(f"  holds for {self.sizes}")
         lines += [f"  kept whole: {path} ({reason})" for path, reason in self.whole]
         lines += [f"  tied: {' = '.join(names)}" for names in self.tied]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the model itself does in one mode on some inputs.
-
-    Attributes:
-        mode: train or eval.
-        tensors: the inputs.
-        output: leaves of its output.
-        structure: the containers around them.
-        buffers: its buffers afterwards.
-        changed: names of those that changed.
-        start: state of the random generator ahead of the run.
-        end: and afterwards.
-    """
-
-    mode: str
-    tensors: tuple[torch.Tensor, ...]
-    output: tuple[Any, ...]
-    structure: Any
-    buffers: Mapping[str, torch.Tensor]
-    changed: tuple[str, ...]
-    start: torch.Tensor
-    end: torch.Tensor
-
-    @property
-    def random(self) -> bool:
-        """Whether random numbers were drawn."""
-        return not torch.equal(self.start, self.end)
-
-
-@dataclass(frozen=True)
-class Expectations:
-    """What the model does in eval mode with two examples and in train mode with three; or with those given."""
-
-    evaluation: Expected
-    train: Expected
-    batch: str = "dynamic"
-
-
-def expect(model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor]) -> Expectations:
-    """Run the model itself in both modes.
-
-    Args:
-        model: the private copy; it is left as it was.
-        signature: how it is called.
-        tensors: example inputs in the order of the signature; two or three examples of them are run, so that the cost
-            does not grow with their number.
-
-    Raises:
-        Exception: whatever the user's own forward raises on these inputs.
-    """
-    try:
-        return Expectations(
-            _expected(model, signature, "eval", resized(tensors, 2)),
-            _expected(model, signature, "train", resized(tensors, 3)),
-        )
-    except Exception as error:
-        return at_given(model, signature, tensors, f"the model does not run on other batch sizes ({first_line(error)})")
-
-
-def at_given(model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor], why: str) -> Expectations:
-    """Expectations on the example inputs as they are."""
-    evaluation, train = (_expected(model, signature, mode, tensors) for mode in ("eval", "train"))
-    return Expectations(evaluation, train, f"fixed: {why}")
 
 
 def first_line(error: BaseException) -> str:
@@ -153,111 +125,241 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _expected(model: nn.Module, signature: Signature, mode: str, tensors: Sequence[torch.Tensor]) -> Expected:
-    with as_it_was(model, mode == "train") as before:
-        start = torch.get_rng_state()
-        output = signature.call(model, [t.clone() for t in tensors])
-        buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
-        end = torch.get_rng_state()
-        changed = tuple(n for n, b in buffers.items() if n not in before or not _same(b, before[n]))
-        found = tuple(leaves(output))
-        return Expected(mode, tuple(tensors), found, _containers(output), buffers, changed, start, end)
+@dataclass(frozen=True)
+class Expected:
+    """A run of the model itself."""
+
+    trial: Trial
+    outcome: Outcome
 
 
-def examine(captured: Capture, expected: Expectations) -> tuple[Receipt, dict[str, Observation]]:
-    """Run a graph as the model was run, and compare.
+class Expectations:
+    """What the model itself does, run when it is asked for, each run once.
+
+    Args:
+        model: the private copy; it is left as it was.
+        signature: how it is called.
+        tensors: example inputs in the order of the signature.
+
+    Attributes:
+        fixed: why the model runs on the example's batch size only; '' where it runs on others.
+        asked: paths of the modules that asked for their mode.
+
+    Raises:
+        Exception: whatever the user's own forward raises on these inputs.
+    """
+
+    def __init__(self, model: nn.Module, signature: Signature, tensors: Sequence[Tensor]) -> None:
+        self.model, self.signature, self.tensors = model, signature, tuple(tensors)
+        self.own = batch_of(tensors) or 1
+        self.fixed = ""
+        self.asked: set[str] = set()
+        self._known: dict[tuple[str, bool, int, bool, bool], Expected | None] = {}
+        try:
+            self.base(Sizes())
+        except Exception as error:
+            self.fixed = f"the model does not run on other batch sizes ({first_line(error)})"
+            self.base(Sizes())
+
+    def only(self, why: str) -> Sizes:
+        """The example's batch size alone."""
+        return Sizes(least=self.own, most=self.own, why=why)
+
+    def base(self, sizes: Sizes) -> tuple[Expected, Expected]:
+        """In eval mode and in train mode, on two batch sizes where two are allowed."""
+        found = [n for n in range(2, 2 + 4 * sizes.step + sizes.least) if sizes.allow(n)][:2]
+        if self.fixed or len(found) < 2 or batch_of(self.tensors) is None:
+            found = [self.own, self.own]
+        return self._run("", False, found[0]), self._run("", True, found[1])
+
+    def further(self, sizes: Sizes, *, own: bool) -> Iterator[Expected]:
+        """With other values and other weights, with gradients; on the user's batch size; on zeros; on one example."""
+        base = self.base(sizes)
+        for start in base:
+            kinds = (("negated", True, True), ("", True, True), ("", False, True), ("negated", True, False))
+            yield from self._first(start, kinds, start.trial.size)
+        for start in base if own else ():
+            yield from self._first(start, (("grown", False, False), ("", False, False)), self.own)
+        yield from self._first(base[0], (("emptied", False, False),), base[0].trial.size)
+        if not own:
+            yield from self._first(base[1], (("grown", False, False),), base[1].trial.size)
+
+    def alone(self, sizes: Sizes) -> Expected | None:
+        """One example in eval mode."""
+        if self.fixed or not sizes.allow(1) or batch_of(self.tensors) is None:
+            return None
+        return next(iter(self._first(self.base(sizes)[0], (("", False, False),), 1)), None)
+
+    def rounded(self, expected: Expected) -> Outcome:
+        """The same run with weights and inputs moved in their last place."""
+        return run(self.model, self._call, expected.trial, rounding=True)
+
+    def differs_from_itself(self) -> bool:
+        """Whether two runs from one seed differ."""
+        for expected in self.base(Sizes()):
+            again = run(self.model, self._call, expected.trial)
+            for name, value in expected.outcome.numbers.items():
+                other = again.numbers.get(name)
+                if (value is None) != (other is None) or (
+                    value is not None and other is not None and not identical(value, other)
+                ):
+                    return True
+        return False
+
+    def _call(self, tensors: list[Tensor]) -> object:
+        return self.signature.call(self.model, tensors)
+
+    def _watched(self, tensors: list[Tensor]) -> object:
+        with mode_reads(self.model) as asked:
+            output = self._call(tensors)
+        self.asked |= asked
+        return output
+
+    def _first(self, start: Expected, kinds: Sequence[tuple[str, bool, bool]], size: int) -> Iterator[Expected]:
+        """The first kind of run that the model does, and that gives numbers where the model gives any."""
+        for kind, varied, slopes in kinds:
+            try:
+                found = self._run(kind, start.trial.training, size, varied, slopes)
+            except Exception:  # the user's own code, on values that it does not expect
+                continue
+            if _finite(found.outcome) or not _finite(start.outcome):
+                yield found
+                return
+
+    def _run(self, kind: str, training: bool, size: int, varied: bool = False, slopes: bool = False) -> Expected:
+        key = (kind, training, size, varied, slopes)
+        if key not in self._known:
+            tensors = self.tensors if size == self.own else resized(self.tensors, size)
+            trial = Trial(training, tuple(tensors), varied, slopes)
+            if kind:
+                trial = with_values(trial, {"negated": negated, "grown": grown, "emptied": emptied}[kind])
+            self._known[key] = None
+            self._known[key] = Expected(
+                trial, run(self.model, self._call if varied or slopes or kind else self._watched, trial)
+            )
+        found = self._known[key]
+        if found is None:
+            raise RuntimeError("this run failed before")
+        return found
+
+
+def _finite(outcome: Outcome) -> bool:
+    outputs = (v for n, v in outcome.numbers.items() if n.startswith("output") and v is not None)
+    return all(bool(torch.isfinite(v).all()) for v in outputs)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a comparison showed; the network is None where the graph itself is not the model."""
+
+    receipt: Receipt
+    observed: Mapping[str, Observation]
+    network: Network | None
+
+
+def examine(captured: Capture, expected: Expectations, cut: Cut) -> Examined:
+    """Run a graph, and the network cut out of it, as the model was run, and compare.
 
     Args:
         captured: the captured model.
         expected: what the model itself does.
+        cut: makes the network.
 
     Raises:
+        SplitError: it cannot be cut as asked for.
         Exception: the graph does not run (on this batch size, for one).
     """
-    evaluation, first = _compare(captured, expected.evaluation, count=True)
-    train, second = _compare(captured, expected.train, count=False)
-    receipt = Receipt(
+    gaps: list[tuple[Expected, Gap]] = []
+    recorders = []
+    for wanted in expected.base(captured.sizes):
+        recorder = Recorder(captured.module, random=wanted.outcome.random, count=not wanted.trial.training)
+        gaps.append((wanted, _gap(captured.original, _Observed(captured, recorder), wanted, expected, captured)))
+        recorders.append(recorder)
+    sizes = [batch_of(e.trial.tensors) for e, _ in gaps]
+    observed = observations(recorders[0], recorders[1], *sizes)
+    if any(g.problems for _, g in gaps):
+        return Examined(_receipt(captured, gaps, expected), observed, None)
+    network = cut(captured, observed, resized(expected.tensors, 8))
+    work = sum(o.flops for o in observed.values()) * expected.own
+    further = expected.further(captured.sizes, own=captured.front_end != "torch.fx" or work <= WORK)
+    gaps += [(wanted, _gap_of(network, wanted, expected)) for wanted in further]
+    alone = expected.alone(captured.sizes)
+    if alone is not None:
+        try:
+            found = _gap_of(network, alone, expected)
+        except Exception as error:  # whatever an operation says that was captured for several examples
+            found = Gap(math.inf, 0.0, True, True, (first_line(error),))
+        if found.problems and expected.own > 1:
+            why = f"the graph does something else than the model on one example: {found.problems[0]}"
+            captured = replace(captured, sizes=captured.sizes.with_(Sizes(least=2, why=why)))
+            network = replace(network, capture=captured)
+        else:
+            gaps.append((alone, found))
+    return Examined(_receipt(captured, gaps, expected), observed, network)
+
+
+class _Observed:
+    """A call of a captured graph that is recorded, once."""
+
+    def __init__(self, captured: Capture, recorder: Recorder) -> None:
+        self.captured, self.recorder, self.done = captured, recorder, False
+
+    def __call__(self, tensors: list[Tensor]) -> object:
+        runs = self.captured.module if self.done else self.recorder.run
+        self.done = True
+        return self.captured.assemble_flat(runs(*tensors))
+
+
+def _gap_of(network: Network, wanted: Expected, expected: Expectations) -> Gap:
+    captured = network.capture
+    return _gap(
+        captured.original,
+        lambda ts: network.assemble(network.glue(ts)),
+        wanted,
+        expected,
+        captured,
+        tuple(m for m in network.graphs if m is not captured.original),
+    )
+
+
+def _gap(
+    model: nn.Module,
+    call: Callable[[list[Tensor]], object],
+    wanted: Expected,
+    expected: Expectations,
+    captured: Capture,
+    graphs: Sequence[nn.Module] = (),
+) -> Gap:
+    twice = bool(wanted.outcome.attributes)
+    got = run(model, call, wanted.trial, graphs=(captured.module, *graphs), twice=twice)
+    return gap(wanted.outcome, got, lambda: expected.rounded(wanted))
+
+
+def _receipt(captured: Capture, gaps: Sequence[tuple[Expected, Gap]], expected: Expectations) -> Receipt:
+    sizes = captured.sizes
+    fixed = expected.fixed or (sizes.why if sizes.least == sizes.most else "")
+    return Receipt(
         front_end=captured.front_end,
         model=type(captured.original).__name__,
-        modes=(evaluation, train),
+        modes=tuple(_mode(m, [(e, g) for e, g in gaps if e.trial.mode == m]) for m in ("eval", "train")),
         whole=tuple(captured.whole.items()),
         tied=tuple((name, *others) for name, others in captured.ties.items()),
-        batch=expected.batch,
+        batch=f"fixed: {fixed}" if fixed else "dynamic",
+        sizes=sizes,
     )
-    sizes = [_batch(e.tensors) for e in (expected.evaluation, expected.train)]
-    return receipt, observations(first, second, *sizes)
 
 
-def _batch(tensors: Sequence[torch.Tensor]) -> int | None:
-    """Common size of the first axis; None where the inputs have none."""
-    sizes = {t.shape[0] for t in tensors if t.dim() > 0}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def resized(tensors: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
-    """The inputs with `size` examples, repeated where there are fewer; as they are where no axis is common."""
-    batch = _batch(tensors)
-    if not batch:
-        return list(tensors)
-    rows = torch.arange(size) % batch
-    return [t.index_select(0, rows.to(t.device)) if t.dim() else t for t in tensors]
-
-
-@contextmanager
-def as_it_was(module: nn.Module, training: bool) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Run in a mode with a seeded generator; modes, buffers and the generator are put back afterwards."""
-    modes = [(m, m.training) for m in module.modules()]
-    held = dict(module.named_buffers())
-    before = {n: b.detach().clone() for n, b in held.items()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        module.train(training)
-        torch.manual_seed(SEED)
-        try:
-            yield before
-        finally:
-            for m, mode in modes:
-                m.training = mode
-            restore_buffers(module, held, before)
-
-
-def _compare(captured: Capture, expected: Expected, *, count: bool) -> tuple[ModeReceipt, Recorder]:
-    training = expected.mode == "train"
-    recorder = Recorder(captured.module, random=expected.random, count=count)
-    with as_it_was(captured.original, training):
-        captured.module.train(training)
-        got = captured.assemble_flat(recorder.run(*(t.clone() for t in expected.tensors)))
-        own = dict(captured.original.named_buffers())
-        equal = own.keys() == expected.buffers.keys() and all(_same(b, own[n]) for n, b in expected.buffers.items())
-        end = torch.get_rng_state()
-    receipt = ModeReceipt(
-        mode=expected.mode,
-        difference=_difference(expected.output, leaves(got)) if _containers(got) == expected.structure else math.inf,
-        buffers_equal=equal,
-        buffers_changed=expected.changed,
-        random_equal=torch.equal(end, expected.end),
-        random_used=expected.random,
+def _mode(mode: str, found: Sequence[tuple[Expected, Gap]]) -> ModeReceipt:
+    slopes = [g.slopes for e, g in found if e.trial.slopes]
+    outcomes = [e.outcome for e, _ in found]
+    return ModeReceipt(
+        mode=mode,
+        difference=max(g.outputs for _, g in found),
+        slopes=max(slopes) if slopes else None,
+        buffers_equal=all(g.buffers for _, g in found),
+        buffers_changed=tuple(dict.fromkeys(n for o in outcomes for n in o.changed)),
+        random_equal=all(g.random for _, g in found),
+        random_used=any(o.random for o in outcomes),
+        batches=tuple(e.trial.size for e, _ in found),
+        problems=tuple(dict.fromkeys(p for _, g in found for p in g.problems)),
     )
-    return receipt, recorder
-
-
-def _containers(output: Any) -> Any:
-    return transform(output, lambda v: None)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and (torch.equal(a, b) or torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
-
-
-def _difference(a: Sequence[Any], b: Sequence[Any]) -> float:
-    """Largest absolute difference between the leaves of two outputs; infinite where their structures differ."""
-    if len(a) != len(b):
-        return float("inf")
-    worst = 0.0
-    for x, y in zip(a, b, strict=True):
-        if not isinstance(x, torch.Tensor):
-            worst = worst if x == y else float("inf")
-        elif x.shape != y.shape or x.dtype != y.dtype:
-            return float("inf")
-        elif x.numel() and not _same(x, y):
-            worst = max(worst, float((x.double() - y.double()).abs().nan_to_num(float("inf")).max()))
-    return worst

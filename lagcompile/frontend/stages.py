@@ -19,6 +19,7 @@ from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.graphmodule import StageGraph, attribute
 from lagcompile.frontend.partition import Partition
+from lagcompile.frontend.still import set_mode
 from lagcompile.frontend.structure import Reference, leaves
 
 Values = dict[str, Any]
@@ -59,8 +60,23 @@ class Network:
         kept = (self.partition, self.capture.signature)
         return copy.deepcopy(self, {id(k): k for k in kept})
 
+    @property
+    def graphs(self) -> tuple[nn.Module, ...]:
+        """The graph modules: of the whole network, of the data preparation, of each stage."""
+        return (self.capture.module, self.prologue.module, *(s.module for s in self.stages))
+
+    def train(self, training: bool) -> None:
+        """Put everything in a mode; parts keep the mode that the user's own `train` gives them."""
+        self.capture.original.train(training)
+        set_mode(self.capture.original, self.graphs, training)
+
     def prepare(self, tensors: Sequence[torch.Tensor]) -> Values:
-        """Inputs and what follows from inputs alone, by name."""
+        """Inputs and what follows from inputs alone, by name.
+
+        Raises:
+            BindError: the network was captured for other sizes.
+        """
+        self.capture.sizes.check(self.capture.signature.names, tensors)
         values: Values = dict(zip(self.capture.signature.names, tensors, strict=True))
         return self.run(self.prologue, values)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lagcompile.frontend.capture import reason_of, user_line
+from lagcompile.frontend.capture import Sizes, reason_of, user_line
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, leaves, transform
 
@@ -33,6 +33,7 @@ class Traced:
         faults: modules whose forward did while it was traced what the graph now lacks (changed a buffer, drew random
             numbers on which its control flow hangs) -> what it did; '' is the model itself.
         attributes: constants and modules that the graph reads besides the model's own, by name.
+        sizes: the inputs' sizes that the graph holds for.
     """
 
     graph: fx.Graph
@@ -40,6 +41,7 @@ class Traced:
     whole: Mapping[str, str]
     faults: Mapping[str, str]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=Sizes)
 
 
 _RANDOM = "its forward draws random numbers that its control flow or its constants hang on"

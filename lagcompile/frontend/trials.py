@@ -1,0 +1,239 @@
+"""Runs of a model, and of what was made of it, that are to be compared.
+
+In: a model with example inputs. Out: `Trial`s (a mode, inputs, weights), and for each the `Outcome` of whoever runs it:
+outputs, buffers, random numbers, gradients. Invariant: nothing is left changed; what is compared ran from one start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lagcompile.frontend.capture import batch_of
+from lagcompile.frontend.still import as_it_was, random_states
+from lagcompile.frontend.structure import leaves, transform
+
+Call = Callable[[list[Tensor]], Any]
+SKETCH = 4096
+"""Numbers that are kept of a large gradient."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run to compare.
+
+    Attributes:
+        training: the mode.
+        tensors: the inputs.
+        varied: at other weights than the model's own.
+        slopes: with gradients of a random projection of the outputs.
+    """
+
+    training: bool
+    tensors: tuple[Tensor, ...]
+    varied: bool = False
+    slopes: bool = False
+
+    @property
+    def mode(self) -> str:
+        """The mode by name."""
+        return "train" if self.training else "eval"
+
+    @property
+    def size(self) -> int:
+        """Batch size; 1 where the inputs have no common first axis."""
+        return batch_of(self.tensors) or 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave.
+
+    Attributes:
+        structure: containers of the output, with what stands in for each leaf.
+        values: leaves of the output that are no tensors.
+        numbers: tensors by what they are: outputs, buffers, gradients (a sketch of large ones, None where there are
+            none).
+        changed: names of buffers that changed.
+        drawn: states of the random generators afterwards.
+        random: whether they moved.
+        again: of a second call, where the first changed Python attributes; what these are.
+    """
+
+    structure: Any
+    values: tuple[Any, ...]
+    numbers: Mapping[str, Tensor | None]
+    changed: tuple[str, ...]
+    drawn: tuple[Any, ...]
+    random: bool
+    attributes: tuple[str, ...] = ()
+
+
+def run(
+    model: nn.Module,
+    call: Call,
+    trial: Trial,
+    *,
+    graphs: Sequence[nn.Module] = (),
+    rounding: bool = False,
+    twice: bool = False,
+) -> Outcome:
+    """Run a trial.
+
+    Args:
+        model: holds weights and buffers; it is left as it was.
+        call: what runs: the model, or what was made of it.
+        graphs: graphs over the model's parts that run.
+        rounding: move weights and inputs in their last place, to learn how much rounding does to the result.
+        twice: call it twice; what changes Python attributes is called twice anyway.
+
+    Raises:
+        Exception: what the user's own code raises.
+    """
+    weights = _varied(model, trial.varied, rounding) if trial.varied or rounding else nullcontext()
+    with weights, as_it_was(model, trial.training, also=graphs, slopes=trial.slopes) as before:
+        start = random_states(model)
+        numbers, first = _once(model, call, trial, rounding, "")
+        attributes = tuple(before.changed())
+        changed = tuple(
+            n for n, b in model.named_buffers() if n not in before.buffers or not identical(b, before.buffers[n])
+        )
+        drawn = random_states(model)
+        values = tuple(v for v in leaves(first) if not isinstance(v, Tensor))
+        structure = transform(first, lambda v: (v.dtype, v.device) if isinstance(v, Tensor) else None)
+        if attributes or twice:
+            numbers |= _once(model, call, trial, rounding, " of a second call")[0]
+        return Outcome(structure, values, numbers, changed, drawn, drawn != start, attributes)
+
+
+def _once(
+    model: nn.Module, call: Call, trial: Trial, rounding: bool, suffix: str
+) -> tuple[dict[str, Tensor | None], Any]:
+    given = {f"input {i}": _input(t, trial.slopes, rounding) for i, t in enumerate(trial.tensors)}
+    # clones: a forward that writes into its inputs may not write into leaves of autograd
+    output = call([t.clone() for t in given.values()])
+    tensors = [(i, v) for i, v in enumerate(leaves(output)) if isinstance(v, Tensor)]
+    numbers: dict[str, Tensor | None] = {f"output {i}{suffix}": v.detach().clone() for i, v in tensors}
+    numbers |= {f"buffer {n}{suffix}": b.detach().clone() for n, b in model.named_buffers()}
+    if trial.slopes:
+        wanted = {n: t for n, t in {**dict(model.named_parameters()), **given}.items() if t.requires_grad}
+        numbers |= {f"gradient of {n}{suffix}": g for n, g in _slopes([v for _, v in tensors], wanted).items()}
+    return numbers, output
+
+
+def _input(tensor: Tensor, slopes: bool, rounding: bool) -> Tensor:
+    value = tensor.detach().clone()
+    if rounding and _is_real(value):
+        value = value * (1 + torch.finfo(value.dtype).eps * _noise(value, 7))
+    return value.requires_grad_(slopes and (_is_real(value) or value.is_complex()))
+
+
+def _slopes(outputs: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """Gradients of a random projection of the outputs that have any."""
+    known = [v for v in outputs if v.requires_grad]
+    if not known or not wanted:
+        return dict.fromkeys(wanted)
+    weights = [_noise(v, 11 + i) for i, v in enumerate(known)]
+    found = torch.autograd.grad(known, list(wanted.values()), grad_outputs=weights, allow_unused=True)
+    return {n: _sketch(g) for n, g in zip(wanted, found, strict=True)}
+
+
+def _sketch(gradient: Tensor | None) -> Tensor | None:
+    """Few numbers that tell two large gradients apart: random sums of its rows."""
+    if gradient is None:
+        return None
+    if gradient.is_sparse:
+        gradient = gradient.to_dense()
+    if gradient.numel() <= 2 * SKETCH:
+        return gradient.clone()
+    flat = gradient.flatten()
+    whole = len(flat) // SKETCH * SKETCH
+    rows = flat[:whole].view(-1, SKETCH)
+    summed = _noise(rows[:, 0], 5) @ rows
+    summed[: len(flat) - whole] += flat[whole:]
+    return summed
+
+
+_NOISE = 4099
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    """Numbers in [-1, 1], the same for every tensor of a shape; drawn from no generator that the model draws from."""
+    generator = torch.Generator().manual_seed(seed)
+    few = 2 * torch.rand(min(_NOISE, like.numel()), generator=generator, dtype=torch.float64) - 1
+    few = few.to(like.device, like.dtype)
+    return few.repeat(-(-like.numel() // max(len(few), 1)))[: like.numel()].view(like.shape)
+
+
+@contextmanager
+def _varied(model: nn.Module, other: bool, rounding: bool) -> Iterator[None]:
+    """Other weights of the same signs and about the same size, or the same up to rounding; put back bit for bit."""
+    held = [(p, p.detach().clone()) for p in model.parameters() if _is_real(p) and p.numel()]
+    with torch.no_grad():
+        for i, (p, before) in enumerate(held):
+            value = before
+            if other:
+                size = before.square().mean().sqrt()
+                bump = 0.1 * torch.where(size > 0, size, torch.full_like(size, 0.5))
+                noise = _noise(p, 1000 + i)
+                value = torch.where(before == 0, bump * noise, before * (1 + 0.2 * noise))
+            if rounding:
+                value = value * (1 + torch.finfo(p.dtype).eps * _noise(p, 2000 + i))
+            p.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, before in held:
+                p.copy_(before)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1
+
+
+def identical(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit, NaN in the same places."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    if torch.equal(a, b):
+        return True
+    if not (a.is_floating_point() or a.is_complex()):
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+# ------------------------------------------------------------ which runs
+def resized(tensors: Sequence[Tensor], size: int) -> list[Tensor]:
+    """The inputs with `size` examples, repeated where there are fewer; as they are where no axis is common."""
+    batch = batch_of(tensors)
+    if not batch:
+        return list(tensors)
+    rows = torch.arange(size) % batch
+    return [t.index_select(0, rows.to(t.device)) if t.dim() else t for t in tensors]
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """Other values: with other signs and sizes; those of whole numbers stand in another order."""
+    return -1.5 * tensor if _is_real(tensor) else tensor.flip(tuple(range(tensor.dim())))
+
+
+def grown(tensor: Tensor) -> Tensor:
+    """Other values: much larger ones, all positive, in another order."""
+    flipped = tensor.flip(tuple(range(tensor.dim())))
+    return 100 * flipped.abs() + 10 if _is_real(tensor) else flipped
+
+
+def emptied(tensor: Tensor) -> Tensor:
+    """Zeros."""
+    return torch.zeros_like(tensor) if _is_real(tensor) else tensor
+
+
+def with_values(trial: Trial, change: Callable[[Tensor], Tensor]) -> Trial:
+    """A trial on other values of the inputs."""
+    return replace(trial, tensors=tuple(change(t) for t in trial.tensors))

@@ -1,0 +1,284 @@
+"""What a front end loses is noticed: a model is lifted as it is, or refused by name, never changed without a word."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tests.frontend.sameness import right_or_refused
+
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+
+class Two(nn.Module):
+    """Two layers with something in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        """What the cases differ in."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.between(torch.tanh(self.a(x)), x))
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(4 * x) / 4
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0]
+
+
+class StraightThrough(Two):
+    """Rounding has no gradient of its own."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return _Round.apply(h)
+
+
+class Teacher(Two):
+    """A frozen part under no_grad, whose parameters ask for gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(4, 4)
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            t = self.teacher(h)
+        return h + t
+
+
+class FunctionalCall(Two):
+    """Parameters that a front end may take for constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        weights = {n: 2 * p for n, p in self.inner.named_parameters()}
+        return functional_call(self.inner, weights, (h,))
+
+
+class BakedInNoGrad(FunctionalCall):
+    """The same where gradients do not tell."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return h.detach() + super().between(h, x)
+
+
+class ByNumber(Two):
+    """A parameter as a Python number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h * float(self.scale)
+
+
+class BranchOnWeight(ByNumber):
+    """Control flow on a parameter."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h if self.scale > 1.6 else -h
+
+
+class BranchOnSize(Two):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return -h if x.shape[0] > 4 else h
+
+
+class BranchOnLength(Two):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return -h if len(x) > 4 else h
+
+
+class BranchOnOne(Two):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return -h if x.size(0) == 1 else h
+
+
+class SizeInEval(Two):
+    """A branch on a size in one mode only."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        if not self.training and x.shape[0] > 4:
+            return -h
+        return h
+
+
+class ByLength(Two):
+    """A size as a number."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h / len(x)
+
+
+class EvenOnly(Two):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return -h if x.shape[0] % 2 == 0 else h
+
+
+class ValueInEval(Two):
+    """A branch on values in one mode only, not taken on the example."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        if not self.training and x.sum() > 1000:
+            h = 5 * h
+        return h
+
+
+class ValueInTrain(Two):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        if self.training and x.max() > 2:
+            h = 5 * h
+        return h
+
+
+class Counter(Two):
+    """State outside of buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return h * self.calls
+
+
+class Cached(Two):
+    """State outside of buffers that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Tensor | None = None
+        self.seen: list[int] = []
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.arange(4) > 1
+            self.seen.append(1)
+        return h * self.mask
+
+
+class PythonRandom(Two):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h * random.random()
+
+
+class FrozenTraining(Two):
+    """A sub-module that stays in eval mode whatever it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = _EvalOnly(4)
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.norm(h)
+
+
+class _EvalOnly(nn.BatchNorm1d):
+    def train(self, mode: bool = True) -> _EvalOnly:
+        return super().train(False)
+
+
+class Parent(Two):
+    """The same, decided by the parent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def train(self, mode: bool = True) -> Parent:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.norm(h)
+
+
+class NotANumber(Two):
+    """NaN on some rows."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h + torch.log(x[:, :1] * 0) * 0
+
+
+class Statistic(Two):
+    """A number of the data beside the output."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.tanh(self.a(x))
+        return self.b(h), float(x.sum())
+
+
+class FrozenWeight(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.requires_grad_(False)
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.round(h) + h.argmax(1, keepdim=True)
+
+
+CASES: tuple[Callable[[], nn.Module], ...] = (
+    StraightThrough,
+    Teacher,
+    FunctionalCall,
+    BakedInNoGrad,
+    ByNumber,
+    BranchOnWeight,
+    BranchOnSize,
+    BranchOnLength,
+    BranchOnOne,
+    SizeInEval,
+    ByLength,
+    EvenOnly,
+    ValueInEval,
+    ValueInTrain,
+    Counter,
+    Cached,
+    PythonRandom,
+    FrozenTraining,
+    Parent,
+    NotANumber,
+    Statistic,
+    FrozenWeight,
+)
+LIFTED = {Teacher, Cached, FrozenTraining, Parent, NotANumber, FrozenWeight, SizeInEval}
+"""Those that must be captured: nothing in them hangs on values or sizes in a way that a graph cannot hold."""
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda k: k.__name__)
+@pytest.mark.parametrize("rows", [8, 3, 1])
+def test_right_or_refused(kind: Callable[[], nn.Module], rows: int) -> None:
+    torch.manual_seed(0)
+    said = right_or_refused(kind(), X[:rows])
+    assert kind not in LIFTED or "cannot be captured" not in said, said
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda k: k.__name__)
+def test_right_or_refused_in_a_sub_module_and_cut(kind: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    inner = kind()
+    if isinstance(inner, Statistic):
+        return
+    right_or_refused(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), inner, nn.Linear(3, 2)), X, split=2)
