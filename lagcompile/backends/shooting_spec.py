@@ -19,9 +19,10 @@ from lagcompile.dynamics.functional import CellFunctions
 from lagcompile.dynamics.program import rollout_program
 from lagcompile.dynamics.starts import random_starts
 from lagcompile.dynamics.systems import Example
-from lagcompile.ir.base import NAME, Frozen
+from lagcompile.ir.base import NAME, DataError, Frozen
 from lagcompile.ir.program import Program
 from lagcompile.ir.yamlfile import validate
+from lagcompile.runtime.allocation import WithinMemory
 
 
 class StartOptions(Frozen):
@@ -61,10 +62,11 @@ class ShootingSpec(Frozen):
 
     def run(self, watch: Callable[[Mapping[str, float]], None] | None = None) -> FitResult:
         """Simulate the data, draw the guesses and fit."""
-        rollout = self.system.rollout()
-        truth = CellFunctions(rollout).start()
-        starts = random_starts(truth, self.starts.count, factor=self.starts.factor, seed=self.starts.seed)
-        data = self.system.data(self.data_seed)
+        with WithinMemory(DataError, "take fewer samples or guesses"):
+            rollout = self.system.rollout()
+            truth = CellFunctions(rollout).start()
+            starts = random_starts(truth, self.starts.count, factor=self.starts.factor, seed=self.starts.seed)
+            data = self.system.data(self.data_seed)
         noise = self.system.noise
         return fit(
             rollout, data, method=self.method, starts=starts, noise=noise, bounds=self.bounds or None, watch=watch

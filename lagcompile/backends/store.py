@@ -15,12 +15,19 @@ from torch import Tensor
 
 from lagcompile.backends.tables import Tables, refuse, starts_at_adjoint
 from lagcompile.ir.axes import ClassGaussian, Shared, Table
+from lagcompile.ir.base import ProgramError
 from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
+from lagcompile.runtime.allocation import WithinMemory
 from lagcompile.runtime.instance import Batch, quiet
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
 from lagcompile.runtime.rules import SGD, Rule, Scheme
 from lagcompile.runtime.steps import ExtraRows
+
+TOO_LARGE = (
+    "that is a table of states or multipliers: keep them per batch ('storage: {kind: transient}'), cut where fewer "
+    "numbers cross, or take fewer examples"
+)
 
 
 class Store:
@@ -39,7 +46,7 @@ class Store:
             seed: of random starts and noise.
 
         Raises:
-            ProgramError: starts or layouts that do not go together.
+            ProgramError: starts or layouts that do not go together, or tables that the memory does not hold.
         """
         self.lagrangian = lagrangian
         self.instance = lagrangian.instance
@@ -48,14 +55,15 @@ class Store:
         self.state_rule, self.dual_rule = states, multipliers or SGD(lr=0.0)
         self.generator = torch.Generator(device=self.instance.device).manual_seed(seed)
         refuse(self.instance, multipliers is None)
-        self.tables = Tables(lagrangian, self.generator)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        with WithinMemory(ProgramError, TOO_LARGE):
+            self.tables = Tables(lagrangian, self.generator)
+            if self.tables.states or self.tables.passing:
+                self.optimizers["states"] = ExtraRows(self.tables.states or [torch.empty(0, 0)], states, scheme)
+                duals = self.tables.multipliers or [torch.empty(0, 0)]
+                self.optimizers["multipliers"] = ExtraRows(duals, self.dual_rule, scheme, ascent=True)
         self.noise = list(self.tables.first_noise)
         self.rho: list[float] = [0.0 for _ in self.banks]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        if self.tables.states or self.tables.passing:
-            self.optimizers["states"] = ExtraRows(self.tables.states or [torch.empty(0, 0)], states, scheme)
-            duals = self.tables.multipliers or [torch.empty(0, 0)]
-            self.optimizers["multipliers"] = ExtraRows(duals, self.dual_rule, scheme, ascent=True)
         self._groups: list[tuple[ExtraRows, list[int], bool]] = []
         self.stored: list[Tensor] = [torch.empty(0) for _ in self.banks]
         self.multipliers: list[Tensor | None] = [None for _ in self.banks]

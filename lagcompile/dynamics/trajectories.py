@@ -6,15 +6,24 @@ stamp sequence increases, every observation that counts is finite, and every ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lagcompile.ir.base import BindError, DataError
+from lagcompile.ir.reading import read_text
+
+LARGEST = 1 << 30
+"""Bytes of a CSV file."""
+TOLD = 10
+"""Problems of one CSV file that are listed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,31 +160,86 @@ def read_csv(
         rows: which data rows to keep.
 
     Raises:
-        DataError: the file or a column is missing, or a cell is no number.
+        DataError: the file or a column is missing or twice there, a row is too short or too long, or a cell is no
+            number; each problem names a line.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"data file {file} does not exist")
-    with file.open() as lines:
-        header = [name.strip() for name in lines.readline().split(",")]
-        wanted = [*outputs, *inputs, *([time] if time else [])]
-        absent = [name for name in wanted if name not in header]
-        if absent:
-            raise DataError(f"{file} has no column {', '.join(map(repr, absent))}; it has {', '.join(header)}")
-        try:
-            table = np.genfromtxt(lines, delimiter=",", dtype=float, missing_values="", filling_values=np.nan)
-        except ValueError as error:
-            raise DataError(f"{file} cannot be read as a table of numbers: {error}") from error
-    table = np.atleast_2d(table.reshape(-1, len(header)))[rows]
-    column: Mapping[str, int] = {name: header.index(name) for name in wanted}
-    values = torch.tensor(table[:, [column[name] for name in outputs]])
+    lines = csv.reader(read_text(path, kind="CSV", largest=LARGEST).splitlines(keepends=True), strict=True)
+    found = _Rows(str(path), lines)
+    wanted = [*outputs, *inputs, *([time] if time else [])]
+    column = {name: found.column(name) for name in wanted}
+    found.check()
+    table = {name: torch.tensor(found.numbers(name, at), dtype=torch.float64)[rows] for name, at in column.items()}
+    found.check()
+    values = torch.stack([table[name] for name in outputs], 1) if outputs else torch.zeros(found.count, 0)
     return Trajectory(
         observations=values,
-        times=torch.tensor(table[:, column[time]]) if time else None,
-        inputs=torch.tensor(table[:, [column[name] for name in inputs]]) if inputs else None,
+        times=table[time] if time else None,
+        inputs=torch.stack([table[name] for name in inputs], 1) if inputs else None,
         mask=~torch.isnan(values),
-        name=file.stem,
+        name=Path(path).stem,
     )
+
+
+class _Rows:
+    """Cells of a CSV file by line, and what is wrong with them; of many problems the first ones are told."""
+
+    def __init__(self, source: str, lines: Any) -> None:
+        self.source, self.problems = source, list[str]()
+        self.rows: list[tuple[int, list[str]]] = []
+        try:
+            for cells in lines:
+                if any(cell.strip() for cell in cells):  # a blank line, as at the end of many files
+                    self.rows.append((lines.line_num, cells))
+        except csv.Error as error:
+            raise DataError(f"{source}:{lines.line_num}: not a table: {error}") from None
+        if not self.rows:
+            raise DataError(f"{source}: the file is empty")
+        self.header = [name.strip() for name in self.rows.pop(0)[1]]
+        if not self.rows:
+            raise DataError(f"{source}: there are no rows below the line of names")
+        for line, cells in self.rows:
+            if len(cells) != len(self.header):
+                self.problems.append(f"{source}:{line}: {len(cells)} cells, but {len(self.header)} names above")
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> int:
+        """Number of a column."""
+        if self.header.count(name) == 1:
+            return self.header.index(name)
+        has = ", ".join(cell if len(cell) <= 40 else cell[:37] + "..." for cell in self.header[:20])
+        if name in self.header:
+            self.problems.append(f"{self.source}:1: the column {name!r} is there twice: rename one of them")
+        elif len(self.header) == 1 and (other := next((c for c in ";\t| " if c in has), "")):
+            self.problems.append(
+                f"{self.source} has no column {name!r}: cells are separated by commas, here it seems to be {other!r}"
+            )
+        else:
+            self.problems.append(f"{self.source} has no column {name!r}; it has {has}")
+        return 0
+
+    def numbers(self, name: str, at: int) -> list[float]:
+        """Cells of a column; empty ones are NaN."""
+        return [self._number(name, line, cells[at].strip()) for line, cells in self.rows]
+
+    def _number(self, name: str, line: int, cell: str) -> float:
+        try:
+            if "_" in cell:  # Python's own way to write long numbers, and nobody else's
+                raise ValueError
+            return float(cell) if cell else math.nan
+        except ValueError:
+            self.problems.append(f"{self.source}:{line}: column {name!r}: {cell[:40]!r} is not a number")
+            return math.nan
+
+    def check(self) -> None:
+        """Refuse the file where something is wrong."""
+        if len(self.problems) > TOLD:
+            more = f"{self.source}: {len(self.problems) - TOLD} more problems of this kind"
+            raise DataError([*self.problems[:TOLD], more])
+        if self.problems:
+            raise DataError(self.problems)
 
 
 def _tensor(value: Tensor | np.ndarray) -> Tensor:

@@ -7,30 +7,17 @@ early).
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from lagcompile.exact.linear import Matrix, is_sparse
 from lagcompile.exact.options import Options
+from lagcompile.ir.machine import available_memory
 
 DOUBLE = 8
 CHUNK = 256  # products evaluated at a time while sparsity is detected
 
 
-def available() -> int:
-    """Free bytes of this machine (what the kernel could hand out without swapping), or 8 GiB when it does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (OSError, ValueError):
-        return 8 * 2**30
-
-
 def limit(options: Options) -> int:
     """Bytes that the run may use."""
-    return options.memory_limit if options.memory_limit is not None else int(0.8 * available())
+    return options.memory_limit if options.memory_limit is not None else int(0.8 * available_memory())
 
 
 def before_start(n: int, rows: int, options: Options, *, own_derivatives: bool) -> str | None:

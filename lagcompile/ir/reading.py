@@ -78,7 +78,7 @@ def read_text(
     except ValueError as caught:  # a NUL byte in the name
         raise error(f"{str(path)!r} is no name of a file: {caught}") from None
     if len(data) > largest:
-        raise error(f"{path}: the file is larger than {largest // 2**20} MiB: that is no {kind} file of this kind")
+        raise error(f"{path}: the file is larger than {largest // 2**10:,} KiB, the most for a {kind} file")
     try:
         sums.check(Path(path), data)
     except DataError as caught:

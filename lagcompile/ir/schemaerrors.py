@@ -56,8 +56,8 @@ def explain(error: ValidationError, model_class: type[BaseModel], data: object) 
 
 def show_path(path: KeyPath) -> str:
     """A key path as users write it: `stages[2].split.k`."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
+    parts = (part if isinstance(part, int) or len(part) <= 60 else f"{part[:57]}..." for part in path)
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from typing import TypeVar, final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -34,8 +35,8 @@ Model = TypeVar("Model", bound=BaseModel)
 # Aliases may repeat a value; a file that multiplies itself beyond any sensible spec is refused, not expanded.
 MAX_VALUES = 100_000
 MAX_DEPTH = 60
-LARGEST = 4 * 2**20
-"""Bytes: the reader takes seconds for each mebibyte."""
+LARGEST = 1 << 18
+"""Bytes: the reader takes half a minute for a mebibyte."""
 LINE_WIDTH = 100
 _PLAIN = re.compile(r"[A-Za-z_][\w./*+-]*(:[\w./*+-]+)*", re.ASCII)
 _READ_AS_OTHER = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
@@ -94,6 +95,7 @@ def read_text(text: str, source: str) -> Document:
         SpecError: as for `read`.
     """
     reader = YAML(typ="safe", pure=True)
+    reader.Composer = _Shallow
     reader.composer.warn_double_anchors = False
     try:
         node = reader.compose(io.StringIO(text))
@@ -122,6 +124,20 @@ def read_text(text: str, source: str) -> Document:
 def _earlier(error: MarkedYAMLError) -> bool:
     begin, end = error.context_mark, error.problem_mark
     return bool(error.context) and begin is not None and end is not None and begin.line < end.line
+
+
+class _Shallow(Composer):
+    """Stops at the depth that is refused anyway: what follows could take minutes to read."""
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 2:
+            raise RecursionError
+        node: Node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Builder:

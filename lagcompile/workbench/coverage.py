@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from lagcompile.frontend.structure import leaves
-from lagcompile.ir import jsonfile, sums
+from lagcompile.ir import sums
 from lagcompile.ir.base import DataError, Frozen
 from lagcompile.ir.disk import held
+from lagcompile.ir.jsonfile import check_list
 from lagcompile.ir.reading import read_text
 from lagcompile.lift import lift
+from lagcompile.workbench.search import again_without
 from lagcompile.workbench.subjects import Subject, subjects_of
 
 STAGES = 4
@@ -209,8 +211,8 @@ def _at_most(seconds: int) -> Iterator[None]:
 def _stored(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
-    rows = jsonfile.check_list(read_text(path, kind="JSON"), str(path), Row, error=DataError)
-    return {r.name: r for r in rows}
+    with again_without(path):
+        return {r.name: r for r in check_list(read_text(path, kind="JSON"), str(path), Row, error=DataError)}
 
 
 def _store(folder: Path, family: str, rows: dict[str, Row], order: Sequence[str]) -> None:

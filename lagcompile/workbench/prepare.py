@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.base import Executor, Method
 from lagcompile.backends.first_order import FirstOrder
+from lagcompile.frontend.plan import size
 from lagcompile.ir.base import BindError, DataError, LagcompileError, LiftError, ProgramError, SpecError, SplitError
+from lagcompile.ir.machine import available_memory
 from lagcompile.ir.program import Program
 from lagcompile.lift import Lifted, lift
+from lagcompile.runtime.allocation import SMALL, WithinMemory
 from lagcompile.runtime.dataset import as_tensors
 from lagcompile.runtime.instance import Instance
 from lagcompile.workbench.data import DataSplits
@@ -127,7 +130,7 @@ def _prepare(loaded: Loaded) -> Prepared:
         order = sorted(problems, key=lambda key: loaded.document.line((key,)))
         raise SpecError([p for key in order for p in problems[key]])
     x = data.train_x[:EXAMPLES]
-    problem = _forward_problem(model, x)
+    problem = _too_large(model) or _forward_problem(model, x)
     if problem:
         raise SpecError(loaded.problem("model", problem))
     with placing(loaded):
@@ -154,8 +157,10 @@ def _called(loaded: Loaded, key: str, reference: Reference) -> Any:
     args = dict(reference.args)
     for name in set(paths_of(target)) & set(args) if ":" not in reference.name else ():
         args[name] = _path(loaded, f"{key}.args.{name}", args[name])
+    remedy = "take smaller layers" if key == "model" else "take fewer examples"
     try:
-        return target(**args)
+        with WithinMemory(DataError, remedy):
+            return target(**args)
     except LagcompileError:
         raise
     except Exception as error:  # a user's function may raise anything
@@ -179,6 +184,16 @@ def _first_line(error: BaseException) -> str:
 
 def _placed(loaded: Loaded, key: str, error: LagcompileError) -> list[str]:
     return list(error.problems) if isinstance(error, SpecError) else [loaded.problem(key, p) for p in error.problems]
+
+
+def _too_large(model: nn.Module) -> str:
+    """Why the module's copies do not fit the memory; empty where they do: one to lift and one to solve."""
+    needed = 3 * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    free = available_memory()
+    if needed <= SMALL or needed <= free:
+        return ""
+    words = f"the weights and their copies need {size(needed)}, but {size(free)} of memory are free"
+    return f"{words}: take smaller layers"
 
 
 def _forward_problem(model: nn.Module, x: Tensor) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lagcompile.ir import jsonfile
-from lagcompile.ir.base import SpecError
+from lagcompile.ir.base import DataError, SpecError
 from lagcompile.workbench.search import write
 
 FILE = "protocol.json"
@@ -27,13 +27,16 @@ def keep_protocol(folder: Path, protocol: Mapping[str, Any]) -> None:
 
     Raises:
         SpecError: the folder was begun with other values.
+        DataError: the folder's protocol is damaged.
     """
     path = folder / FILE
     now: dict[str, Any] = json.loads(json.dumps(protocol))
     if not path.exists():
         write(path, now)
         return
-    before: dict[str, Any] = jsonfile.read(path)
+    before = jsonfile.read(path)
+    if not isinstance(before, dict):
+        raise DataError(f"{path}: expected a mapping of options to values: take another folder (--out)")
     other = [f"{key} {before.get(key)} (now {value})" for key, value in now.items() if before.get(key) != value]
     if other:
         raise SpecError(

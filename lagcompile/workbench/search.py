@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from lagcompile.ir import jsonfile, sums
-from lagcompile.ir.base import Frozen, MissingExtraError
+from lagcompile.ir.base import DataError, Frozen, MissingExtraError
+from lagcompile.ir.reading import read_text
 
 Value: TypeAlias = float | int | str | bool
 Draw: TypeAlias = dict[str, Value]
+Kept = TypeVar("Kept", bound=Frozen)
 
 
 class Span(Frozen):
@@ -48,9 +51,6 @@ class Trial(Frozen):
     draw: dict[str, Value]
     score: float
     note: str = ""
-
-
-_TRIALS: TypeAdapter[list[Trial]] = TypeAdapter(list[Trial])
 
 
 def drawn(space: Space, generator: random.Random) -> Draw:
@@ -106,8 +106,34 @@ def search(
 
 
 def stored(store: Path) -> list[Trial]:
-    """Trials of a store; none where there is no file."""
-    return _TRIALS.validate_python(jsonfile.read(store)) if store.exists() else []
+    """Trials of a store; none where there is no file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not store.exists():
+        return []
+    with again_without(store):
+        return jsonfile.check_list(read_text(store, kind="JSON"), str(store), Trial, error=DataError)
+
+
+def row_of(path: Path, kind: type[Kept]) -> Kept:
+    """A row that was written before.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with again_without(path):
+        return jsonfile.validate(path, kind)
+
+
+@contextmanager
+def again_without(path: Path) -> Iterator[None]:
+    """Say of a damaged result how to get it anew."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError([*error.problems, f"{path}: remove this file, and what it held is run again"]) from None
 
 
 def best(trials: Sequence[Trial]) -> Trial:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lagcompile.backends.shooting_plots import plot_defects, plot_parameters, plot_simulation
 from lagcompile.backends.shooting_spec import ShootingSpec, load
-from lagcompile.ir.base import DataError
+from lagcompile.ir.base import DataError, LagcompileError
 from lagcompile.ir.solution import Status
 from lagcompile.ir.yamlfile import read
 from lagcompile.workbench.spec import RunSpec, default_folder
@@ -41,13 +41,17 @@ def solve(path: Path, folder: Path | None, *, force: bool, say: Callable[[str], 
 
     Raises:
         SpecError: the file is wrong.
+        LagcompileError: what it asks for cannot be fitted.
         DataError: the folder exists.
     """
     spec = load(path)
     place = folder or default_folder(spec.name)
     if place.exists() and not force:
         raise DataError(f"{place} exists: give another folder with --out, or --force to write into it")
-    result = spec.run()
+    try:
+        result = spec.run()
+    except LagcompileError as error:
+        raise type(error)([f"{path}: {p}" for p in error.problems]) from error
     share = f"{spec.starts.count} guesses: {spec.recovered(result):.0%} recover every parameter within 2 %"
     text = f"{result}\n{result.message}\n\n{share}"
     say(text)

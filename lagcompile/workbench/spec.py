@@ -174,6 +174,9 @@ def load(path: str | Path, *, trust: Sequence[str] = (), **overrides: object) ->
         SpecError: every problem of the file, in the order of its lines.
     """
     document = _long(read(path, RunSpec))
+    if isinstance(document.data, dict) and document.data.get("kind") == "shooting":
+        problem = "this is a multiple-shooting spec: `lagcompile solve` runs it, the other commands take no such spec"
+        raise SpecError(document.problem(("kind",), problem))
     spec = check(document, RunSpec)
     wanted = _wanted(spec, document)
     scope = scope_of(Path(path), trust)

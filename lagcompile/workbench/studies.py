@@ -15,16 +15,16 @@ from typing import Any
 
 from pydantic import Field
 
-from lagcompile.ir import jsonfile
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import DataError, Frozen
 from lagcompile.ir.disk import held
 from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.protocol import keep_protocol
 from lagcompile.workbench.references import DATA
-from lagcompile.workbench.search import Space, Span, best, drawn, search, write
+from lagcompile.workbench.rows import Row
+from lagcompile.workbench.search import Space, Span, Value, best, drawn, row_of, search, write
 from lagcompile.workbench.spec import RunSpec
 from lagcompile.workbench.systems import System, system_of
-from lagcompile.workbench.tables import Row, run_row, score_of
+from lagcompile.workbench.tables import run_row, score_of
 
 Say = Callable[[str], None]
 DEPTH_SYSTEMS = (
@@ -67,6 +67,13 @@ class RobustnessOptions(Frozen):
     data: str = "mnist"
     runs: int = Field(default=60, ge=1)
     steps: int = Field(default=1000, ge=1)
+
+
+class RobustnessRun(Frozen):
+    """One random setting and what came of it."""
+
+    draw: dict[str, Value]
+    row: Row
 
 
 SWEPT: Space = {
@@ -141,8 +148,11 @@ def _depth_study(options: DepthOptions, folder: Path, say: Say) -> str:
 def _write_depth(options: DepthOptions, folder: Path) -> str:
     found: dict[str, dict[int, list[float]]] = {}
     for path in sorted((folder / "rows").glob("*.json")):
-        row = jsonfile.validate(path, Row)
-        depth = int(row.spec["model"]["args"]["depth"])
+        row = row_of(path, Row)
+        try:
+            depth = int(row.spec["model"]["args"]["depth"])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{path}: the spec of the row has no model.args.depth: remove the file") from None
         found.setdefault(row.system, {}).setdefault(depth, []).append(row.accuracy)
     weights = "PyTorch's own" if options.gain is None else f"orthogonal, gain {options.gain:g}, biases zero"
     lines = [
@@ -200,8 +210,8 @@ def _robustness_study(options: RobustnessOptions, folder: Path, say: Say) -> str
 
 
 def _write_robustness(options: RobustnessOptions, folder: Path) -> str:
-    runs = [jsonfile.read(p) for p in sorted((folder / "runs").glob("*.json"))]
-    accuracies = [float(r["row"]["accuracy"]) for r in runs]
+    runs = [row_of(p, RobustnessRun) for p in sorted((folder / "runs").glob("*.json"))]
+    accuracies = [r.row.accuracy for r in runs]
     top = max(accuracies, default=0.0)
     near = sum(a >= 0.9 * top for a in accuracies)
     text = (
@@ -211,7 +221,7 @@ def _write_robustness(options: RobustnessOptions, folder: Path) -> str:
         f"({100 * near / max(1, len(runs)):.0f} %) lie within 10 % of it. Published: 103 of 170 (61 %), under a "
         "Bayesian search, which draws more often where runs do well.\n"
     )
-    found = [{**r["draw"], "seed": r["row"]["seed"], "accuracy": r["row"]["accuracy"]} for r in runs]
+    found = [{**r.draw, "seed": r.row.seed, "accuracy": r.row.accuracy} for r in runs]
     write(folder / "robustness.json", {"options": options.model_dump(mode="json"), "runs": found})
     write(folder / "robustness.md", text)
     return text

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lagcompile.backends.base import Method, drive
-from lagcompile.ir import jsonfile, sums
+from lagcompile.ir import sums
 from lagcompile.ir.base import Frozen, SpecError
 from lagcompile.ir.disk import held
 from lagcompile.ir.solution import Solution, Status
@@ -31,6 +31,7 @@ from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.protocol import keep_protocol
 from lagcompile.workbench.references import DATA, LOSSES, MODELS
+from lagcompile.workbench.rows import Row, rows_of
 from lagcompile.workbench.search import Draw, Trial, best, search, stored, write
 from lagcompile.workbench.spec import RunSpec
 from lagcompile.workbench.supervise import Stop, Supervised
@@ -97,30 +98,6 @@ class TableOptions(Frozen):
         """What all rows of a folder share."""
         shared = self.model_dump(include={"data", "steps", "trials", "search_steps", "sampler", "keep", "refit"})
         return shared | {"batch_size": self.bench.batch_size, "decay": self.bench.decay}
-
-
-class Row(Frozen):
-    """One run."""
-
-    system: str
-    seed: int
-    spec: dict[str, Any]
-    """The run spec, which `lagcompile solve` reads."""
-    status: str
-    accuracy: float
-    """On the test split, with the weights of `step`."""
-    validation: float | None
-    """None: all of it was trained on."""
-    step: int | None = None
-    """Step whose weights were kept; None: the last one (the best one before it where the run diverged)."""
-    defect: float
-    """Mean |defect|: over all training rows where states are kept, else over the last batch."""
-    gradient_evaluations: int
-    seconds: float
-    """Processor seconds of the run's threads: what else the machine does is not counted."""
-    bytes: int
-    curve: tuple[tuple[float, float], ...]
-    """(step, mean |defect| of the batch)."""
 
 
 def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
@@ -281,14 +258,6 @@ def _args(entry: Any) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- the table
-def rows_of(folder: Path) -> list[Row]:
-    """All rows of a folder, by system and seed."""
-    paths = sorted((folder / "rows").glob("*.json"))
-    rows = [jsonfile.validate(p, Row) for p in paths]
-    order = {s.name: i for i, s in enumerate(SYSTEMS)}
-    return sorted(rows, key=lambda r: (order.get(r.system, len(order)), r.seed))
-
-
 def write_table(options: TableOptions, folder: Path, *, draw: bool = True) -> str:
     """Write `table.json`, `table.md` and, where Matplotlib is there, `defect.png` from the rows of a folder."""
     bench = options.bench
@@ -325,6 +294,8 @@ def _summary(bench: Bench, name: str, rows: Sequence[Row], folder: Path) -> dict
 
 
 def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    if not all(math.isfinite(v) for v in values):
+        return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -373,7 +344,8 @@ def figure(rows: Sequence[Row], path: Path) -> bool:
     axes = drawing.add_subplot()
     for name in dict.fromkeys(r.system for r in rows):
         curves = [dict(r.curve) for r in rows if r.system == name]
-        steps = sorted(set.intersection(*(set(c) for c in curves)))
+        shared = set.intersection(*(set(c) for c in curves))
+        steps = sorted(s for s in shared if all(math.isfinite(c[s]) for c in curves))
         levels = [[math.log10(max(c[s], 1e-12)) for c in curves] for s in steps]
         if not steps or all(v <= -12 for level in levels for v in level):
             continue

@@ -16,10 +16,11 @@ import torch
 import lagcompile as lc
 from lagcompile.workbench.benches import BENCHES, Bench, bench_of
 from lagcompile.workbench.references import DATA
+from lagcompile.workbench.rows import rows_of
 from lagcompile.workbench.search import Choice, Draw, Space, Span, best, drawn, search, stored
 from lagcompile.workbench.studies import DepthOptions, RobustnessOptions, depth_study, robustness_study
 from lagcompile.workbench.systems import SYSTEMS, System, system_of
-from lagcompile.workbench.tables import TableOptions, figure, rows_of, solve, table1
+from lagcompile.workbench.tables import TableOptions, figure, solve, table1
 
 SPACE: Space = {"a": Span(low=1e-3, high=1.0), "b": Choice(options=("x", "y")), "c": Span(low=0.0, high=2.0, log=False)}
 
