@@ -39,7 +39,7 @@ from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
 from lagcompile.runtime.dataset import as_rows
 from lagcompile.runtime.instance import Instance, Loss
-from lagcompile.runtime.trial import try_out
+from lagcompile.runtime.trial import check_inputs, try_out
 
 CERTIFIED = 8
 """Rows that a solution is certified on in passing."""
@@ -266,7 +266,9 @@ class Lifted:
         args = tuple(t[:8] for t in inputs)
         lifted = self.resolve(*args)
         named = lower(lifted.network, lifted.formulation, loss=_loss_name(loss), name=self.name)
-        tensors = lifted.network.capture.signature.flatten(inputs, {})
+        call = lifted.network.capture.signature
+        tensors = call.flatten(inputs, {})
+        check_inputs(named, call.names, tensors)
         instance = Instance(named, lifted.network, (tensors, target), loss=loss, device=device, stack=stack)
         try_out(instance)
         return instance
@@ -293,7 +295,9 @@ class Lifted:
         """
         args = as_args(inputs)
         lifted = self.resolve(*args, **(kwargs or {}))
-        tensors = lifted.network.capture.signature.flatten(args, kwargs or {})
+        call = lifted.network.capture.signature
+        tensors = call.flatten(args, kwargs or {})
+        check_inputs(lifted.program, call.names, tensors, shapes=False)
         return verify_network(
             lifted.network, lifted.program, tensors, target, loss=loss, tolerance=tolerance, weights=weights
         )

@@ -14,6 +14,7 @@ import lagcompile as lc
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.kkt import certify_kkt
 from lagcompile.runtime.adjoint import dual_sweep
+from lagcompile.runtime.instance import Loss
 from tests.problems import Problem
 
 needs_casadi = pytest.mark.skipif(
@@ -81,3 +82,29 @@ def nearby(solution: lc.Solution, *, states: bool = False, scale: float = 0.05) 
                 p += noise(p)
     kept = {n: v + noise(v) for n, v in solution.states.items()} if states else {}
     return replace(solution, model=model, states=kept, multipliers={}, details={})
+
+
+def assert_descends_as_pytorch(
+    lifted: lc.Lifted, model: nn.Module, data: tuple[Tensor, Tensor], loss: Loss, *, steps: int = 3, rate: float = 0.1
+) -> None:
+    """Transient states with exact multipliers, and backprop on the stages: both are gradient descent of the network.
+
+    The reference is PyTorch alone: steps of the model itself on all rows.
+    """
+    own = copy.deepcopy(model).train()
+    moving = {n: p for n, p in own.named_parameters() if p.requires_grad}
+    for _ in range(steps):
+        value = loss(own(data[0]), data[1])
+        found = torch.autograd.grad(value, list(moving.values()), allow_unused=True) if value.requires_grad else ()
+        with torch.no_grad():
+            for p, g in zip(moving.values(), found, strict=False):
+                if g is not None:
+                    p.sub_(rate * g)
+    options = lc.RunOptions(steps=steps, batch_size=len(data[0]))
+    rule = lc.SGD(lr=rate)
+    for method in (lc.DescentAscent(weights=rule, dual_sweep=True), lc.Backprop(weights=rule)):
+        solution = lifted.solve(data, loss=loss, method=method, options=options)
+        assert type(solution.model) is type(model)
+        reached = dict(solution.model.named_parameters())
+        for name, p in own.named_parameters():
+            torch.testing.assert_close(reached[name], p, rtol=1e-4, atol=1e-6)

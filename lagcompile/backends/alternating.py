@@ -158,7 +158,7 @@ class AltMinExecutor(StageExecutor):
                 total = total + weight * self._squared(other, r, batch)
         for term in self.instance.program.objective.regularisers:
             if term.on == "states":
-                size = h.abs().sum() if term.kind == "l1" else 0.5 * (h * h).sum()
+                size = kkt.size(h, term.kind)
                 total = total + term.weight * self.instance.scale(batch) * size / mu
         return total
 

@@ -54,10 +54,10 @@ def _stage_problems(
     stage: StageModule, layers: Sequence[tuple[str, nn.Module]], uses: Mapping[nn.Parameter, int]
 ) -> list[str]:
     wrong = [
-        f"altmin: the memory variant is for nn.Linear layers, but {name} is a {type(module).__name__}: "
+        f"altmin: the memory variant is for real nn.Linear layers, but {name} is a {type(module).__name__}: "
         "set 'memory: false' (steps on the weights), or cut so that it is in the last stage"
         for name, module in layers
-        if not isinstance(module, nn.Linear)
+        if not isinstance(module, nn.Linear) or module.weight.is_complex()
     ]
     if wrong:
         return wrong

@@ -20,6 +20,7 @@ from lagcompile.backends.best import Best, Probe, finite, judged
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
+from lagcompile.runtime.trial import try_batches
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Watch = Callable[[Mapping[str, float]], None]
@@ -141,6 +142,7 @@ class Method(Solver):
         # Dropout and noise depend on the run's seed alone, and the caller's own random numbers are left as they were.
         with torch.random.fork_rng(devices=[instance.device] if instance.device.type == "cuda" else []):
             torch.manual_seed(options.seed)
+            try_batches(instance, Rows(instance.examples, options.batch_size, options.seed).sizes(options.steps))
             executor = self.executor(instance, seed=options.seed)
             return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
 
@@ -168,6 +170,11 @@ class Rows:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.examples, generator=generator)
         return self._order[position * self.batch : (position + 1) * self.batch]
+
+    def sizes(self, steps: int) -> set[int]:
+        """Numbers of rows of so many steps from the first."""
+        short = self.examples % self.batch
+        return {self.batch} | ({short} if short and steps >= self.per_epoch else set())
 
 
 def drive(

@@ -24,6 +24,7 @@ from lagcompile.backends.local import (
     unsupported,
     weight_penalty,
 )
+from lagcompile.frontend.graph import dtype_of
 from lagcompile.ir.axes import NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import StateVariable
@@ -99,7 +100,7 @@ class FeedbackAlignmentExecutor(StageExecutor):
         self.feedback = {
             c.state.name: torch.randn(
                 outputs, _width(c.state, "dfa"), generator=self.generator, device=self.instance.device
-            ).to(self.leaves[0].dtype)
+            ).to(dtype_of(c.state.type.dtype))
             * (method.scale / math.sqrt(outputs))
             for c in self.network.codes
         }
@@ -114,7 +115,8 @@ class FeedbackAlignmentExecutor(StageExecutor):
             error = _flat_rows(torch.autograd.grad(loss, output, retain_graph=True)[0])
             total = loss
             for code in self.network.codes:
-                delta = error @ self.feedback[code.state.name]
+                feedback = self.feedback[code.state.name]
+                delta = error.to(feedback.dtype) @ feedback
                 delta = to_value(delta.reshape(_rows(code.state, written)), code.state.type)[0]
                 total = total + (written[code.state.node] * delta).sum()
             penalty = weight_penalty(self.instance, self.leaves)
@@ -167,19 +169,20 @@ class TargetPropagationExecutor(StageExecutor):
         self.inverses: list[tuple[Tensor, Tensor]] = []
         states = [c.state for c in self.network.codes]
         for below, above in pairwise(states):
-            self.inverses.append(self._inverse(_width(above, "dtp"), _width(below, "dtp")))
+            self.inverses.append(self._inverse(above, below))
         parameters = [p for pair in self.inverses for p in pair]
         self.optimizers["inverses"] = Extra(parameters or [torch.empty(0)], method.inverses, "descent")
 
-    def _inverse(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+    def _inverse(self, above: StateVariable, below: StateVariable) -> tuple[Tensor, Tensor]:
+        inputs, outputs = _width(above, "dtp"), _width(below, "dtp")
         weight = torch.randn(outputs, inputs, generator=self.generator, device=self.instance.device)
-        weight = (weight / math.sqrt(inputs)).to(self.leaves[0].dtype)
+        weight = (weight / math.sqrt(inputs)).to(dtype_of(below.type.dtype))
         return weight.requires_grad_(), weight.new_zeros(outputs).requires_grad_()
 
     def back(self, k: int, above: Tensor) -> Tensor:
         """g_k: flattened state k+1 -> flattened state k, inside the range of the state's domain."""
         weight, bias = self.inverses[k]
-        value = nn.functional.linear(above, weight, bias)
+        value = nn.functional.linear(above.to(weight.dtype), weight, bias)
         domain = self.network.codes[k].state.domain
         if isinstance(domain, NonNegative):
             return value.relu()

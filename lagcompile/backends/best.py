@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.ir.solution import Status
+from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Instance, quiet
 
 FEWEST, MOST = 64, 256
@@ -127,15 +128,11 @@ class Probe:
             for term in objective.regularisers:
                 if term.on == "states":
                     size = share / len(rows) if objective.reduction == "mean" else share
-                    total += term.weight * size * sum(_size(t, term.kind) for t in states)
+                    total += term.weight * size * sum(float(kkt.size(t, term.kind)) for t in states)
         for term in objective.regularisers:
             if term.on == "weights":
-                penalty += term.weight * sum(_size(t, term.kind) for t in instance.weights.trainable)
+                penalty += term.weight * sum(float(kkt.size(t, term.kind)) for t in instance.weights.trainable)
         return total + penalty
-
-
-def _size(value: Tensor, kind: str) -> float:
-    return float(value.abs().sum() if kind == "l1" else 0.5 * (value * value).sum())
 
 
 def probe_rows(examples: int, batch_size: int) -> tuple[Tensor, ...]:

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from lagcompile.backends.base import Executor, Method
 from lagcompile.backends.inputs import FreeInputs
+from lagcompile.backends.local import NOTHING_MOVES
 from lagcompile.backends.store import Store
 from lagcompile.ir.axes import Transient
+from lagcompile.ir.base import ProgramError
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Batch, Instance, Known, quiet
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
@@ -113,6 +115,8 @@ class FirstOrderExecutor(Executor):
             self.lagrangian, method.states, None if method.dual_sweep else method.multipliers, method.scheme, seed
         )
         self.inputs = FreeInputs(instance, method.states, method.scheme)
+        if not (instance.weights.trainable or instance.layout.banks or self.inputs.optimizer):
+            raise ProgramError(f"{NOTHING_MOVES}: cut the model into stages, or free an input (formulation.inputs)")
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "weights": Extra(instance.weights.trainable or [torch.empty(0)], method.weights, method.scheme),
             **self.store.optimizers,

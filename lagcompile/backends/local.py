@@ -21,11 +21,16 @@ from lagcompile.ir.axes import Eliminated, NonNegative, Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
 from lagcompile.ir.transforms import Identity
+from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Batch, Instance
 from lagcompile.runtime.rules import Rule
 from lagcompile.runtime.steps import Extra
 
 Values = dict[str, Any]
+NOTHING_MOVES = (
+    "no weight moves: all are frozen (requires_grad, formulation.frozen), or the model has none that its stages read. "
+    "There is nothing to solve for"
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def weight_penalty(instance: Instance, weights: Sequence[Tensor]) -> Tensor | No
     total: Tensor | None = None
     for term in instance.program.objective.regularisers:
         for w in weights if term.on == "weights" else ():
-            size = term.weight * (w.abs().sum() if term.kind == "l1" else 0.5 * (w * w).sum())
+            size = term.weight * kkt.size(w, term.kind)
             total = size if total is None else total + size
     return total
 
@@ -189,7 +194,7 @@ class StageExecutor(Executor):
         self.generator = torch.Generator(device=self.instance.device).manual_seed(seed)
         self.leaves = self.instance.weights.trainable
         if not self.leaves:
-            raise ProgramError("all weights are frozen: there is nothing to solve for")
+            raise ProgramError(NOTHING_MOVES)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": Extra(self.leaves, weights, "descent")}
         self._measures: dict[str, Tensor] = {}
         self._held_bytes = 0

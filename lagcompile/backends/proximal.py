@@ -268,8 +268,8 @@ def _layer_problems(
     for path, module in implicit:
         if not _is_affine(module):
             problems.append(
-                f"proxprop: the layer {path} ({type(module).__name__}) has no implicit step, which needs nn.Linear or "
-                "an ungrouped nn.Conv2d that pads with zeros: name it under 'explicit', or use method "
+                f"proxprop: the layer {path} ({type(module).__name__}) has no implicit step, which needs a real "
+                "nn.Linear or an ungrouped nn.Conv2d that pads with zeros: name it under 'explicit', or use method "
                 "backprop or altmin"
             )
         elif calls(stage)[path] > 1:
@@ -286,9 +286,9 @@ def _layer_problems(
 
 
 def _is_affine(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear)
+    if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
+        return False
+    return isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.is_complex()
 
 
 def design(module: nn.Linear | nn.Conv2d, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

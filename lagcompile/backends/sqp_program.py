@@ -23,7 +23,7 @@ from lagcompile.backends.sqp_values import violation
 from lagcompile.backends.sqp_variables import Values, Variables, state_rows, state_value, variables_of
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.axes import Eliminated
-from lagcompile.runtime.float64 import in_float64, leaves_float64
+from lagcompile.runtime.float64 import in_float64, leaves_float64, widened
 from lagcompile.runtime.instance import Instance, convert
 
 
@@ -42,7 +42,7 @@ class ExactProgram:
         instance.weights.publish()
         self.instance, self.program = instance, instance.program
         self.variables: Variables = variables_of(instance)
-        self.network = convert(instance.network.copy(), torch.device("cpu"), torch.float64)
+        self.network = convert(instance.network.copy(), torch.device("cpu"), wide=True)
         self._modules = [self.network.capture.original, *(s.module for s in self.network.stages)]
         for module in (*self._modules, self.network.capture.module, self.network.prologue.module):
             module.eval().requires_grad_(False)
@@ -239,7 +239,4 @@ class ExactProgram:
 
 
 def _double(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach().cpu()
-    return value.double() if value.is_floating_point() else value
+    return widened(value.detach().cpu()) if isinstance(value, Tensor) else value

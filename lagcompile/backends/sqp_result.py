@@ -6,7 +6,6 @@ violated constraints by stage, state, example and feature. Invariant: nothing is
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from lagcompile.backends.sqp_program import ExactProgram
 from lagcompile.backends.sqp_variables import Values
 from lagcompile.exact import IterationRow, Multipliers, Result
 from lagcompile.exact import Status as ExactStatus
+from lagcompile.frontend.copies import copied, renew
 from lagcompile.ir.solution import History, Solution, Status
 
 STATUS: Mapping[ExactStatus, Status] = {
@@ -157,11 +157,12 @@ def solution_of(
 
 def recovered(original: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A new module of the user's class with these weights, in the original's types."""
-    model = copy.deepcopy(original)
+    model = copied(original)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
+    renew(model)
     return model
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program, StateVariable, ValueConstraint
-from lagcompile.runtime.instance import Instance, to_rows, to_value
+from lagcompile.runtime.instance import Instance, quiet, to_rows, to_value
+from lagcompile.runtime.weights import require_real
 
 Role = Literal["input", "weight", "state", "slack"]
 Key = tuple[Role, str]
@@ -129,6 +130,7 @@ def variables_of(instance: Instance) -> Variables:
     """
     program = instance.program
     _refuse_gaussians(program)
+    require_real(program, "the exact backend")
     sizes = {n: tuple(p.shape) for n, p in instance.module.named_parameters()}
     rows = row_shapes(instance)
     l1 = {t.on for t in program.objective.regularisers if t.kind == "l1"}
@@ -169,7 +171,7 @@ def variables_of(instance: Instance) -> Variables:
 
 def row_shapes(instance: Instance) -> dict[str, tuple[int, ...]]:
     """Shape (rows, ...features) of each state that is kept, from one forward pass."""
-    with torch.no_grad():
+    with torch.no_grad(), quiet(instance.module):
         batch = instance.batch(torch.arange(instance.examples))
         banks, _ = instance.forward(batch)
     return {

@@ -129,7 +129,7 @@ class Tables:
 
     def _fill_forward(self, forward: set[int], adjoint: set[int]) -> None:
         sums: dict[int, Tensor] = {}
-        for rows in torch.arange(self.instance.examples).split(FILL_BATCH):
+        for rows in _portions(self.instance.examples):
             batch = self.instance.batch(rows)
             with torch.no_grad():
                 values, _ = self.instance.forward(batch)
@@ -181,6 +181,14 @@ class Tables:
 def starts_at_adjoint(bank: Bank) -> bool:
     """Whether a bank's multipliers begin at backprop's adjoints."""
     return bank.multiplier is not None and bank.multiplier.start == "adjoint"
+
+
+def _portions(examples: int) -> list[Tensor]:
+    """All rows in portions; a last row alone goes with those ahead of it (normalisation needs more than one)."""
+    portions = list(torch.arange(examples).split(FILL_BATCH))
+    if len(portions) > 1 and len(portions[-1]) == 1:
+        portions[-2:] = [torch.cat(portions[-2:])]
+    return portions
 
 
 def _write(table: Tensor, rows: Tensor | None, values: Tensor) -> None:

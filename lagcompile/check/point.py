@@ -24,9 +24,10 @@ from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNe
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
-from lagcompile.runtime.float64 import in_float64
+from lagcompile.runtime.float64 import in_float64, widened
 from lagcompile.runtime.instance import Instance, convert, to_rows, to_value
 from lagcompile.runtime.slopes import Slopes
+from lagcompile.runtime.weights import require_real
 
 Leaf = tuple[str, str]
 """Role (input, weight, state) and name."""
@@ -112,7 +113,7 @@ class _Evaluator:
 
     def __init__(self, instance: Instance) -> None:
         self.instance, self.program = instance, instance.program
-        self.network = convert(instance.network.copy(), torch.device("cpu"), torch.float64)
+        self.network = convert(instance.network.copy(), torch.device("cpu"), wide=True)
         for module in (
             self.network.capture.original,
             self.network.capture.module,
@@ -184,6 +185,7 @@ def check_point(
             "the KKT conditions of states kept as Gaussians per class are not defined on rows of data: "
             "the certificate of `verify` still applies"
         )
+    require_real(instance.program, "a check of KKT conditions")
     with in_float64():
         evaluator = _Evaluator(instance)
         leaves, missing = _leaves(evaluator, solution)
@@ -374,7 +376,4 @@ def _sweep(point: CheckPoint, unknown: list[DefectConstraint]) -> None:
 
 
 def _double(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach().cpu()
-    return value.double() if value.is_floating_point() else value
+    return widened(value.detach().cpu()) if isinstance(value, Tensor) else value

@@ -25,10 +25,12 @@ from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
+from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program
 from lagcompile.runtime.adjoint import Sweep, sweep
-from lagcompile.runtime.float64 import in_float64
+from lagcompile.runtime.float64 import in_float64, widened
 from lagcompile.runtime.instance import convert, quiet
+from lagcompile.runtime.trial import one_number
 
 TOLERANCE = 1e-10
 SEED = 0
@@ -70,9 +72,9 @@ def verify_network(
     residuals: list[Residual] = []
     unassessed: list[str] = []
     if rows:
-        copied = convert(copied, torch.device("cpu"), torch.float64)
-        inputs = [_double(t.detach().cpu()) for t in tensors]
-        goal = pytree.tree_map(lambda v: _double(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
+        copied = convert(copied, torch.device("cpu"), wide=True)
+        inputs = [widened(t.detach().cpu()) for t in tensors]
+        goal = pytree.tree_map(lambda v: widened(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
         with in_float64():
             for mode in MODES["network"]:
                 run = _Mode(copied, program, inputs, lambda out: loss(out, goal), training=mode == "train")
@@ -142,10 +144,6 @@ def _described(
     }
 
 
-def _double(value: Tensor) -> Tensor:
-    return value.double() if value.is_floating_point() else value
-
-
 class _Mode:
     """The identities in one mode."""
 
@@ -169,8 +167,20 @@ class _Mode:
 
     def _output(self) -> Any:
         """What the user's own module gives."""
-        network = self.network
-        return network.capture.signature.call(network.capture.original, [t.clone() for t in self.inputs])
+        call, original = self.network.capture.signature, self.network.capture.original
+        try:
+            return call.call(original, [t.clone() for t in self.inputs])
+        except Exception as error:
+            mode = "train" if original.training else "eval"
+            raise BindError(f"the model fails on the inputs, in float64 and {mode} mode: {error}") from error
+
+    def _number(self, output: Any) -> Tensor:
+        """The user's loss of it."""
+        try:
+            value = self.loss(output)
+        except Exception as error:
+            raise BindError(f"the loss fails on the model's output: {error}") from error
+        return one_number(value)
 
     def measured(self) -> Iterator[Measured]:
         """All residuals, with their scales."""
@@ -180,7 +190,7 @@ class _Mode:
             weights = {n: self.parameters[n] for n in names}
             with _same_start(network):
                 output = self._output()
-                gradients = _gradients(self.loss(output), weights)
+                gradients = _gradients(self._number(output), weights)
             if number == 0:
                 with _same_start(network):
                     recorder = _Recorder(network, self.nodes)

@@ -125,7 +125,7 @@ def _on_cpu(contents: Contents, tensors: Sequence[Tensor] | None) -> tuple[Conte
     model = contents.network.capture.original
     if all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers())):
         return contents, given
-    return changed(contents, network=convert(contents.network.copy(), torch.device("cpu"), None)), given
+    return changed(contents, network=convert(contents.network.copy(), torch.device("cpu"))), given
 
 
 def _free(path: Path, *, replace: bool) -> None:

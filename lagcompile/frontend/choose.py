@@ -10,7 +10,6 @@ one error with every problem. A capture that keeps several layers in one node is
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.capture import Capture, FrontEnd, batch_of, reason_of, ties_of
+from lagcompile.frontend.copies import private_copy
 from lagcompile.frontend.diagnose import diagnosis
 from lagcompile.frontend.export import export
 from lagcompile.frontend.graphmodule import StageGraph
@@ -58,7 +58,7 @@ def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | N
     """
     if not isinstance(model, nn.Module):
         raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
-    search = _Search(copy.deepcopy(model), signature, tensors, cut)
+    search = _Search(private_copy(model), signature, tensors, cut)
     if tensors is None:
         return Captured(cut(search.unchecked(), None, ()), None)
     return search.best()

@@ -7,7 +7,6 @@ included, are one tensor each.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from lagcompile.frontend.capture import Capture
+from lagcompile.frontend.copies import copied
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.graphmodule import StageGraph, attribute
 from lagcompile.frontend.partition import Partition
@@ -58,7 +58,7 @@ class Network:
     def copy(self) -> Network:
         """The network with modules of its own; records are shared."""
         kept = (self.partition, self.capture.signature)
-        return copy.deepcopy(self, {id(k): k for k in kept})
+        return copied(self, {id(k): k for k in kept})
 
     @property
     def graphs(self) -> tuple[nn.Module, ...]:

@@ -1,9 +1,9 @@
 """Float64 in place of the lower precisions that a model hard-codes.
 
 In: any PyTorch code, while `in_float64` is active. Out: the same code, in which casts to float32, float16 and bfloat16
-and constants of those dtypes are float64. Invariant: outside of it nothing is changed; integers, booleans and complex
-numbers are left alone. Grouped convolutions are computed as one product of patches: torch's own float64 kernel runs
-group by group, some hundred times slower.
+and constants of those dtypes are float64, and complex numbers complex128. Invariant: outside of it nothing is changed;
+integers and booleans are left alone. Grouped convolutions are computed as one product of patches: torch's own float64
+kernel runs group by group, some hundred times slower.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_LOWER = frozenset({torch.float32, torch.float16, torch.bfloat16})
-_CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
+_WIDER = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
+_CASTS = {
+    **dict.fromkeys((Tensor.float, Tensor.half, Tensor.bfloat16), torch.float64),
+    **dict.fromkeys((Tensor.cfloat, Tensor.chalf), torch.complex128),  # type: ignore[attr-defined]
+}
 _TYPES = frozenset({"torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"})
 
 
@@ -34,7 +40,7 @@ class _Widen(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in _CASTS:
-            return args[0].double()
+            return args[0].to(_CASTS[func])
         wide = tuple(_wide(a) for a in args)
         named = {k: _wide(v) for k, v in (kwargs or {}).items()}
         return (_grouped if func is torch.conv2d else func)(*wide, **named)
@@ -70,12 +76,15 @@ def _grouped(
 
 def _wide(value: Any) -> Any:
     if isinstance(value, torch.dtype):
-        return torch.float64 if value in _LOWER else value
+        return _WIDER.get(value, value)
     if isinstance(value, str) and value in _TYPES:
         return "torch.DoubleTensor"
-    if isinstance(value, Tensor) and value.dtype in _LOWER and not value.requires_grad:
-        return value.double()
-    return value
+    return value if isinstance(value, Tensor) and value.requires_grad else widened(value)
+
+
+def widened(value: Any) -> Any:
+    """A floating or complex tensor in double precision; anything else as it is."""
+    return value.to(_WIDER[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDER else value
 
 
 @contextmanager
@@ -99,12 +108,15 @@ class _Watching(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.seen |= any(isinstance(t, Tensor) and t.dtype in _LOWER for t in tree_leaves(result))
+        self.seen |= any(isinstance(t, Tensor) and t.dtype in _WIDER for t in tree_leaves(result))
         return result
 
 
 def leaves_float64(run: Callable[[], Any]) -> bool:
     """Whether code on float64 tensors computes in a lower precision somewhere, by casts or constants of its own."""
-    with _Watching() as watching:
-        run()
+    try:
+        with _Watching() as watching:
+            run()
+    except RuntimeError:  # operations that do not mix precisions
+        return True
     return watching.seen

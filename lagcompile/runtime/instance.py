@@ -7,7 +7,6 @@ lifted model nor the user's is touched.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lagcompile.frontend.copies import copied, renew, unregistered
 from lagcompile.frontend.stages import Network
 from lagcompile.ir.axes import ClassGaussian
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program, TensorType
+from lagcompile.runtime.float64 import widened
 from lagcompile.runtime.layout import Layout, Unit, layout_of
 from lagcompile.runtime.weights import Weights
 
@@ -89,7 +90,7 @@ class Instance:
         self.device = torch.device(device)
         self.inputs, self.target = list(data[0]), data[1]
         self.examples = _examples(self.inputs, self.target)
-        self.network = convert(network.copy(), self.device, None)
+        self.network = convert(network.copy(), self.device)
         self.layout: Layout = layout_of(program, self.network, stack=stack)
         self.weights = Weights(self.network, self.layout, program)
         self.labels = self._labels()
@@ -161,8 +162,9 @@ class Instance:
         template = unit.stages[0]
         if not unit.stacked:
             return template.module
-        names = template.slots
-        slots = self.weights.of_unit[number]
+        # a leaf once, under the first of its names: a stage may use one weight several times, or under tied names
+        slots = dict(reversed([*zip(self.weights.of_unit[number], template.slots, strict=True)]))
+        names = tuple(slots.values())
         weight_dims = tuple(0 if stacked else None for _, stacked in slots)
         input_dims = tuple(None if shared else 0 for shared in unit.shared)
 
@@ -265,8 +267,9 @@ class Instance:
     def recover(self, original: nn.Module) -> nn.Module:
         """A new module of the user's class with this instance's weights and buffers, on the original's device."""
         self.weights.publish()
-        result = copy.deepcopy(original)
+        result = copied(original)
         result.load_state_dict(self.module.state_dict())
+        renew(result)
         return result
 
     @property
@@ -293,12 +296,13 @@ def _examples(inputs: Sequence[Tensor], target: Any) -> int:
     return count
 
 
-def convert(network: Network, device: torch.device, dtype: torch.dtype | None) -> Network:
-    """Move a network's tensors to a device and its floating tensors to a dtype, in place; shared ones stay shared."""
+def convert(network: Network, device: torch.device, *, wide: bool = False) -> Network:
+    """Move a network's tensors to a device, in double precision if asked for, in place; shared ones stay shared."""
     moved: dict[Tensor, Tensor] = {}
 
     def to(t: Tensor) -> Tensor:
-        return t.to(device, dtype if dtype is not None and t.is_floating_point() else None)
+        moved = t.to(device)
+        return widened(moved) if wide else moved
 
     modules = [network.capture.original, network.capture.module, network.prologue.module]
     modules += [s.module for s in network.stages]
@@ -311,6 +315,8 @@ def convert(network: Network, device: torch.device, dtype: torch.dtype | None) -
                     moved[buffer] = to(buffer)
                     moved[moved[buffer]] = moved[buffer]
                 module._buffers[name] = moved[buffer]
+    for _, tensor in unregistered(network.capture.original):
+        tensor.data = to(tensor.data)
     return network
 
 

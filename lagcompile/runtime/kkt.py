@@ -121,3 +121,11 @@ def project(stored: Tensor, domain: Domain) -> Tensor:
     if isinstance(domain, Range):
         return stored.clamp(domain.lower, domain.upper)
     return stored
+
+
+def size(value: Tensor, kind: str) -> Tensor:
+    """What a regulariser of a kind counts: |value|_1, or 1/2 |value|_2^2."""
+    if kind == "l1":
+        return value.abs().sum()
+    real = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    return 0.5 * (real * real).sum()

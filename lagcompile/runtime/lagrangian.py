@@ -255,7 +255,7 @@ class Lagrangian:
     def _regularised(self, total: Tensor, values: Sequence[Tensor]) -> Tensor:
         for term in self.instance.program.objective.regularisers:
             for t in self._leaves if term.on == "weights" else values:
-                size = t.abs().sum() if term.kind == "l1" else 0.5 * (t * t).sum()
+                size = kkt.size(t, term.kind)
                 if term.on == "states" and self.instance.program.objective.reduction == "mean":
                     size = size / t.shape[1]
                 total = total + term.weight * size

@@ -119,6 +119,9 @@ class Extra(_Keeping):
         if not params:
             return
         slots = {n: [self.state[p][n] for p in params] for n in self.rule.slots()}
+        if any(p.is_complex() for p in params):  # numbers of two parts, each with slots of its own, as PyTorch does
+            params, gradients = _parts(params), _parts(gradients)
+            slots = {n: _parts(t) for n, t in slots.items()}
         if not advance:  # the last gradient has been counted already
             slots = {n: [t.clone() for t in tensors] for n, tensors in slots.items()}
         turned = [not p.is_contiguous() and p.dim() >= 2 and p.mT.is_contiguous() for p in params]
@@ -132,6 +135,11 @@ class Extra(_Keeping):
         self.rule.move(wide, [g.to(t) for g, t in zip(gradients, kept, strict=True)], slots, lr)
         for value, moved in zip(values, wide, strict=True):
             value.copy_(moved)
+
+
+def _parts(tensors: Sequence[Tensor]) -> Tensors:
+    """Real views of complex tensors; the others themselves."""
+    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
 
 
 def _rows_first(tensors: Sequence[Tensor], turned: Sequence[bool]) -> Tensors:

@@ -6,32 +6,68 @@ In: an instance. Out: nothing, or an error in the user's words. Invariant: buffe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lagcompile.ir.base import BindError, ProgramError
-from lagcompile.runtime.instance import Instance, quiet
+from lagcompile.ir.program import Program
+from lagcompile.runtime.instance import INTEGERS, Instance, quiet
 
 ROWS = 2
 
 
+def check_inputs(program: Program, names: Sequence[str], tensors: Sequence[Tensor], *, shapes: bool = True) -> None:
+    """Check inputs against those that the model was lifted with.
+
+    Args:
+        program: the program.
+        names: the inputs' names, in order.
+        tensors: the inputs.
+        shapes: also compare the sizes that do not follow the number of examples.
+
+    Raises:
+        BindError: names each input of another type or shape.
+    """
+    types = {d.name: d.type for d in program.data}
+    problems = []
+    for name, tensor in zip(names, tensors, strict=True):
+        kind, found = types[name], str(tensor.dtype).removeprefix("torch.")
+        if kind.shape is None:
+            continue
+        if found != kind.dtype:
+            problems.append(
+                f"the input '{name}' holds {found} numbers, but the model was lifted with {kind.dtype}: convert the "
+                f"data ({name}.to(torch.{kind.dtype})), or lift the model with inputs like these"
+            )
+        elif shapes and not _alike(kind.shape, tensor.shape):
+            problems.append(
+                f"the input '{name}' has the shape {list(tensor.shape)}, but the model was lifted with "
+                f"[{', '.join(map(str, kind.shape))}]: lift it with inputs like these"
+            )
+    if problems:
+        raise BindError(problems)
+
+
+def _alike(known: Sequence[int | str], found: Sequence[int]) -> bool:
+    return len(known) == len(found) and all(isinstance(k, str) or k == f for k, f in zip(known, found, strict=True))
+
+
 def try_out(instance: Instance) -> None:
-    """One forward pass and loss on the first rows.
+    """One forward pass and loss on the first rows, and on those with the least and largest whole numbers.
 
     Raises:
         BindError: the model or the loss fails, or the loss is not one number.
         ProgramError: the loss reduces over examples otherwise than the formulation says.
     """
     rows = torch.arange(min(ROWS, instance.examples))
-    try:
-        loss = _loss(instance, rows)
-    except Exception as error:
-        raise BindError(f"the model or the loss fails on the first {len(rows)} examples: {error}") from error
-    given: object = loss  # a user's function may return anything
-    if not isinstance(given, Tensor) or given.numel() != 1:
-        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise BindError(f"the loss must give one number for a batch, it gave {shape}")
+    loss = _tried(instance, rows, f"the first {len(rows)} examples")
+    for what, row, value in _extremes(instance):
+        if row >= ROWS:
+            several = torch.tensor([row, 0])  # normalisation may need more than one
+            _tried(instance, several, f"example {row}, whose {what} holds {value}")
+    one_number(loss)
     said, does = instance.program.objective.reduction, _reduction(instance, rows, float(loss))
     if does is not None and does != said:
         weight = "less" if said == "mean" else "more"
@@ -51,6 +87,55 @@ def _reduction(instance: Instance, rows: Tensor, once: float) -> str | None:
         return None
     names = {"mean": 1.0, "sum": 2.0}
     return next((name for name, ratio in names.items() if math.isclose(growth, ratio, rel_tol=1e-4)), None)
+
+
+def one_number(value: object) -> Tensor:
+    """What a user's loss gave, which may be anything.
+
+    Raises:
+        BindError: it is not one number.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise BindError(f"the loss must give one number for a batch, it gave {shape}")
+
+
+def try_batches(instance: Instance, sizes: Iterable[int]) -> None:
+    """One forward pass in train mode for each size of batch that a run will see.
+
+    Raises:
+        BindError: the model or the loss fails on one of them.
+    """
+    module = instance.module
+    modes = [(m, m.training) for m in module.modules()]
+    module.train()
+    try:
+        for size in sorted(set(sizes)):
+            what = f"a batch of {size} of the {instance.examples} examples"
+            _tried(instance, torch.arange(size), what, "Choose another batch_size")
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _tried(instance: Instance, rows: Tensor, what: str, advice: str = "") -> Tensor:
+    try:
+        return _loss(instance, rows)
+    except Exception as error:
+        text = f"the model or the loss fails on {what}: {error}"
+        raise BindError(f"{text}. {advice}" if advice else text) from error
+
+
+def _extremes(instance: Instance) -> Iterator[tuple[str, int, int]]:
+    """Rows with the least and the largest number of each column of whole numbers: indices may be out of range."""
+    columns = dict(zip(instance.network.capture.signature.names, instance.inputs, strict=True))
+    for what, column in {**columns, "target": instance.target}.items():
+        if isinstance(column, Tensor) and column.dtype in INTEGERS and column.numel():
+            flat = column.reshape(len(column), -1)
+            least, largest = flat.amin(1), flat.amax(1)
+            yield what, int(least.argmin()), int(least.min())
+            yield what, int(largest.argmax()), int(largest.max())
 
 
 def _loss(instance: Instance, rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.stages import Network
+from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program
 from lagcompile.runtime.layout import Layout, Unit
 
@@ -92,3 +93,18 @@ class Weights:
             parts = value.unbind() if leaf.stacked else (value,)
             result.update(zip(leaf.names, parts, strict=True))
         return result
+
+
+def require_real(program: Program, what: str) -> None:
+    """Check that everything that moves is made of real numbers.
+
+    Raises:
+        ProgramError: names each complex weight or input that moves.
+    """
+    moving = [f"the weight {w.name}" for w in program.weights if w.trainable and w.type.dtype.startswith("complex")]
+    moving += [f"the input {d.name}" for d in program.data if d.free and d.type.dtype.startswith("complex")]
+    if moving:
+        raise ProgramError(
+            f"{what} is for real variables, but these are complex: {', '.join(moving)}. Freeze them "
+            "(formulation.frozen), hold real and imaginary parts as two parameters, or use a first-order method"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lagcompile as lc
+from tests.checks import assert_descends_as_pytorch
 
 X = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(10, generator=torch.Generator().manual_seed(2))
@@ -107,19 +107,6 @@ def weights(solution: lc.Solution) -> dict[str, Tensor]:
     return {n: p.detach() for n, p in solution.model.named_parameters()}
 
 
-def reference(model: nn.Module, steps: int, rate: float) -> dict[str, Tensor]:
-    """Gradient descent on all rows with nothing but PyTorch."""
-    own = copy.deepcopy(model).train()
-    for _ in range(steps):
-        loss = every_output(own(X), Y)
-        found = torch.autograd.grad(loss, list(own.parameters()), allow_unused=True) if loss.requires_grad else ()
-        with torch.no_grad():
-            for p, g in zip(own.parameters(), found, strict=False):
-                if g is not None:
-                    p.sub_(rate * g)
-    return {n: p.detach() for n, p in own.named_parameters()}
-
-
 @pytest.mark.parametrize("stages", [1, 2, 3])
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_exact_multipliers_give_the_gradient_of_the_network(name: str, stages: int) -> None:
@@ -128,13 +115,7 @@ def test_exact_multipliers_give_the_gradient_of_the_network(name: str, stages: i
     formulation = lc.Formulation(storage=lc.Transient())
     data_only = name.startswith("only") and "state" not in name
     lifted = lc.lift(model, (X[:3],), split=1 if data_only else stages, formulation=formulation)
-    options = lc.RunOptions(steps=3, batch_size=len(X))
-    expected = reference(model, 3, 0.1)
-    swept = lc.DescentAscent(weights=lc.SGD(lr=0.1), dual_sweep=True)
-    for method in (swept, lc.Backprop(weights=lc.SGD(lr=0.1))):
-        found = weights(lifted.solve((X, Y), loss=every_output, method=method, options=options))
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
+    assert_descends_as_pytorch(lifted, model, (X, Y), every_output)
     assert lifted.verify(X, Y, loss=every_output).ok
 
 

@@ -53,3 +53,82 @@ def test_a_method_that_is_none_is_said() -> None:
     lifted = lc.lift(nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)), X[:4], split=2)
     with pytest.raises(lc.SpecError, match=r"method takes an object such as lagcompile.Extragradient\(\), got 'sqp'"):
         lifted.solve((X, Y), loss=MEAN, method="sqp")  # type: ignore[arg-type]
+
+
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("method", [lc.Extragradient(), lc.Backprop()], ids=lambda m: m.kind)
+def test_a_short_last_batch_on_which_the_model_fails_is_named(method: lc.Method) -> None:
+    x, y = torch.randn(9, 4), torch.randn(9, 3)
+    lifted = lc.lift(normalised(), (x[:3],), split=2)
+    mse = nn.functional.mse_loss
+    with pytest.raises(lc.BindError, match=r"a batch of 1 of the 9 examples: Expected more than 1.*batch_size"):
+        lifted.solve((x, y), loss=mse, method=method, options=lc.RunOptions(steps=3, batch_size=4))
+    ahead = lc.RunOptions(steps=2, batch_size=4)  # ends before the short one
+    assert lifted.solve((x, y), loss=mse, method=method, options=ahead).status is lc.Status.STEPS_DONE
+    larger = lc.RunOptions(steps=3, batch_size=64)
+    assert lifted.solve((x, y), loss=mse, method=method, options=larger).status is lc.Status.STEPS_DONE
+
+
+def test_one_example_that_normalisation_cannot_take_is_named() -> None:
+    lifted = lc.lift(normalised(), (torch.randn(3, 4),), split=2)
+    with pytest.raises(lc.BindError, match="the first 1 examples: Expected more than 1 value"):
+        lifted.solve((torch.randn(1, 4), torch.randn(1, 3)), loss=nn.functional.mse_loss)
+
+
+def test_tables_start_although_one_row_is_left_over() -> None:
+    x, y = torch.randn(513, 4), torch.randn(513, 3)
+    lifted = lc.lift(normalised(), (x[:3],), split=2)
+    solution = lifted.solve((x, y), loss=nn.functional.mse_loss, options=lc.RunOptions(steps=2, batch_size=27))
+    assert solution.states["h1"].shape == (513, 4)
+
+
+@pytest.mark.parametrize("wrong", [7, -1])
+def test_classes_that_the_model_does_not_have_are_named(wrong: int) -> None:
+    x, y = torch.randn(30, 4), torch.zeros(30, dtype=torch.int64)
+    y[17] = wrong
+    lifted = lc.lift(normalised(), (x[:3],), split=2)
+    with pytest.raises(lc.BindError, match=f"example 17, whose target holds {wrong}"):
+        lifted.solve((x, y), loss=nn.functional.cross_entropy)
+
+
+def test_classes_that_the_loss_ignores_are_none_of_ours() -> None:
+    x, y = torch.randn(30, 4), torch.zeros(30, dtype=torch.int64)
+    y[17] = -100
+    lifted = lc.lift(normalised(), (x[:3],), split=2)
+    solution = lifted.solve((x, y), loss=nn.functional.cross_entropy, options=lc.RunOptions(steps=2, batch_size=15))
+    assert solution.status is lc.Status.STEPS_DONE
+
+
+def test_words_that_an_embedding_does_not_have_are_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, y = torch.randint(0, 10, (30, 5)), torch.randn(30, 3)
+    lifted = lc.lift(model, (x[:3],), split=2)
+    assert lifted.solve((x, y), loss=nn.functional.mse_loss, options=lc.RunOptions(steps=2)).states
+    x[11, 3] = 10
+    with pytest.raises(lc.BindError, match=r"example 11, whose input.* holds 10: index out of range"):
+        lifted.solve((x, y), loss=nn.functional.mse_loss)
+
+
+def test_inputs_of_another_shape_or_type_are_named() -> None:
+    model = normalised()
+    lifted = lc.lift(model, (torch.randn(3, 4),), split=2)
+    mse = nn.functional.mse_loss
+    for x, what in ((torch.randn(8, 5), r"has the shape \[8, 5\]"), (torch.ones(8, 4).int(), "holds int32 numbers")):
+        with pytest.raises(lc.BindError, match=f"the input 'input_1' {what}, but the model was lifted with"):
+            lifted.solve((x, torch.randn(8, 3)), loss=mse)
+
+
+def test_a_loss_that_fails_is_named_by_verify() -> None:
+    lifted = lc.lift(normalised(), (torch.randn(3, 4),), split=2)
+    x = torch.randn(8, 4)
+    with pytest.raises(lc.BindError, match="the loss fails on the model's output"):
+        lifted.verify(x, torch.randn(7, 3, 3), loss=nn.functional.mse_loss)
+    with pytest.raises(lc.BindError, match="one number for a batch"):
+        lifted.verify(x, None, loss=lambda out, _: out)
+    with pytest.raises(lc.BindError, match="the model fails on the inputs"):
+        lifted.verify(torch.randn(8, 9), None, loss=lambda out, _: out.mean())

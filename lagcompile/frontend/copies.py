@@ -1,0 +1,118 @@
+"""Copies of a user's modules that share nothing with them.
+
+In: a module, or a record that holds modules. Out: a copy. Invariant: parameters and buffers are copied as they are; a
+tensor that was computed from others and kept as an attribute (the cache of an earlier forward) is cut off from their
+graph in the copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from lagcompile.ir.base import LiftError
+
+Value = TypeVar("Value")
+_OWN = frozenset(vars(nn.Module()))
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy of a user's model.
+
+    Raises:
+        LiftError: names each lazy layer that has no weights yet, or each attribute that cannot be copied.
+    """
+    lazy = {name.rpartition(".")[0] for name, p in [*model.named_parameters(), *model.named_buffers()] if is_lazy(p)}
+    if lazy:
+        named = ", ".join(f"'{n}'" for n in sorted(lazy)) if lazy != {""} else "the model"
+        raise LiftError(f"{named} has no weights yet (a lazy layer): run the model once ahead of lifting")
+    try:
+        return copied(model)
+    except Exception as error:
+        problems = [
+            f"the attribute '{path}' ({type(value).__name__}) cannot be copied, and lifting works on a copy of the "
+            f"model ({_first_line(reason)}): make it inside forward, or keep it outside the model"
+            for path, value, reason in _uncopied(model)
+        ]
+        raise LiftError(problems or f"the model cannot be copied: {_first_line(error)}") from error
+
+
+def copied(value: Value, memo: dict[int, Any] | None = None) -> Value:
+    """A deep copy in which computed tensors are cut off from what they were computed from."""
+    with _CutOff():
+        return copy.deepcopy(value, memo)
+
+
+class _CutOff(TorchFunctionMode):
+    """Lets copies be made of tensors that belong to a graph, which PyTorch refuses."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type[Any]],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            value, memo = args
+            return memo.setdefault(id(value), value.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+def renew(model: nn.Module) -> None:
+    """Have a module forget what it keeps of its weights: those that keep something clear it when the mode changes."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.train(not model.training)
+    model.train(not model.training)
+    for module, mode in modes:
+        module.training = mode
+
+
+def unregistered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that a model holds besides parameters and buffers, by path: in lists, in modules inside lists, plain."""
+    seen = {id(t) for t in [*model.parameters(), *model.buffers()]} | {id(m) for m in model.modules()}
+    for path, module in model.named_modules():
+        yield from _attributes(path, module, seen)
+
+
+def _attributes(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if name not in _OWN:
+            yield from _inside(f"{path}.{name}" if path else name, value, seen)
+
+
+def _inside(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(value, Tensor | nn.Module | list | tuple | Mapping) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, nn.Module):
+        for name, tensor in [*value.named_parameters(), *value.named_buffers()]:
+            yield from _inside(f"{path}.{name}", tensor, seen)
+        for name, module in value.named_modules():
+            yield from _attributes(f"{path}.{name}" if name else path, module, seen)
+    else:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _inside(f"{path}[{key!r}]", item, seen)
+
+
+def _uncopied(model: nn.Module) -> Iterator[tuple[str, Any, Exception]]:
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in {"_modules", "_parameters", "_buffers"}:
+                continue
+            try:
+                copied(value)
+            except Exception as error:
+                yield f"{path}.{name}" if path else name, value, error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(".  ")[0]
