@@ -17,7 +17,7 @@ from lagcompile.export.load import load_folder, read_files
 from lagcompile.export.record import SPLIT
 from lagcompile.export.solutions import solution_from
 from lagcompile.export.strict import record
-from lagcompile.ir.base import LiftError
+from lagcompile.ir.base import DataError, LagcompileError, LiftError
 from lagcompile.ir.solution import Solution
 from lagcompile.lift import Lifted, SplitFile
 
@@ -92,4 +92,7 @@ def load_solution(folder: str | Path) -> Solution:
         DataError: the folder holds no solution, or a file is missing or damaged.
     """
     parts = load_folder(folder)
-    return solution_from(read_files(folder, parts.manifest), parts.network.capture.original, parts.program)
+    try:
+        return solution_from(read_files(folder, parts.manifest), parts.network.capture.original, parts.program)
+    except LagcompileError as error:
+        raise DataError([p if str(folder) in p else f"{folder}: {p}" for p in error.problems]) from error

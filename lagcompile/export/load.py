@@ -37,7 +37,7 @@ from lagcompile.export.record import (
     digest_of,
     program_files,
 )
-from lagcompile.export.strict import parse, read_file, record
+from lagcompile.export.strict import parse, read_file, record, tensors_of
 from lagcompile.export.templates import decode_output, decode_plain
 from lagcompile.frontend.capture import Capture, ModeOutput
 from lagcompile.frontend.graph import Graph, Node
@@ -147,7 +147,7 @@ def load_folder(path: str | Path) -> Parts:
         again = lower(parts.network, parts.formulation, loss=parts.program.objective.loss, name=manifest.name)
     except LagcompileError as error:
         hint = "" if manifest.torch == _torch() else f" (written with torch {manifest.torch}, here is {_torch()})"
-        raise DataError([f"{path}: {p}{hint}" for p in error.problems]) from error
+        raise DataError([f"{path}: {p:.600}{hint}" for p in error.problems]) from error
     except Exception as error:  # parts that are well-formed one by one and do not belong together
         first = (str(error).strip().splitlines() or [""])[0]
         raise DataError(f"{path}: its files do not fit each other ({type(error).__name__}: {first:.200})") from error
@@ -264,20 +264,6 @@ def _connected(manifest: Manifest, model: Exported, programs: Mapping[str, Progr
             absent = outputs - there.keys()
             if absent:
                 raise DataError(f"{file}: nothing writes '{min(absent):.60}', which the model returns")
-
-
-def tensors_of(data: bytes, name: str) -> dict[str, Tensor]:
-    """The tensors of a file.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    from safetensors.torch import load
-
-    try:
-        return load(data)
-    except Exception as error:  # SafetensorError, and KeyError for types that torch does not have
-        raise DataError(f"{name} is damaged: {error!s:.200}") from None
 
 
 def _model(manifest: Manifest, tensors: Mapping[str, Tensor]) -> ExportedModel:

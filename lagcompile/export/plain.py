@@ -88,3 +88,17 @@ def read(data: Any) -> Any:
         found = torch.device(name)
     hold(found is not None, f"there is no {key!r:.30} {name!r:.30}")
     return found
+
+
+def nested(value: Any) -> Any:
+    """Data of plain values in lists and mappings."""
+    if isinstance(value, Mapping):
+        return {str(k): nested(v) for k, v in value.items()}
+    return [nested(v) for v in value] if isinstance(value, list | tuple) else written(value)
+
+
+def unnested(data: Any) -> Any:
+    """Plain values in lists and mappings, from data."""
+    if isinstance(data, dict) and data.keys() != {"float"}:
+        return {k: unnested(v) for k, v in data.items()}
+    return [unnested(v) for v in data] if isinstance(data, list) else read(data)

@@ -6,18 +6,35 @@ data (a backend's own objects) are left out, and said to be.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from pydantic import JsonValue
+from torch import nn
 
+from lagcompile.export import plain
 from lagcompile.export.record import SOLUTION, SOLUTION_TENSORS
-from lagcompile.ir.base import DataError
+from lagcompile.export.strict import record, tensors_of
+from lagcompile.ir.base import DataError, Frozen
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import History, Solution, Status
-from lagcompile.ir.text import from_json, to_json
+
+_KINDS = ("state/", "multiplier/")
+
+
+class SolutionFile(Frozen):
+    """`solution.json`."""
+
+    status: str
+    history: JsonValue
+    steps: int
+    gradient_evaluations: int
+    seconds: float
+    details: JsonValue
+    left_out: tuple[str, ...]
+    """Details that are no plain data."""
+    program: Program
 
 
 def solution_files(solution: Solution) -> dict[str, bytes]:
@@ -25,20 +42,20 @@ def solution_files(solution: Solution) -> dict[str, bytes]:
     from safetensors.torch import save
 
     details = {k: v for k, v in solution.details.items() if _plain(v)}
-    data = {
-        "status": solution.status.name,
-        "history": [dict(r) for r in solution.history.rows],
-        "steps": solution.steps,
-        "gradient_evaluations": solution.gradient_evaluations,
-        "seconds": solution.seconds,
-        "details": details,
-        "left_out": sorted(set(solution.details) - set(details)),
-        "program": json.loads(to_json(solution.program)),
-    }
+    data = SolutionFile(
+        status=solution.status.name,
+        history=plain.nested([dict(r) for r in solution.history.rows]),
+        steps=solution.steps,
+        gradient_evaluations=solution.gradient_evaluations,
+        seconds=solution.seconds,
+        details=plain.nested(details),
+        left_out=tuple(sorted(set(solution.details) - set(details))),
+        program=solution.program,
+    )
     tensors = {f"state/{n}": t for n, t in solution.states.items()}
     tensors |= {f"multiplier/{n}": t for n, t in solution.multipliers.items()}
     kept = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    return {SOLUTION: (json.dumps(data, indent=2) + "\n").encode(), SOLUTION_TENSORS: bytes(save(kept))}
+    return {SOLUTION: (data.model_dump_json(indent=2) + "\n").encode(), SOLUTION_TENSORS: bytes(save(kept))}
 
 
 def solution_from(files: Mapping[str, bytes], model: nn.Module, program: Program) -> Solution:
@@ -54,29 +71,34 @@ def solution_from(files: Mapping[str, bytes], model: nn.Module, program: Program
     """
     if SOLUTION not in files or SOLUTION_TENSORS not in files:
         raise DataError(f"the folder holds no solution ({SOLUTION}): export with solution=..., or take the model alone")
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors: dict[str, Tensor] = load(files[SOLUTION_TENSORS])
-        data = json.loads(files[SOLUTION])
-        solved = from_json(json.dumps(data["program"]))
-        status = Status[data["status"]]
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise DataError(f"{SOLUTION} or {SOLUTION_TENSORS} is damaged: {str(error).splitlines()[0]}") from error
-    if [s.name for s in solved.states] != [s.name for s in program.states]:
+    tensors = tensors_of(files[SOLUTION_TENSORS], SOLUTION_TENSORS)
+    data = record(files[SOLUTION], SOLUTION, SolutionFile)
+    if [s.name for s in data.program.states] != [s.name for s in program.states]:
         raise DataError(f"{SOLUTION} is of a program with other states than {program.name}")
+    states, multipliers = (
+        {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
+        for kind in ("state/", "multiplier/")
+    )
+    known = states.keys() <= {s.name for s in program.states}
+    known &= multipliers.keys() <= {m.name for m in data.program.multipliers}
+    rows = plain.unnested(data.history)
+    numbers = isinstance(rows, list) and all(
+        isinstance(r, dict) and all(type(v) in (int, float) for v in r.values()) for r in rows
+    )
+    details = plain.unnested(data.details)
+    if not known or not numbers or data.status not in Status.__members__ or not isinstance(details, dict):
+        raise DataError(f"{SOLUTION} or {SOLUTION_TENSORS} is not what this lagcompile writes")
     return Solution(
         model=model,
-        status=status,
-        history=History(tuple(data["history"])),
-        states={n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")},
-        multipliers={n.removeprefix("multiplier/"): t for n, t in tensors.items() if n.startswith("multiplier/")},
-        program=solved,
-        steps=data["steps"],
-        gradient_evaluations=data["gradient_evaluations"],
-        seconds=data["seconds"],
-        details=data["details"],
+        status=Status[data.status],
+        history=History(tuple(rows)),
+        states=states,
+        multipliers=multipliers,
+        program=data.program,
+        steps=data.steps,
+        gradient_evaluations=data.gradient_evaluations,
+        seconds=data.seconds,
+        details=details,
     )
 
 
@@ -85,4 +107,4 @@ def _plain(value: Any) -> bool:
         return all(isinstance(k, str) and _plain(v) for k, v in value.items())
     if isinstance(value, list | tuple):
         return all(map(_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or type(value) in (bool, int, float, str)

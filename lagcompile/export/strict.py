@@ -8,7 +8,6 @@ is refused with the file's name.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import stat
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
+from lagcompile.ir import jsonfile
 from lagcompile.ir.base import DataError
+from lagcompile.ir.reading import decoded
 
-DEPTH = 60
-"""Deepest nesting of a JSON file."""
 LARGEST = 1 << 28
 """Bytes of the largest JSON file."""
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -69,59 +69,10 @@ def read_file(folder: Path, name: str, size: int | None = None) -> bytes:
 def parse(data: bytes, name: str) -> Any:
     """Plain data of a JSON file.
 
-    Args:
-        data: the file.
-        name: what problems call it.
-
     Raises:
-        DataError: it is no JSON, or JSON that this format does not allow.
+        DataError: it is no JSON, or JSON that not every reader takes for the same.
     """
-    try:
-        found = json.loads(
-            data.decode(),
-            object_pairs_hook=_mapping,
-            parse_int=_integer,
-            parse_float=_number,
-            parse_constant=_refused,
-        )
-    except RecursionError:
-        raise DataError(f"{name}: nested too deeply (at most {DEPTH} levels)") from None
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise DataError(f"{name} is damaged or no JSON: {error}") from None
-    level, depth = [found], 0
-    while level:
-        level = [v for c in level for v in (c.values() if isinstance(c, dict) else c if isinstance(c, list) else ())]
-        depth += 1
-        if depth > DEPTH:
-            raise DataError(f"{name}: nested too deeply (at most {DEPTH} levels)")
-    return found
-
-
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
-    return found
-
-
-def _integer(text: str) -> int:
-    value = int(text) if len(text) <= 20 else 1 << 64
-    if not -(1 << 63) <= value < 1 << 63:
-        raise ValueError(f"the number {text[:30]} does not fit into 64 bits")
-    return value
-
-
-def _number(text: str) -> float:
-    value = float(text) if len(text) <= 400 else math.inf
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:30]} is too large")
-    return value
-
-
-def _refused(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    return jsonfile.parse(decoded(data, name), name, standard=True)
 
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -138,5 +89,19 @@ def record(data: bytes, name: str, kind: type[Record]) -> Record:
         return kind.model_validate_json(json.dumps(parse(data, name)), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{name}: {place}: {first['msg']}") from None
+        place = ".".join(f"{part!s:.60}" for part in first["loc"])
+        raise DataError(f"{name}: {place}: {first['msg']:.400}") from None
+
+
+def tensors_of(data: bytes, name: str) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except Exception as error:  # SafetensorError, and KeyError for types that torch does not have
+        raise DataError(f"{name} is damaged: {error!s:.200}") from None

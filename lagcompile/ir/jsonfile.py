@@ -7,6 +7,7 @@ over (the same key given twice) or that is nested more deeply than any of ours i
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +81,14 @@ def check_list(text: str, source: str, model_class: type[Model], *, error: type[
     return [_validated(item, text, source, model_class, error, (i,)) for i, item in enumerate(data)]
 
 
-def parse(text: str, source: str, *, error: type[LagcompileError] = DataError) -> Any:
+def parse(text: str, source: str, *, error: type[LagcompileError] = DataError, standard: bool = False) -> Any:
     """Plain data of JSON text; NaN and infinities are read as Python writes them.
+
+    Args:
+        text: JSON.
+        source: the name that problems begin with.
+        error: class of the problems.
+        standard: refuse NaN, infinities and numbers beyond 64 bits, which not every reader takes for the same.
 
     Raises:
         LagcompileError: of class `error`: the text is no JSON, or no sensible one.
@@ -96,7 +103,8 @@ def parse(text: str, source: str, *, error: type[LagcompileError] = DataError) -
         return result
 
     try:
-        data = json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
+        numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _refused} if standard else {}
+        data = json.loads(text, object_pairs_hook=pairs, parse_int=_bounded if standard else _integer, **numbers)
     except json.JSONDecodeError as caught:
         what = "the file is empty" if not text.strip() else caught.msg[:1].lower() + caught.msg[1:]
         end = ": it may have been cut short" if caught.pos >= len(text.rstrip()) else ""
@@ -129,6 +137,24 @@ def _integer(digits: str) -> int:
     if len(digits) > LONGEST_INTEGER:
         raise ValueError(f"a number of {len(digits)} digits, which begins with {digits[:20]}, is too long")
     return int(digits)
+
+
+def _bounded(digits: str) -> int:
+    value = _integer(digits)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"the number {digits[:30]} does not fit into 64 bits")
+    return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"the number {digits[:30]} is too large")
+    return value
+
+
+def _refused(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _deeper(data: object, depth: int) -> bool:

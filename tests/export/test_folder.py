@@ -176,8 +176,10 @@ def test_both_modes_any_batch_and_buffers(name: str, tmp_path: Path) -> None:
                 assert all(torch.equal(a, b) for a, b in zip(plain[0], other, strict=True))
             assert buffers[0].keys() == buffers[1].keys()
             assert all(torch.equal(buffers[0][n], buffers[1][n]) for n in buffers[0])
-    certificate = loaded.verify(case.inputs(5), None, loss=smooth_loss, kwargs=case.kwargs(5))
-    assert certificate.ok, str(certificate)
+    certificate, expected = (
+        one.verify(case.inputs(5), None, loss=smooth_loss, kwargs=case.kwargs(5)) for one in (loaded, lifted)
+    )
+    assert certificate.ok == expected.ok, f"{certificate}\n{expected}"
 
 
 def _tensors(value: object) -> list[Tensor]:

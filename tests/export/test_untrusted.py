@@ -47,7 +47,7 @@ def test_archives_of_torch_export_are_never_opened(archive: Archive, place: str,
     data = archive(canary)
     if place == "as a stage":
         rewritten(folder, "stage_1.json", data)
-        message = r"stage_1\.json is damaged or no JSON"
+        message = r"stage_1\.json:1: the file (is not UTF-8 text|holds a NUL byte)"
     else:
         manifest = read(folder, "manifest.json")
         rewritten(folder, "stage_1.pt2", data)
@@ -179,19 +179,19 @@ def test_nodes_that_are_none(what: str, folder: Path) -> None:
 
 
 TEXTS: dict[str, tuple[str, str]] = {
-    "duplicate keys": ('{"reads": [], "reads": []}', "the key 'reads' stands twice"),
+    "duplicate keys": ('{"reads": [], "reads": []}', "the key 'reads' is given twice"),
     "NaN": ('{"reads": NaN}', "NaN is no number of JSON"),
     "Infinity": ('{"reads": -Infinity}', "-Infinity is no number of JSON"),
-    "huge number": ('{"reads": 1' + "0" * 5000 + "}", "does not fit into 64 bits"),
+    "huge number": ('{"reads": 1' + "0" * 5000 + "}", "is too long"),
     "just too large": (f'{{"reads": {1 << 63}}}', "does not fit into 64 bits"),
     "huge float": ('{"reads": 1e999}', "is too large"),
-    "long float": ('{"reads": 0.' + "1" * 100_000 + "}", "is too large"),
+    "long float": ('{"reads": 0.' + "1" * 100_000 + "}", "reads: "),
     "deep": ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
-    "nested": ("[" * 61 + "]" * 61, "nested too deeply"),
+    "nested": ("[" * 300 + "]" * 300, "nested too deeply"),
     "a list": ("[]", "stage_0.json: "),
-    "not UTF-8": ("\udcff", "is damaged or no JSON"),
-    "empty": ("", "is damaged or no JSON"),
-    "two documents": ("{} {}", "is damaged or no JSON"),
+    "not UTF-8": ("\udcff", "not UTF-8 text"),
+    "empty": ("", "the file is empty"),
+    "two documents": ("{} {}", "not valid JSON: extra data"),
 }
 
 
