@@ -24,6 +24,8 @@ def rewritten(folder: Path, name: str, data: bytes) -> None:
     """Change a file and its hash, as somebody would who knows the format."""
     (folder / name).write_bytes(data)
     manifest = json.loads((folder / "manifest.json").read_text())
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return  # the manifest is damaged already
     manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     sealed(folder, manifest)
 
@@ -36,12 +38,15 @@ def edited(folder: Path, name: str, data: Any) -> None:
         rewritten(folder, name, json.dumps(data).encode())
 
 
-def sealed(folder: Path, manifest: dict[str, Any]) -> None:
+def sealed(folder: Path, manifest: Any) -> None:
     """Write a manifest with the digest that its content asks for, where it has the form of one."""
     from pydantic import ValidationError
 
     from lagcompile.export.record import Manifest, digest_of
 
+    if not isinstance(manifest, dict):
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return
     try:
         digest = digest_of(Manifest.model_validate({**manifest, "digest": ""}))
     except (ValidationError, TypeError):

@@ -71,6 +71,9 @@ def exported() -> tuple[dict[str, bytes], ...]:
             folder = lifted.save(Path(here) / str(i), solution=solution)
             found.append({f.name: f.read_bytes() for f in folder.iterdir()})
             load(folder)  # whatever is imported or compiled once for all is so now
+    with watched() as events:
+        compile("0", "", "eval")
+    assert events  # the watch watches
     return tuple(found)
 
 
