@@ -32,6 +32,7 @@ from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import as_args, signature_of
 from lagcompile.frontend.split import AtSplit, NoSplit, Split, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
+from lagcompile.ir.alone import alone
 from lagcompile.ir.base import Frozen, LiftError, SpecError
 from lagcompile.ir.program import Program
 from lagcompile.ir.schemaerrors import explain, show_path
@@ -54,6 +55,7 @@ class SplitFile(Frozen):
     """Where to cut."""
 
 
+@alone
 def lift(
     model: nn.Module,
     example_inputs: Any = None,
@@ -184,6 +186,7 @@ class Lifted:
         return f"Lifted({self.name}: {len(self.stages)} stages, {len(self.partition.states)} states)"
 
     # ---------------------------------------------------------------- out of this process
+    @alone
     def save(
         self,
         folder: str | Path,
@@ -224,6 +227,7 @@ class Lifted:
         return draw(self.program, path)
 
     # ---------------------------------------------------------------- what to do with it
+    @alone
     def resolve(self, *args: Any, **kwargs: Any) -> Lifted:
         """The same lifting with shapes known from inputs; itself where they are known.
 
@@ -248,6 +252,7 @@ class Lifted:
             batch_size=batch_size,
         )
 
+    @alone
     def bind(self, dataset: Any, *, loss: Loss, device: torch.device | str = "cpu", stack: bool = True) -> Instance:
         """Bind data, a loss and a device.
 
@@ -273,6 +278,7 @@ class Lifted:
         try_out(instance)
         return instance
 
+    @alone
     def verify(
         self,
         inputs: Any,

@@ -17,11 +17,13 @@ from lagcompile.export.load import load_folder, read_files
 from lagcompile.export.record import SPLIT
 from lagcompile.export.solutions import solution_from
 from lagcompile.export.strict import record
+from lagcompile.ir.alone import alone
 from lagcompile.ir.base import DataError, LagcompileError, LiftError
 from lagcompile.ir.solution import Solution
 from lagcompile.lift import Lifted, SplitFile
 
 
+@alone
 def save(
     lifted: Lifted,
     folder: str | Path,
@@ -59,6 +61,7 @@ def save(
     return write_folder(contents, folder, tensors=tensors, solution=solution, replace=replace)
 
 
+@alone
 def load(folder: str | Path) -> Lifted:
     """The lifted model of a folder that `Lifted.save` wrote; the model's source is not needed.
 
@@ -73,6 +76,7 @@ def load(folder: str | Path) -> Lifted:
     return Lifted(parts.network, parts.receipt, policy, parts.formulation, parts.manifest.name)
 
 
+@alone
 def load_model(folder: str | Path) -> nn.Module:
     """The model of an exported folder, to be lifted anew: with another split, or from a spec.
 
@@ -85,6 +89,7 @@ def load_model(folder: str | Path) -> nn.Module:
     return load_folder(folder).network.capture.original
 
 
+@alone
 def load_solution(folder: str | Path) -> Solution:
     """The solution that a folder was exported with (`Lifted.save(folder, solution=...)`).
 

@@ -33,7 +33,7 @@ from lagcompile.backends.local import (
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime import kkt
-from lagcompile.runtime.instance import Batch, Instance, quiet
+from lagcompile.runtime.instance import Batch, Instance
 from lagcompile.runtime.rules import SGD, Adam, RuleSpec
 from lagcompile.runtime.steps import Extra
 
@@ -105,7 +105,7 @@ class AltMinExecutor(StageExecutor):
     def step(self, rows: Tensor) -> None:
         """Forward pass, backward sweep over codes, then weights."""
         batch = self.instance.batch(rows)
-        with quiet(self.instance.module):
+        with self.instance.quiet():
             with torch.no_grad():
                 values = self.network.forward(batch)
             codes = self.sweep(batch, values)
@@ -177,7 +177,7 @@ class AltMinExecutor(StageExecutor):
         for i in range(self.method.weight_steps):
             last = i + 1 == self.method.weight_steps
             with (
-                nullcontext() if last else quiet(self.instance.module),
+                nullcontext() if last else self.instance.quiet(),
                 torch.enable_grad(),
             ):  # buffers move once a step
                 loss, coupling, defect = self.energies(batch, values)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lagcompile.backends.local import StageNetwork, Values, bare_weights, calls, weighted_layers
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import ProgramError
-from lagcompile.runtime.instance import Instance, quiet
+from lagcompile.runtime.instance import Instance
 
 if TYPE_CHECKING:
     from lagcompile.backends.alternating import AltMin
@@ -113,7 +113,7 @@ class Memory:
             caught.append(inputs[0])
 
         handle = self.layer.register_forward_pre_hook(keep)
-        with quiet(instance.module):
+        with instance.quiet():
             self.stage.module(*(values[n] for n in self.stage.reads))
         handle.remove()
         s, h = caught[0].reshape(-1, self.layer.in_features), codes.reshape(-1, self.layer.out_features)

@@ -19,7 +19,7 @@ from torch import Tensor
 from lagcompile.backends.base import Method
 from lagcompile.backends.first_order import DescentAscent, FirstOrderExecutor
 from lagcompile.ir.base import ProgramError
-from lagcompile.runtime.instance import Batch, Instance, quiet
+from lagcompile.runtime.instance import Batch, Instance
 from lagcompile.runtime.lagrangian import Gradients
 from lagcompile.runtime.rules import SGD, Adagrad, Adam, RuleSpec
 
@@ -90,7 +90,7 @@ class AugmentedExecutor(FirstOrderExecutor):
 
     def _inner(self, batch: Batch) -> Gradients:
         """Gradients in states and multipliers; buffers and random numbers stay as they were."""
-        with quiet(self.instance.module):
+        with self.instance.quiet():
             return self._gradients(batch, weights=False)
 
     def _scaled(self, gradients: Gradients) -> Gradients:

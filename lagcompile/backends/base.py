@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lagcompile.backends.best import Best, Probe, finite, judged
+from lagcompile.ir.alone import ALONE
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
@@ -140,11 +141,14 @@ class Method(Solver):
             instance.module.load_state_dict(start.model.state_dict())
             instance.weights.adopt()
         # Dropout and noise depend on the run's seed alone, and the caller's own random numbers are left as they were.
-        with torch.random.fork_rng(devices=[instance.device] if instance.device.type == "cuda" else []):
+        # They belong to the process: a network that draws any has them to itself until the end of the run.
+        with ALONE, torch.random.fork_rng(devices=[instance.device] if instance.device.type == "cuda" else []):
             torch.manual_seed(options.seed)
             try_batches(instance, Rows(instance.examples, options.batch_size, options.seed).sizes(options.steps))
             executor = self.executor(instance, seed=options.seed)
-            return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
+            if instance.draws:
+                return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
+        return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
 
     @abstractmethod
     def executor(self, instance: Instance, *, seed: int = 0) -> Executor:

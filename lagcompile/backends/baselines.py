@@ -28,7 +28,7 @@ from lagcompile.frontend.graph import dtype_of
 from lagcompile.ir.axes import NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import StateVariable
-from lagcompile.runtime.instance import Batch, Instance, quiet, to_rows, to_value
+from lagcompile.runtime.instance import Batch, Instance, to_rows, to_value
 from lagcompile.runtime.rules import Adam, RuleSpec
 from lagcompile.runtime.steps import Extra
 
@@ -194,7 +194,7 @@ class TargetPropagationExecutor(StageExecutor):
     def step(self, rows: Tensor) -> None:
         """Inverses learn, targets go down, every stage steps towards its target."""
         batch = self.instance.batch(rows)
-        with quiet(self.instance.module), torch.no_grad():
+        with self.instance.quiet(), torch.no_grad():
             states = self._flat(self.network.forward(batch))
         for _ in range(self.method.inverse_steps if self.inverses else 0):
             self._learn_inverses(batch, states)
@@ -244,7 +244,7 @@ class TargetPropagationExecutor(StageExecutor):
             )
             h = states[k] + self.method.noise * noise
             value = to_value(h.reshape(1, -1, *_features(below.state)), below.state.type)[0]
-            with quiet(self.instance.module), torch.no_grad():
+            with self.instance.quiet(), torch.no_grad():
                 written = self.network.run(above.writer, {**batch.values, below.state.node: value})
                 lifted = _flat_rows(to_rows(written[above.state.node].unsqueeze(0), above.state.type)[0])
             with torch.enable_grad():
@@ -309,7 +309,7 @@ def _width(state: StateVariable, method: str) -> int:
 
 def _output_features(instance: Instance) -> int:
     """Numbers in one example's output, from a forward pass of two (normalisation may need more than one)."""
-    with quiet(instance.module), torch.no_grad():
+    with instance.quiet(), torch.no_grad():
         batch = instance.batch(torch.arange(min(2, instance.examples)))
         _, values = instance.forward(batch)
         output = instance.output(values)

@@ -10,7 +10,6 @@ global optimum must not get a local one.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, 
 from lagcompile.backends.sqp_values import Custom
 from lagcompile.backends.sqp_variables import Values
 from lagcompile.exact import KKT, Facts, IterationTable, Multipliers, Result, Status, Timings, minimize
+from lagcompile.ir.alone import without_warnings
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution
 
@@ -301,8 +301,7 @@ def _dual(constraints: list[Any], count: int) -> Tensor:
 def _run(cp: Any, problem: Any, seconds: float) -> tuple[Status, str]:
     settings = {"tol_gap_abs": GAP, "tol_gap_rel": GAP, "tol_feas": GAP, "time_limit": seconds}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an inaccurate solution is polished, and its status says so
+        with without_warnings():  # an inaccurate solution is polished, and its status says so
             problem.solve(solver=cp.CLARABEL, **settings)
     except cp.SolverError as error:
         return Status.STALLED, f"Clarabel: {error}"

@@ -23,7 +23,7 @@ from lagcompile.backends.store import Store
 from lagcompile.ir.axes import Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime.adjoint import dual_sweep
-from lagcompile.runtime.instance import Batch, Instance, Known, quiet
+from lagcompile.runtime.instance import Batch, Instance, Known
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
 from lagcompile.runtime.rules import SGD, Adagrad, RuleSpec, Scheme
 from lagcompile.runtime.steps import Extra
@@ -176,7 +176,7 @@ class FirstOrderExecutor(Executor):
         store = self.store
         if self.method.dual_sweep:
             self.instance.weights.publish()
-            with quiet(self.instance.module):
+            with self.instance.quiet():
                 reading = self.lagrangian.reading(batch, self.inputs.rows)
                 store.set_multipliers(dual_sweep(self.instance, reading, store.values()))
         self._duals = store.multipliers
@@ -197,11 +197,15 @@ class FirstOrderExecutor(Executor):
             for leaf, gradient in zip(self.instance.weights.trainable, gradients.weights, strict=True):
                 leaf.grad = gradient
 
-    def _random_state(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _random_state(self, batch: Batch) -> tuple[Tensor, Tensor | None] | None:
+        if not self.instance.draws:
+            return None
         cuda = torch.cuda.get_rng_state(batch.rows.device) if batch.rows.is_cuda else None
         return torch.get_rng_state(), cuda
 
-    def _restore_random(self, batch: Batch, state: tuple[Tensor, Tensor | None]) -> None:
+    def _restore_random(self, batch: Batch, state: tuple[Tensor, Tensor | None] | None) -> None:
+        if state is None:
+            return
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1], batch.rows.device)

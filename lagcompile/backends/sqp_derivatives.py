@@ -9,7 +9,6 @@ cannot be traced).
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.func import grad, vjp, vmap
 
 from lagcompile.exact import Derivatives, FirstOrder
 from lagcompile.exact.derivatives import TorchDerivatives
+from lagcompile.ir.alone import ALONE, without_warnings
 
 DENSE_LIMIT = 20_000
 Traced = Callable[..., Tensor]
@@ -124,8 +124,7 @@ def _traced(function: Callable[..., Tensor], example: tuple[Tensor, ...]) -> Tra
 
     generator = torch.Generator().manual_seed(0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with ALONE, without_warnings():
             graph = make_fx(function)(*example)
             graph.graph.eliminate_dead_code()
             graph.recompile()

@@ -8,7 +8,7 @@ tubes (where r = 0 holds they vanish); everything else is a constraint.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -167,17 +167,9 @@ class ExactProgram:
 
     @contextmanager
     def default_double(self) -> Iterator[None]:
-        """Float64 as torch's default type, for constants that modules and losses make, and in place of their casts."""
-        if self._widen:
-            with in_float64():
-                yield
-            return
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
+        """Float64 as torch's default type, and in place of casts, where modules or the loss make lower precisions."""
+        with in_float64() if self._widen else nullcontext():
             yield
-        finally:
-            torch.set_default_dtype(before)
 
     def observe(self, z: Tensor, constant: frozenset[str] = frozenset()) -> Observer:
         """The operations of stages and loss at a point.

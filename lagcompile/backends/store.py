@@ -19,7 +19,7 @@ from lagcompile.ir.base import ProgramError
 from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.allocation import WithinMemory
-from lagcompile.runtime.instance import Batch, quiet
+from lagcompile.runtime.instance import Batch
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
 from lagcompile.runtime.rules import SGD, Rule, Scheme
 from lagcompile.runtime.steps import ExtraRows
@@ -106,7 +106,7 @@ class Store:
         """Fresh states (and multipliers) of a batch, with fresh optimisers at the learning rates of the kept ones."""
         instance = self.instance
         instance.weights.publish()
-        with quiet(instance.module):
+        with instance.quiet():
             with torch.no_grad():
                 values, _ = instance.forward(batch)
             adjoint = any(starts_at_adjoint(self.banks[i]) for i in self.tables.passing)

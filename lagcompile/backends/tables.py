@@ -17,7 +17,7 @@ from lagcompile.ir.axes import ClassGaussian, NonNegative, Shared, Table, Transi
 from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
-from lagcompile.runtime.instance import Instance, batch_axis, quiet
+from lagcompile.runtime.instance import Instance, batch_axis
 from lagcompile.runtime.lagrangian import Lagrangian, gaussian
 from lagcompile.runtime.layout import Bank
 
@@ -124,7 +124,7 @@ class Tables:
         adjoint = [i for i in self.dual if starts_at_adjoint(self.banks[i])]
         if forward or adjoint:
             self.instance.weights.publish()
-            with quiet(self.instance.module):
+            with self.instance.quiet():
                 self._fill_forward(set(forward), set(adjoint))
 
     def _fill_forward(self, forward: set[int], adjoint: set[int]) -> None:

@@ -28,6 +28,7 @@ from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.check.kinks import sentence
 from lagcompile.check.point import CheckPoint, Leaf, check_point
 from lagcompile.check.secondorder import LARGEST, second_order
+from lagcompile.ir.alone import alone
 from lagcompile.ir.program import DefectConstraint
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime.instance import Instance
@@ -42,6 +43,7 @@ NONE_FOUND = "and no others were found with which it vanishes"
 NOT_TRIED = "and others were not tried, since other conditions fail"
 
 
+@alone
 def certify_kkt(
     instance: Instance,
     solution: Solution,

@@ -25,10 +25,11 @@ from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
+from lagcompile.ir.alone import alone
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program
 from lagcompile.runtime.adjoint import Sweep, sweep
-from lagcompile.runtime.float64 import in_float64, widened
+from lagcompile.runtime.float64 import float64_for, widened
 from lagcompile.runtime.instance import convert, quiet
 from lagcompile.runtime.trial import one_number
 
@@ -43,6 +44,7 @@ Measured = tuple[Kind, str, float, float]
 """Kind, name, value, scale."""
 
 
+@alone
 def verify_network(
     network: Network,
     program: Program,
@@ -75,7 +77,7 @@ def verify_network(
         copied = convert(copied, torch.device("cpu"), wide=True)
         inputs = [widened(t.detach().cpu()) for t in tensors]
         goal = pytree.tree_map(lambda v: widened(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
-        with in_float64():
+        with float64_for(lambda: _whole(copied, inputs, lambda out: loss(out, goal))):
             for mode in MODES["network"]:
                 run = _Mode(copied, program, inputs, lambda out: loss(out, goal), training=mode == "train")
                 residuals += [
@@ -142,6 +144,14 @@ def _described(
         "inputs": digest([*tensors, *pytree.tree_leaves(target)]),
         "modes": MODES["network"],
     }
+
+
+def _whole(network: Network, inputs: Sequence[Tensor], loss: Callable[[Any], Tensor]) -> None:
+    """The user's own module and the loss, in both modes."""
+    for training in (False, True):
+        network.capture.original.train(training)
+        with torch.no_grad(), quiet(network.capture.original):
+            loss(network.capture.signature.call(network.capture.original, [t.clone() for t in inputs]))
 
 
 class _Mode:

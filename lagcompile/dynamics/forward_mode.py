@@ -8,18 +8,18 @@ deprecated.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lagcompile.ir.alone import without_warnings
+
 
 @functools.cache
 def _load() -> None:
     one = torch.ones(())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with without_warnings(DeprecationWarning):
         torch.func.jvp(torch.sin, (one,), (one,))
 
 

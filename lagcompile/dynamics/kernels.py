@@ -8,11 +8,12 @@ compilation.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
+
+from lagcompile.ir.alone import ALONE, without_warnings
 
 SMALL, LARGE = 16, 56
 """Starts of one call: few sizes, so that starts that drop out of a run never cause another compilation."""
@@ -65,8 +66,7 @@ class Kernel:
     def _compile(self, theta: Tensor, x: Tensor, data: tuple[Tensor, ...]) -> Function:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with ALONE, without_warnings():
             # Tracing removes the layers of forward mode and vmap, which torch.compile would otherwise meet one by one.
             graph = make_fx(self._function)(theta, x, *data)
             graph.graph.eliminate_dead_code()

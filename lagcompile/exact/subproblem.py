@@ -10,7 +10,6 @@ verified against cvxpy on random parameter values, or is not used.
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from lagcompile.exact.linear import Indices, Vector, largest
 from lagcompile.exact.model import Kinds, QuadraticModel
 from lagcompile.exact.quadratic import Outcome, QuadraticData, QuadraticSolution
 from lagcompile.exact.sparsity import Pattern
+from lagcompile.ir.alone import without_warnings
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ class Subproblem:
 
         name = {"clarabel": cp.CLARABEL, "osqp": cp.OSQP}[self.solver]
         self.problem = self._model.write(source).problem
-        with warnings.catch_warnings():  # cvxpy warns about reading its own sparse parameters
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with without_warnings(RuntimeWarning):  # cvxpy warns about reading its own sparse parameters
             data, chain, _ = self.problem.get_problem_data(solver=name)
         return data, chain
 
@@ -182,8 +181,7 @@ class Subproblem:
 
         written = self._model.write(source)
         name = {"clarabel": cp.CLARABEL, "osqp": cp.OSQP}[self.solver]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             try:
                 written.problem.solve(solver=name, warm_start=False, **options)
             except cp.SolverError:

@@ -7,13 +7,11 @@ changes of buffers are operations of the graph, and the batch size is free where
 
 from __future__ import annotations
 
-import io
-import logging
+import importlib
 import operator as operators
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +26,7 @@ from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, leaves, transform
 from lagcompile.frontend.symbolic import Traced, restore_buffers
+from lagcompile.ir.alone import ALONE, without_logs, without_prints, without_warnings
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_check")
 
@@ -92,14 +91,13 @@ def export(
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep torch.export's own log and warnings to itself: what went wrong is in its exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with (
+        ALONE,
+        without_warnings(),
+        without_logs("torch"),
+        without_prints(importlib.import_module("torch.export._trace")),
+    ):
+        yield
 
 
 def _shapes(tensors: Sequence[Tensor], dynamic: bool) -> Any:
@@ -156,8 +154,7 @@ class _Converter:
                 self.env[node] = self._read(name)
 
     def _read(self, name: str) -> fx.Node:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the attribute is added when the graph module is built
+        with without_warnings():  # the attribute is added when the graph module is built
             return self.graph.get_attr(name)
 
     def _outputs(self, source: fx.GraphModule) -> list[fx.Node]:

@@ -6,6 +6,7 @@ the copy's buffers are as they were; a sub-module that cannot be traced is kept 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,6 +131,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, signature: Signature, whole: Mapping[str, str]) -> None:
         super().__init__()
+        self.thread = threading.get_ident()
         self.signature = signature
         self.keep = whole
         self.opaque: dict[str, str] = {}
@@ -159,9 +161,16 @@ class _Tracer(fx.Tracer):
         node.meta["source"] = user_line()
         return node
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         last = next(iter(reversed(self.graph.nodes)))
         stack = dict(self.module_stack)
         state, faults = torch.get_rng_state(), len(self.faults)

@@ -15,7 +15,6 @@ import pkgutil
 import re
 import shlex
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, final
 
+from lagcompile.ir.alone import ALONE
 from lagcompile.ir.schemaerrors import listed, suggestion
 
 # Letters that look alike must not pass for a module that a person knows.
@@ -104,7 +104,6 @@ def trusting(scope: Scope) -> Iterator[None]:
         _SCOPE.reset(token)
 
 
-_PATH = threading.RLock()
 _ASIDE: dict[tuple[str, ...], dict[str, ModuleType]] = {}
 
 
@@ -118,7 +117,7 @@ def _importable(roots: tuple[str, ...]) -> Iterator[None]:
     if not roots:
         yield
         return
-    with _PATH:
+    with ALONE:
         added = [root for root in roots if root not in sys.path]
         for key, modules in _ASIDE.items():
             if key != roots:

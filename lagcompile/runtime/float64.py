@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lagcompile.ir.alone import ALONE
+
 _WIDER = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
     **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
@@ -90,13 +92,30 @@ def widened(value: Any) -> Any:
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Run with float64 as default dtype, and with hard-coded lower precisions widened to it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    with ALONE:  # the default dtype belongs to the process
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with _Widen():
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+@contextmanager
+def float64_for(*runs: Callable[[], Any]) -> Iterator[None]:
+    """Run in float64, without a change of the default dtype where code on float64 tensors stays in float64 by itself.
+
+    Args:
+        runs: what is about to be run, once.
+    """
     try:
         with _Widen():
-            yield
-    finally:
-        torch.set_default_dtype(before)
+            needed = any(leaves_float64(run) for run in runs)
+    except Exception:  # what fails is told where it is run
+        needed = True
+    with in_float64() if needed else _Widen():
+        yield
 
 
 class _Watching(TorchDispatchMode):

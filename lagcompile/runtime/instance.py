@@ -8,8 +8,9 @@ lifted model nor the user's is touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +19,7 @@ from torch.func import functional_call, vmap
 
 from lagcompile.frontend.copies import copied, renew, unregistered
 from lagcompile.frontend.stages import Network
+from lagcompile.ir.alone import ALONE
 from lagcompile.ir.axes import ClassGaussian
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program, TensorType
@@ -158,6 +160,29 @@ class Instance:
         return self._sizes[key]
 
     # ---------------------------------------------------------------- evaluation
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the network in train mode, or the loss, draws random numbers."""
+        rows = torch.arange(min(2, self.examples))
+        modes = [(m, m.training) for m in self.module.modules()]
+        try:
+            with torch.no_grad(), quiet(self.module):
+                self.module.train()
+                before = _random_state(self.device)
+                batch = self.batch(rows)
+                _, values = self.forward(batch)
+                self.loss(self.output(values), batch.target)
+                return not torch.equal(before, _random_state(self.device))
+        except Exception:  # two rows may be too few: then it may
+            return True
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Leave buffers and the random generators as they were."""
+        return quiet(self.module, draws=self.draws)
+
     def _call_of(self, unit: Unit, number: int) -> Callable[..., tuple[Any, ...]]:
         template = unit.stages[0]
         if not unit.stacked:
@@ -320,13 +345,25 @@ def convert(network: Network, device: torch.device, *, wide: bool = False) -> Ne
     return network
 
 
+def _random_state(device: torch.device) -> Tensor:
+    """State of the default generators that a network on a device may draw from."""
+    host = torch.get_rng_state()
+    return torch.cat([host, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else host
+
+
 @contextmanager
-def quiet(module: nn.Module) -> Iterator[None]:
-    """Leave buffers and the random generators as they were."""
+def quiet(module: nn.Module, *, draws: bool = True) -> Iterator[None]:
+    """Leave buffers and the random generators as they were.
+
+    Args:
+        module: whose buffers.
+        draws: whether random numbers may be drawn; torch's generators belong to the process, so that one thread at a
+            time may put them back.
+    """
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     held = [(m, name, b) for m in module.modules() for name, b in m._buffers.items()]
     cuda = [b.device for b in module.parameters() if b.is_cuda][:1]
-    with torch.random.fork_rng(devices=cuda):
+    with ALONE if draws else nullcontext(), torch.random.fork_rng(devices=cuda, enabled=draws):
         try:
             yield
         finally:

@@ -11,7 +11,6 @@ import gc
 import json
 import signal
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir import sums
+from lagcompile.ir.alone import without_warnings
 from lagcompile.ir.base import DataError, Frozen
 from lagcompile.ir.disk import held
 from lagcompile.ir.jsonfile import check_list
@@ -126,8 +126,7 @@ def measure(family: str, name: str, subject: Subject, *, seconds: int = 600) -> 
     """Row of one model; whatever goes wrong becomes the row's error."""
     row: dict[str, Any] = {"family": family, "name": name}
     try:
-        with _at_most(seconds), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _at_most(seconds), without_warnings():
             for key, value in _measured(subject):  # one by one: what was measured ahead of a failure stays
                 row |= {key: value}
     except Exception as error:
