@@ -163,21 +163,9 @@ class Instance:
     @cached_property
     def draws(self) -> bool:
         """Whether the network in train mode, or the loss, draws random numbers."""
-        rows = torch.arange(min(2, self.examples))
-        modes = [(m, m.training) for m in self.module.modules()]
-        try:
-            with torch.no_grad(), quiet(self.module):
-                self.module.train()
-                before = _random_state(self.device)
-                batch = self.batch(rows)
-                _, values = self.forward(batch)
-                self.loss(self.output(values), batch.target)
-                return not torch.equal(before, _random_state(self.device))
-        except Exception:  # two rows may be too few: then it may
-            return True
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        from lagcompile.runtime.trial import draws
+
+        return draws(self)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Leave buffers and the random generators as they were."""
@@ -343,12 +331,6 @@ def convert(network: Network, device: torch.device, *, wide: bool = False) -> Ne
     for _, tensor in unregistered(network.capture.original):
         tensor.data = to(tensor.data)
     return network
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """State of the default generators that a network on a device may draw from."""
-    host = torch.get_rng_state()
-    return torch.cat([host, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else host
 
 
 @contextmanager

@@ -140,6 +140,31 @@ def _extremes(instance: Instance) -> Iterator[tuple[str, int, int]]:
 
 def _loss(instance: Instance, rows: Tensor) -> Tensor:
     with torch.no_grad(), quiet(instance.module):
-        batch = instance.batch(rows)
-        _, values = instance.forward(batch)
-        return instance.loss(instance.output(values), batch.target)
+        return _run(instance, rows)
+
+
+def _run(instance: Instance, rows: Tensor) -> Tensor:
+    batch = instance.batch(rows)
+    _, values = instance.forward(batch)
+    return instance.loss(instance.output(values), batch.target)
+
+
+def draws(instance: Instance) -> bool:
+    """Whether a forward pass in train mode, or the loss, draws from the default generators."""
+    modes = [(m, m.training) for m in instance.module.modules()]
+    try:
+        with torch.no_grad(), quiet(instance.module):
+            instance.module.train()
+            before = _random_state(instance.device)
+            _run(instance, torch.arange(min(ROWS, instance.examples)))
+            return not torch.equal(before, _random_state(instance.device))
+    except Exception:  # so few rows may be too few: then it may
+        return True
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _random_state(device: torch.device) -> Tensor:
+    host = torch.get_rng_state()
+    return torch.cat([host, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else host
