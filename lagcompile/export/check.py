@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from lagcompile.export.examples import BATCH, rows_of
+from lagcompile.export.examples import batch_sizes, rows_of
 from lagcompile.export.load import load_folder
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves
@@ -26,8 +26,6 @@ from lagcompile.runtime.instance import quiet
 
 TOLERANCE = 1e-6
 SEED = 20211006
-LARGE = 17
-"""A batch size far from those that were exported."""
 
 
 def check(network: Network, folder: Path, tensors: Sequence[Tensor], *, weights: nn.Module | None, free: bool) -> None:
@@ -52,7 +50,8 @@ def check(network: Network, folder: Path, tensors: Sequence[Tensor], *, weights:
     if weights is not None:
         original.capture.original.load_state_dict(weights.state_dict())
     problems: list[str] = []
-    for training, size in ((False, BATCH - 1), (True, BATCH + 1), (False, LARGE)) if free else ((False, 0), (True, 0)):
+    own, *others = batch_sizes(network.capture.sizes)
+    for training, size in zip((False, True, False), others if free else (own, own), strict=False):
         batch = resized(tensors, size) if free else tensors
         mode = f"in {'train' if training else 'eval'} mode with {rows_of(batch)} examples"
         expected = _run(original, batch, training)

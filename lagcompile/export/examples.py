@@ -1,7 +1,8 @@
 """Example inputs from the types of a network's inputs, where the user gives none.
 
 In: a `Network` whose shapes are known. Out: tensors in the order of the call. Invariant: the batch has three examples
-(a size that no other axis is likely to have); values are valid for embeddings, masks and layers alike.
+(a size that no other axis is likely to have), or another size that the capture holds for; values are valid for
+embeddings, masks and layers alike.
 """
 
 from __future__ import annotations
@@ -11,23 +12,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lagcompile.frontend.capture import Sizes
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.stages import Network
 from lagcompile.ir.base import LiftError
 
-BATCH = 3
+SIZES = (3, 2, 4, 17)
 
 
-def examples_of(network: Network, batch: int = BATCH) -> list[Tensor]:
+def batch_sizes(sizes: Sizes) -> tuple[int, int, int, int]:
+    """The batch size that is exported, two beside it and one far from it, as far as the capture holds for them."""
+    near = range(sizes.least, sizes.least + 9 * sizes.step, sizes.step)
+    found = list(dict.fromkeys(n for n in (*SIZES, *near) if sizes.allow(n)))
+    found += found[:1] * 3
+    return found[0], found[1], found[2], found[3]
+
+
+def examples_of(network: Network, batch: int | None = None) -> list[Tensor]:
     """Random numbers for floating inputs, ones for integers and masks.
 
     Args:
         network: a lifted network.
-        batch: number of examples, where the batch size is free.
+        batch: number of examples, where the batch size is free; None for the one that is exported.
 
     Raises:
         LiftError: the shapes are not known.
     """
+    batch = batch_sizes(network.capture.sizes)[0] if batch is None else batch
     generator = torch.Generator().manual_seed(0)
     found = []
     for name in network.capture.signature.names:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from lagcompile.export.check import check
-from lagcompile.export.examples import BATCH, examples_of, rows_of
+from lagcompile.export.examples import batch_sizes, examples_of, rows_of
 from lagcompile.export.graphs import ProgramFile
 from lagcompile.export.plain import is_path
 from lagcompile.export.programs import Source, export_program, known_tensors
@@ -214,7 +214,8 @@ def _inputs(contents: Contents, tensors: Sequence[Tensor] | None) -> list[Tensor
         LiftError: they must be given.
     """
     if tensors is not None:
-        return resized(tensors, BATCH) if contents.dynamic else list(tensors)
+        size = batch_sizes(contents.network.capture.sizes)[0]
+        return resized(tensors, size) if contents.dynamic else list(tensors)
     if not contents.dynamic:
         raise LiftError(
             f"give example_inputs: the model was captured for one batch size only ({contents.receipt.batch})"

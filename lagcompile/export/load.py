@@ -168,6 +168,8 @@ def _torch() -> str:
 def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
     program = record(files[PROGRAM], PROGRAM, Program)
     receipt = record(files[RECEIPT], RECEIPT, Receipt)
+    if receipt.sizes.step < 1:
+        raise DataError(f"{RECEIPT}: sizes.step: must be at least 1")
     formulation = record(files[FORMULATION], FORMULATION, Formulation)
     functions = [c.function for c in formulation.constraints if c.function is not None]
     if functions:

@@ -137,8 +137,7 @@ def function_of(name: str) -> Callable[..., Any] | None:
     returned = [str(r.real_type) for r in found._schema.returns]
     plain = all(r in {"Tensor", "List[Tensor]"} for r in returned) and bool(returned)
     known = all(str(a.real_type) in _FITS for a in found._schema.arguments)
-    out = any(a.kwarg_only and a.alias_info is not None for a in found._schema.arguments)
-    return found if known and not out and (plain or base in _NUMBERS | _TRUTHS) else None
+    return found if known and (plain or base in _NUMBERS | _TRUTHS) else None
 
 
 def kind_of(function: Callable[..., Any]) -> Any:

@@ -24,6 +24,7 @@ from lagcompile.export.plain import written
 from lagcompile.export.templates import encode
 from lagcompile.frontend.capture import Capture, reason_of
 from lagcompile.frontend.export import quietly
+from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.regions import Layer, region_of
 from lagcompile.frontend.still import set_mode
 from lagcompile.ir.base import LiftError
@@ -149,7 +150,7 @@ class _Function(nn.Module):
         if not isinstance(self.source.module, fx.GraphModule):
             return self.source.module(*reads)
         with preserve_node_meta():
-            return fx.Interpreter(self.source.module).run(*reads)
+            return Runner(self.source.module).run(*reads)
 
 
 @contextmanager

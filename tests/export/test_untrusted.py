@@ -75,7 +75,7 @@ OPERATORS = [
     "aten.save.default",
     "aten.set_.source_Tensor",
     "aten.resize_.default",
-    "aten.tanh.out",
+    "aten._foreach_add_.Scalar",
     "aten.tanh.names",
     "aten.tanh.__class__",
     "aten.tanh.default.__globals__",
@@ -387,8 +387,7 @@ class Straight(nn.Module):
     """A backward of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = Rounded.apply(x)
-        return found
+        return torch.stack([Rounded.apply(column) for column in x.unbind(1)], 1)
 
 
 @torch.library.custom_op("lagcompile_tests::twice", mutates_args=())
@@ -421,6 +420,15 @@ def test_what_is_no_operator_of_torch_is_refused_where_it_stands(tmp_path: Path)
     with pytest.raises(lc.LiftError, match=r"the module '2' uses the operator lagcompile_tests\.twice\.default"):
         lifted.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_backward_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5)
+    lifted = lc.lift(nn.Sequential(nn.Linear(5, 5), Straight(), nn.Linear(5, 2)), (x,), split=2)
+    with pytest.raises(lc.LiftError, match=r"give another gradient of '0\.bias' \(Rounded: a backward of its own"):
+        lifted.save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("file", ["stage_1.json", "data.json", "network.json"])
