@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import fx, nn
 
 from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
@@ -30,12 +29,11 @@ from lagcompile.frontend.places import names_of
 from lagcompile.frontend.plan import Plan, plan
 from lagcompile.frontend.receipt import Receipt
 from lagcompile.frontend.signature import as_args, signature_of
-from lagcompile.frontend.split import AtSplit, NoSplit, Split, SplitPolicy, split_of
+from lagcompile.frontend.split import AtSplit, NoSplit, SplitFile, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.alone import alone
 from lagcompile.ir.base import Frozen, LiftError, SpecError
 from lagcompile.ir.program import Program
-from lagcompile.ir.schemaerrors import explain, show_path
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
 from lagcompile.runtime.dataset import as_rows
@@ -45,14 +43,6 @@ from lagcompile.runtime.trial import check_inputs, try_out
 CERTIFIED = 8
 """Rows that a solution is certified on in passing."""
 SplitLike = SplitPolicy | Mapping[str, Any] | int | str | Path | None
-
-
-class SplitFile(Frozen):
-    """A split spec in a file of its own: `split:` with one of the policies."""
-
-    FILE = ("split spec", "split")
-    split: Split
-    """Where to cut."""
 
 
 @alone
@@ -96,14 +86,7 @@ def lift(
 def _policy(split: SplitLike) -> SplitPolicy:
     if isinstance(split, str | Path):
         return validate(Path(split), SplitFile).split
-    if not isinstance(split, Mapping):
-        return split_of(split)
-    given = {"split": dict(split)}
-    try:
-        return SplitFile.model_validate(given).split
-    except ValidationError as error:
-        found = explain(error, SplitFile, given)
-        raise SpecError([f"{show_path(path)}: {message}" for path, message in found]) from None
+    return split_of(split)
 
 
 def _cut(

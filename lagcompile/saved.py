@@ -17,10 +17,11 @@ from lagcompile.export.load import load_folder, read_files
 from lagcompile.export.record import SPLIT
 from lagcompile.export.solutions import solution_from
 from lagcompile.export.strict import record
+from lagcompile.frontend.split import SplitFile
 from lagcompile.ir.alone import alone
 from lagcompile.ir.base import DataError, LagcompileError, LiftError
 from lagcompile.ir.solution import Solution
-from lagcompile.lift import Lifted, SplitFile
+from lagcompile.lift import Lifted
 
 
 @alone

@@ -19,7 +19,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from lagcompile.ir.base import DataError, Frozen
+from lagcompile.ir.base import DataError, Measured
 from lagcompile.ir.jsonfile import validate
 
 Kind = Literal[
@@ -62,7 +62,7 @@ BOUND: Mapping[str, str] = {
 """What a certificate is bound to, in words."""
 
 
-class Residual(Frozen):
+class Residual(Measured):
     """One number that should be zero."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -83,7 +83,7 @@ class Residual(Frozen):
         return 0.0 <= self.value <= self.tolerance
 
 
-class Certificate(Frozen):
+class Certificate(Measured):
     """Residuals of a lifted model or of a solution; `Certificate.made` makes one."""
 
     FILE = ("certificate", "residuals")

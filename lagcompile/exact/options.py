@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.base import Frozen, ProgramError, SpecError
 
 
 class Options(Frozen):
@@ -59,12 +59,5 @@ def parse_options(values: dict[str, Any]) -> Options:
     """
     try:
         return Options(**values)
-    except ValidationError as error:
-        known = ", ".join(sorted(Options.model_fields))
-        raise ProgramError(
-            [
-                f"minimize: option '{'.'.join(str(part) for part in item['loc'])}' = {item['input']!r}: {item['msg']}"
-                + (f" (known options: {known})" if item["type"] == "extra_forbidden" else "")
-                for item in error.errors()
-            ]
-        ) from None
+    except SpecError as error:
+        raise ProgramError([p.replace("Options: ", "minimize: option ", 1) for p in error.problems]) from None

@@ -13,12 +13,12 @@ from typing import Literal
 from torch import Tensor
 
 from lagcompile.exact.status import Status
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import Measured
 
 Mode = Literal["start", "step", "corrected", "elastic", "restoration", "escape"]
 
 
-class KKT(Frozen):
+class KKT(Measured):
     """Unscaled first-order residuals, each a maximum over its components."""
 
     stationarity: float
@@ -36,7 +36,7 @@ class KKT(Frozen):
         return max(self.stationarity, self.primal, self.dual, self.complementarity)
 
 
-class IterationRow(Frozen):
+class IterationRow(Measured):
     """One line of the iteration table, written before the step `step` is taken from this point."""
 
     index: int
@@ -84,7 +84,7 @@ class IterationTable:
         return self.rows[index]
 
 
-class Timings(Frozen):
+class Timings(Measured):
     """Where the seconds went."""
 
     model: float
@@ -97,7 +97,7 @@ class Timings(Frozen):
     """Everything, wall clock."""
 
 
-class Facts(Frozen):
+class Facts(Measured):
     """What was found out about the final point beyond the KKT residual; None: not computed (too large or not asked)."""
 
     active: int | None = None
@@ -123,7 +123,7 @@ class Facts(Frozen):
     """The same in sentences."""
 
 
-class Conflict(Frozen):
+class Conflict(Measured):
     """Constraints that could not be satisfied together, by index; found locally, around the final point."""
 
     eq: tuple[int, ...]

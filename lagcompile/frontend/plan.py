@@ -13,11 +13,11 @@ from lagcompile.frontend.explain import Explanation, explain
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.partition import Partition
 from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared, Table, Transient
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import Measured
 from lagcompile.ir.program import Program, StateVariable, TensorType
 
 
-class StagePlan(Frozen):
+class StagePlan(Measured):
     """One stage."""
 
     name: str
@@ -26,7 +26,7 @@ class StagePlan(Frozen):
     flops: int
 
 
-class StatePlan(Frozen):
+class StatePlan(Measured):
     """One state: where it is cut, and how many numbers it adds."""
 
     name: str
@@ -41,7 +41,7 @@ class StatePlan(Frozen):
     """States, multipliers and their optimiser rows."""
 
 
-class Plan(Frozen):
+class Plan(Measured):
     """Counts and bytes of a program for a data set of `examples` rows. `print(plan)` shows the tables."""
 
     program: str

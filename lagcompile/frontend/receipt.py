@@ -33,14 +33,14 @@ from lagcompile.frontend.observe import Recorder, observations
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, identical, negated, resized, run, with_values
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import Measured
 
 WORK = 4_000_000_000
 Cut = Callable[[Capture, Mapping[str, Observation] | None, Sequence[Tensor]], Network]
 """(capture, what its nodes gave, a few examples of the inputs) -> network."""
 
 
-class ModeReceipt(Frozen):
+class ModeReceipt(Measured):
     """Comparison of captured graph and model in one mode."""
 
     mode: str
@@ -81,7 +81,7 @@ class ModeReceipt(Frozen):
         return "\n".join([*lines, *(f"    {p}" for p in self.problems)])
 
 
-class Receipt(Frozen):
+class Receipt(Measured):
     """What was captured, and whether it is the user's model. `print(receipt)` shows it."""
 
     front_end: str

@@ -7,9 +7,10 @@ policy, None) into a policy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lagcompile.frontend.balance import Context, at_narrowed, balanced_positions, cuts_of
 from lagcompile.frontend.conditioning import ConditioningSplit
@@ -18,7 +19,8 @@ from lagcompile.frontend.memory import MemorySplit
 from lagcompile.frontend.partition import Partition, partition
 from lagcompile.frontend.places import Names, down_set, expand, prefixes
 from lagcompile.frontend.repeats import IsomorphicSplit
-from lagcompile.ir.base import Frozen, SplitError
+from lagcompile.ir.base import Frozen, SpecError, SplitError
+from lagcompile.ir.schemaerrors import explain, show_path
 
 
 class AtSplit(Frozen):
@@ -151,25 +153,39 @@ SplitPolicy = (
     AtSplit | EverySplit | BalancedSplit | NoSplit | AutoSplit | MemorySplit | ConditioningSplit | IsomorphicSplit
 )
 Split = Annotated[SplitPolicy, Field(discriminator="policy")]
-_ADAPTER: TypeAdapter[SplitPolicy] = TypeAdapter(Split)
+
+
+class SplitFile(Frozen):
+    """A split spec in a file of its own: `split:` with one of the policies."""
+
+    FILE = ("split spec", "split")
+    split: Split
+    """Where to cut."""
 
 
 def split_of(value: object) -> SplitPolicy:
     """Policy from what a user writes: None (auto), an int (balanced), a mapping, or a policy.
 
     Raises:
-        pydantic.ValidationError: a mapping that is no policy.
+        SpecError: a mapping that is no policy.
         SplitError: anything else.
     """
     if value is None:
         return AutoSplit()
-    if isinstance(value, bool) or not isinstance(value, int | dict | Frozen):
+    if isinstance(value, Mapping):
+        given = {"split": dict(value)}
+        try:
+            return SplitFile.model_validate(given).split
+        except ValidationError as error:
+            found = explain(error, SplitFile, given)
+            raise SpecError([f"{show_path(path)}: {message}" for path, message in found]) from None
+    if isinstance(value, SplitPolicy):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
         raise SplitError(f"split must be a number of stages, a mapping, a path or a policy, got {value!r}")
-    if isinstance(value, int):
-        if value < 1:
-            raise SplitError(f"split must be at least 1 stage, got {value}")
-        return BalancedSplit(stages=value)
-    return _ADAPTER.validate_python(value)
+    if value < 1:
+        raise SplitError(f"split must be at least 1 stage, got {value}")
+    return BalancedSplit(stages=value)
 
 
 def _path_of_type(node: Node, wanted: str) -> str | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lagcompile.frontend.split import SplitFile
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.jsonfile import validate as validate_json
 from lagcompile.ir.program import Program
 from lagcompile.ir.text import diff
 from lagcompile.ir.yamlfile import read, validate
-from lagcompile.lift import SplitFile
 from lagcompile.workbench.prepare import Prepared, prepare
 from lagcompile.workbench.spec import RunSpec, load
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir import sums
 from lagcompile.ir.alone import without_warnings
-from lagcompile.ir.base import DataError, Frozen
+from lagcompile.ir.base import DataError, Measured
 from lagcompile.ir.disk import held
 from lagcompile.ir.jsonfile import check_list
 from lagcompile.ir.reading import read_text
@@ -35,7 +35,7 @@ EQUAL = 1e-6
 FAMILIES = ("torchvision", "timm", "transformers")
 
 
-class Row(Frozen):
+class Row(Measured):
     """What was measured of one model."""
 
     family: str

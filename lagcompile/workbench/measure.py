@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.ir.axes import Eliminated, Shared, Table
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import Measured
 from lagcompile.lift import Lifted
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import to_value
@@ -24,7 +24,7 @@ Loss = Callable[[Any, Any], Tensor]
 CHUNK = 1000
 
 
-class StateDefect(Frozen):
+class StateDefect(Measured):
     """r = f(.) - h of one state, over all training examples."""
 
     state: str

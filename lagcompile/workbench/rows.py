@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import model_validator
 
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import Measured
 from lagcompile.workbench.search import row_of
 from lagcompile.workbench.systems import SYSTEMS, system_of
 
 
-class Row(Frozen):
+class Row(Measured):
     """One run."""
 
     system: str

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import Field
 
 from lagcompile.ir import jsonfile, sums
-from lagcompile.ir.base import DataError, Frozen, MissingExtraError
+from lagcompile.ir.base import DataError, Frozen, Measured, MissingExtraError
 from lagcompile.ir.reading import read_text
 
 Value: TypeAlias = float | int | str | bool
@@ -45,7 +45,7 @@ class Choice(Frozen):
 Space: TypeAlias = Mapping[str, Annotated[Span | Choice, Field(discriminator="kind")]]
 
 
-class Trial(Frozen):
+class Trial(Measured):
     """One draw with its score (higher is better; minus infinity where the run diverged)."""
 
     draw: dict[str, Value]

@@ -17,13 +17,12 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from lagcompile.backends.base import RunOptions
 from lagcompile.frontend.lower import Formulation
-from lagcompile.frontend.split import AutoSplit, BalancedSplit, Split, SplitPolicy
+from lagcompile.frontend.split import AutoSplit, BalancedSplit, Split, SplitFile, SplitPolicy
 from lagcompile.ir.base import NAME, DataError, Frozen, SpecError
 from lagcompile.ir.places import contained
 from lagcompile.ir.schemaerrors import KeyPath
 from lagcompile.ir.trust import Scope, trusting
 from lagcompile.ir.yamlfile import Document, check, read, validate
-from lagcompile.lift import SplitFile
 from lagcompile.runtime.rules import Adam, RuleSpec
 from lagcompile.workbench.methods import MethodSpec
 from lagcompile.workbench.references import DATA, LOSSES, MODELS, Wanted, resolve_all

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lagcompile.ir.base import DataError, Frozen
+from lagcompile.ir.base import DataError, Frozen, Measured
 from lagcompile.ir.disk import held
 from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.protocol import keep_protocol
@@ -69,7 +69,7 @@ class RobustnessOptions(Frozen):
     steps: int = Field(default=1000, ge=1)
 
 
-class RobustnessRun(Frozen):
+class RobustnessRun(Measured):
     """One random setting and what came of it."""
 
     draw: dict[str, Value]

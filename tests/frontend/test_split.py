@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 import lagcompile as lc
 from lagcompile.frontend.memory import bytes_of
-from lagcompile.frontend.split import SplitPolicy, split_of
+from lagcompile.frontend.split import SplitFile, SplitPolicy, split_of
+from lagcompile.ir.base import SpecError
 from lagcompile.ir.yamlfile import validate
-from lagcompile.lift import SplitFile
 from tests.frontend.zoo import TiedTransformer, Unrolled
 from tests.nets import Residual, deep
 
@@ -86,7 +85,7 @@ def test_memory_is_held() -> None:
 
 def test_sizes_are_read() -> None:
     assert [bytes_of(s) for s in ("12", "1 KiB", "1.5 MiB", "2GB", 7)] == [12, 1024, 3 * 2**19, 2 * 10**9, 7]
-    with pytest.raises(ValidationError, match="'much' is no size: write a number of bytes"):
+    with pytest.raises(SpecError, match="'much' is no size: write a number of bytes"):
         lc.MemorySplit(budget="much", examples=1)
 
 

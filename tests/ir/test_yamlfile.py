@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, PositiveInt, model_validator
 
-from lagcompile.ir.base import Frozen, SpecError
+from lagcompile.ir.base import Frozen, Measured, SpecError
 from lagcompile.ir.yamlfile import check, dump, dumps, read, read_text, spec_hash, validate
 
 
@@ -41,7 +41,7 @@ class Method(Frozen):
     reduction: Literal["sum", "mean"] = "mean"
 
 
-class Spec(Frozen):
+class Spec(Measured):
     name: str
     split: Split | None = None
     method: Method = Method()
@@ -280,7 +280,7 @@ def test_dump_is_clean_and_reads_back(tmp_path: Path) -> None:
     assert validate(tmp_path / "spec.yaml", Spec) == spec
 
 
-class Loose(Frozen):
+class Loose(Measured):
     words: tuple[str, ...]
     numbers: tuple[float, ...]
     counts: dict[str, int]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import lagcompile as lc
+from lagcompile.frontend.split import SplitFile
 from lagcompile.ir.yamlfile import dump
-from lagcompile.lift import SplitFile
 from lagcompile.workbench.compare import compare_files
 from tests.nets import deep
 
