@@ -46,8 +46,8 @@ class Shooting(StageChoice):
     """Factor by which the weight rises."""
     relax_steps: int = Field(default=2, ge=1)
     """Most accepted steps at one weight."""
-    relax_end: float = Field(default=1e3, gt=0)
-    """Weight at which the defects become equality constraints."""
+    relax_end: float = Field(default=1e3, gt=0, allow_inf_nan=True)
+    """Weight at which the defects become equality constraints; infinite: never."""
     newton_after: int | None = Field(default=4, ge=0)
     """Steps with hard defects after which a start that has not converged takes second derivatives into account (up to
     48 states and parameters together); None: never."""

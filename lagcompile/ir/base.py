@@ -7,6 +7,7 @@ a wrong value is a `SpecError`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,7 +51,7 @@ class Frozen(BaseModel):
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
                     raise ValueError("expected an integer of at most 64 bits")
-                if isinstance(number, float) and abs(number) > LARGEST_NUMBER:
+                if isinstance(number, float) and LARGEST_NUMBER < abs(number) < math.inf:
                     raise ValueError(f"expected a number of at most {LARGEST_NUMBER:g} in size, got {number:g}")
         return value
 
