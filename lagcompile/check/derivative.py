@@ -134,4 +134,4 @@ def _stops(node: Node) -> bool:
 
 
 def _place(node: Node) -> str:
-    return f"detach in {node.module or 'the model'}" + (f" ({node.source})" if node.source else "")
+    return f"a stopped gradient in {node.module or 'the model'}" + (f" ({node.source})" if node.source else "")

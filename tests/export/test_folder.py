@@ -179,7 +179,7 @@ def test_both_modes_any_batch_and_buffers(name: str, tmp_path: Path) -> None:
     certificate, expected = (
         one.verify(case.inputs(5), None, loss=smooth_loss, kwargs=case.kwargs(5)) for one in (loaded, lifted)
     )
-    assert certificate.ok == expected.ok, f"{certificate}\n{expected}"
+    assert certificate.verdict == expected.verdict, f"{certificate}\n{expected}"
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -15,7 +15,7 @@ import lagcompile as lc
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import Program
 from lagcompile.workbench.coverage import smooth_loss
-from tests.frontend.zoo import ZOO, Case
+from tests.frontend.zoo import STOPS, ZOO, Case
 
 
 def digest(model: nn.Module) -> str:
@@ -72,7 +72,8 @@ def test_multipliers_are_adjoints(name: str) -> None:
     case = ZOO[name]
     _, lifted = lifted_case(case, 3)
     certificate = lifted.verify(case.inputs(5), None, loss=smooth_loss, kwargs=case.kwargs(5))
-    assert certificate.ok, str(certificate)
+    assert certificate.verdict == ("not assessed" if name in STOPS else "ok"), str(certificate)
+    assert all(r.ok for r in certificate.residuals)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -100,7 +101,7 @@ def test_lifted_is_pickled_and_copied(name: str) -> None:
             torch.manual_seed(3)
             outputs.append(copy.deepcopy(one).eval()(*args, **kwargs))
         assert same(*outputs)
-        assert twin.verify(args, None, loss=smooth_loss, kwargs=kwargs).ok
+        assert all(r.ok for r in twin.verify(args, None, loss=smooth_loss, kwargs=kwargs).residuals)
 
 
 def test_names_and_ties_are_the_users() -> None:

@@ -415,6 +415,8 @@ class Case:
     whole: tuple[str, ...] = ()
 
 
+STOPS = frozenset({"buffers of the model", "buffer of a sub-module", "no grad"})
+"""Cases that stop a gradient, which is not the derivative of the loss then: a certificate says no more than that."""
 ZOO: Mapping[str, Case] = {
     "residual": Case(Residual),
     "normalised": Case(Normalised, lambda n: (torch.randn(n, 1, 4, 4),)),
