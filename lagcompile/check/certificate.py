@@ -139,7 +139,7 @@ class Certificate(Measured):
                 f"{k} of {n} in {m} mode was not measured" for k, n, m in needed if (k, n, m) not in measured
             )
         draft = cls(
-            required=digest([part for identity in needed for part in identity]),
+            required=identities_digest(needed),
             unassessed=opened,
             versions=versions(),
             dtype="float64",
@@ -223,9 +223,10 @@ class Certificate(Measured):
         if self.claim == "solution":
             return [*found, "it is of a solution's KKT conditions, not of a network: measure those again"]
         if loss is None:
-            from lagcompile.check.binding import bindings
+            from lagcompile.check.binding import bindings, network_identities
 
-            here = bindings(lifted.network, lifted.program)
+            required = identities_digest(network_identities(lifted.program))
+            here = bindings(lifted.network, lifted.program) | {"required": required}
             return found + [_differs(k, getattr(self, k), v) for k, v in here.items() if getattr(self, k) != v]
         return found + differences(self, lifted.verify(inputs, target, loss=loss, kwargs=kwargs))
 
@@ -312,6 +313,11 @@ def versions() -> dict[str, str]:
     except PackageNotFoundError:
         own = "unknown"
     return {"lagcompile": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def identities_digest(identities: Iterable[Identity]) -> str:
+    """Digest of a set of identities."""
+    return digest([part for identity in sorted(set(identities)) for part in identity])
 
 
 def digest(values: Sequence[Any]) -> str:

@@ -3,7 +3,7 @@
 In: a `Network`, inputs, a loss. Out: a `Certificate`. Invariant: everything runs on a float64 copy, in train and in
 eval mode, from the same random state; autograd of the un-split network is the reference.
 
-    glued forward == the model's own;  defects after a forward pass == 0;
+    glued forward and states == the model's own;  defects after a forward pass == 0;
     with multipliers from the dual sweep: d L / d h == 0, multipliers == adjoints, d L / d w == backprop's gradient
 """
 
@@ -206,6 +206,7 @@ class _Mode:
                     recorder = _Recorder(network, self.nodes)
                     unsplit = self.loss(network.capture.assemble_flat(recorder.run(*(t.clone() for t in self.inputs))))
                     adjoints = _gradients(unsplit, recorder.found)
+                    own = {n: v.detach() for n, v in recorder.found.items()}
                     del recorder, unsplit
                 with _same_start(network), torch.no_grad():
                     values = network.glue(self.inputs)
@@ -217,7 +218,7 @@ class _Mode:
                 # states in each group: PyTorch's group_norm crashes where its input's gradient alone is not asked for
                 here = _gradients(_lagrangian(swept, states), {**{f"h:{n}": s for n, s in states.items()}, **weights})
                 if number == 0:
-                    yield from self._in_states(swept, here, states, adjoints)
+                    yield from self._in_states(swept, here, states, adjoints, own)
                 for name in names:
                     probe.add(name, gradients[name])
                     found.append(_compared(name, here[name], gradients[name], self.parameters[name]))
@@ -237,11 +238,21 @@ class _Mode:
         found: Mapping[str, Tensor],
         states: Mapping[str, Tensor],
         adjoints: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
     ) -> Iterator[Measured]:
-        """Defects against zero, multipliers against adjoints, gradients of L in states ("h:" + name) against zero."""
+        """Defects against zero, multipliers against adjoints, gradients of L in states ("h:" + name) against zero.
+
+        States are compared with the un-split network's own values, too: a wrong factor ahead of a norm changes no
+        output and no gradient.
+        """
         names = {n: label(self.by_node[n]) for n in states}
         defects = [
-            _Compared(names[n], apart(p.detach(), states[n].detach()), top(states[n]), 1.0)
+            _Compared(
+                names[n],
+                largest((apart(p.detach(), states[n].detach()), apart(states[n].detach(), own[n]))),
+                top(own[n]),
+                1.0,
+            )
             for n, p in swept.predictions.items()
         ]
         yield from _graded("defect", defects, floor=0.0)
