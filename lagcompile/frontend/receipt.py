@@ -6,14 +6,15 @@ agrees, NaN with NaN only.
 
 What runs, with the model and the graph beside each other (m: model, g: captured graph, n: the cut network):
 
-    eval, 2 examples; train, 3         m, g             shapes, work and side effects of the nodes
-    the same two, gradients            m, n             other values, other weights
-    eval and train, the user's batch   m, n             other values; left out where a torch.fx graph, in which sizes
-                                                        stay symbols, would take more than `WORK` operations
+    eval, 2 examples; train, 3         m, g     shapes, work and side effects of the nodes
+    the same two, with gradients       m, n     other values, other weights
+    eval and train, the user's batch   m, n     other values
     eval, zeros; eval, 1 example       m, n
 
-So for a model with small batches lifting costs about eleven forward passes and two backward passes of the model, and
-the same of the graph; beside the private copy, one further copy of the weights and one of a gradient are held.
+So lifting costs about ten forward passes, two of them with a backward pass, of the model, and the same of the graph;
+beside the private copy, one more copy of the weights and one of their gradient are held. Where the user's batch takes
+more than `WORK` operations and torch.fx traced a model that does not ask for its mode, in which no decision on sizes or
+values can have been lost, the last two lines are left out and gradients are taken on 1 and 2 examples.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lagcompile.frontend.stages import Network
 from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, identical, negated, resized, run, with_values
 from lagcompile.ir.base import Measured
 
-WORK = 4_000_000_000
+WORK = 1_000_000_000
 Cut = Callable[[Capture, Mapping[str, Observation] | None, Sequence[Tensor]], Network]
 """(capture, what its nodes gave, a few examples of the inputs) -> network."""
 
@@ -172,17 +173,17 @@ class Expectations:
             found = [self.own, self.own]
         return self._run("", False, found[0]), self._run("", True, found[1])
 
-    def further(self, sizes: Sizes, *, own: bool) -> Iterator[Expected]:
-        """With other values and other weights, with gradients; on the user's batch size; on zeros; on one example."""
+    def further(self, sizes: Sizes, *, thorough: bool) -> Iterator[Expected]:
+        """With other values and other weights, with gradients; `thorough`: the user's batch size and zeros, too."""
         base = self.base(sizes)
-        for start in base:
-            kinds = (("negated", True, True), ("", True, True), ("", False, True), ("negated", True, False))
-            yield from self._first(start, kinds, start.trial.size)
-        for start in base if own else ():
-            yield from self._first(start, (("grown", False, False), ("", False, False)), self.own)
-        yield from self._first(base[0], (("emptied", False, False),), base[0].trial.size)
-        if not own:
-            yield from self._first(base[1], (("grown", False, False),), base[1].trial.size)
+        kinds = (("negated", True, True), ("", True, True), ("", False, True), ("negated", True, False))
+        for start, few in zip(base, (1, 2), strict=True):
+            least = not thorough and not self.fixed and sizes.allow(few)
+            yield from self._first(start, kinds, few if least else start.trial.size)
+        if thorough:
+            for start in base:
+                yield from self._first(start, (("grown", False, False), ("", False, False)), self.own)
+            yield from self._first(base[0], (("emptied", False, False),), base[0].trial.size)
 
     def alone(self, sizes: Sizes) -> Expected | None:
         """One example in eval mode."""
@@ -281,9 +282,9 @@ def examine(captured: Capture, expected: Expectations, cut: Cut) -> Examined:
         return Examined(_receipt(captured, gaps, expected), observed, None)
     network = cut(captured, observed, resized(expected.tensors, 8))
     work = sum(o.flops for o in observed.values()) * expected.own
-    further = expected.further(captured.sizes, own=captured.front_end != "torch.fx" or work <= WORK)
-    gaps += [(wanted, _gap_of(network, wanted, expected)) for wanted in further]
-    alone = expected.alone(captured.sizes)
+    thorough = captured.front_end != "torch.fx" or bool(expected.asked) or bool(captured.whole) or work <= WORK
+    gaps += [(e, _gap_of(network, e, expected)) for e in expected.further(captured.sizes, thorough=thorough)]
+    alone = expected.alone(captured.sizes) if thorough else None
     if alone is not None:
         try:
             found = _gap_of(network, alone, expected)

@@ -159,15 +159,27 @@ def _sketch(gradient: Tensor | None) -> Tensor | None:
     return summed
 
 
-_NOISE = 4099
+_TILE = 4099
+
+
+def _tile(like: Tensor, seed: int) -> Tensor:
+    """At most `_TILE` numbers in [-1, 1]; drawn from no generator that the model draws from."""
+    generator = torch.Generator().manual_seed(seed)
+    few = 2 * torch.rand(min(_TILE, like.numel()), generator=generator, dtype=torch.float64) - 1
+    return few.to(like.device, like.dtype)
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:
-    """Numbers in [-1, 1], the same for every tensor of a shape; drawn from no generator that the model draws from."""
-    generator = torch.Generator().manual_seed(seed)
-    few = 2 * torch.rand(min(_NOISE, like.numel()), generator=generator, dtype=torch.float64) - 1
-    few = few.to(like.device, like.dtype)
+    """Numbers in [-1, 1], the same for every tensor of a shape: a tile of them, repeated."""
+    few = _tile(like, seed)
     return few.repeat(-(-like.numel() // max(len(few), 1)))[: like.numel()].view(like.shape)
+
+
+def _scale(flat: Tensor, few: Tensor) -> None:
+    """Multiply by a tile, repeated, in place."""
+    whole = len(flat) // len(few) * len(few)
+    flat[:whole].view(-1, len(few)).mul_(few)
+    flat[whole:].mul_(few[: len(flat) - whole])
 
 
 @contextmanager
@@ -176,15 +188,17 @@ def _varied(model: nn.Module, other: bool, rounding: bool) -> Iterator[None]:
     held = [(p, p.detach().clone()) for p in model.parameters() if _is_real(p) and p.numel()]
     with torch.no_grad():
         for i, (p, before) in enumerate(held):
-            value = before
+            value = before.clone().flatten() if not p.is_contiguous() else p.detach().view(-1)
             if other:
-                size = before.square().mean().sqrt()
-                bump = 0.1 * torch.where(size > 0, size, torch.full_like(size, 0.5))
-                noise = _noise(p, 1000 + i)
-                value = torch.where(before == 0, bump * noise, before * (1 + 0.2 * noise))
+                _scale(value, 1 + 0.2 * _tile(p, 1000 + i))
+                if not bool(value.all()):
+                    size = value.square().mean().sqrt()
+                    bump = 0.1 * torch.where(size > 0, size, torch.full_like(size, 0.5))
+                    value.copy_(torch.where(value == 0, bump * _noise(value, 1000 + i), value))
             if rounding:
-                value = value * (1 + torch.finfo(p.dtype).eps * _noise(p, 2000 + i))
-            p.copy_(value)
+                _scale(value, 1 + torch.finfo(p.dtype).eps * _tile(p, 2000 + i))
+            if not p.is_contiguous():
+                p.copy_(value.view(p.shape))
     try:
         yield
     finally:
