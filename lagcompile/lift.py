@@ -38,7 +38,7 @@ from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
 from lagcompile.runtime.dataset import as_rows
 from lagcompile.runtime.instance import Instance, Loss
-from lagcompile.runtime.trial import check_inputs, try_out
+from lagcompile.runtime.trial import check_inputs, try_out, try_receipt
 
 CERTIFIED = 8
 """Rows that a solution is certified on in passing."""
@@ -154,7 +154,7 @@ class Lifted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The glued forward pass: equal to the model's own."""
         tensors = self.network.capture.signature.flatten(args, kwargs)
-        return self.network.assemble(self.network.glue(tensors))
+        return self.network.call(tensors)
 
     def train(self, mode: bool = True) -> Lifted:
         """Switch dropout and batch normalisation, as on a module."""
@@ -259,6 +259,7 @@ class Lifted:
         check_inputs(named, call.names, tensors)
         instance = Instance(named, lifted.network, (tensors, target), loss=loss, device=device, stack=stack)
         try_out(instance)
+        try_receipt(instance)
         return instance
 
     @alone
@@ -335,7 +336,8 @@ class Lifted:
 
     def _certificate(self, instance: Instance, solution: Solution) -> Certificate:
         """Of a solution, on a few of its rows."""
-        rows = torch.linspace(0, instance.examples - 1, min(CERTIFIED, instance.examples)).round().long()
+        count = instance.sizes.near(min(CERTIFIED, instance.examples), instance.examples)
+        rows = torch.linspace(0, instance.examples - 1, count).round().long()
         solved: Mapping[str, torch.Tensor] = solution.details.get("inputs") or {}
         given = dict(zip(self.network.capture.signature.names, instance.inputs, strict=True)) | dict(solved)
         tensors = [v[rows.to(v.device)] for v in given.values()]

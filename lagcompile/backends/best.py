@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lagcompile.frontend.capture import Sizes
 from lagcompile.ir.solution import Status
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Instance, quiet
@@ -94,7 +95,7 @@ class Probe:
 
     def __init__(self, instance: Instance, batch_size: int) -> None:
         self.instance = instance
-        self.rows = probe_rows(instance.examples, batch_size)
+        self.rows = probe_rows(instance.examples, batch_size, instance.sizes)
         self._training = False
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> float:
@@ -135,10 +136,12 @@ class Probe:
         return total + penalty
 
 
-def probe_rows(examples: int, batch_size: int) -> tuple[Tensor, ...]:
-    """Evenly spread rows of the data, in batches."""
-    count = min(examples, max(FEWEST, min(batch_size, MOST)))
-    return torch.linspace(0, examples - 1, count, dtype=torch.float64).round().long().split(min(batch_size, count))
+def probe_rows(examples: int, batch_size: int, sizes: Sizes | None = None) -> tuple[Tensor, ...]:
+    """Evenly spread rows of the data, in batches of allowed sizes."""
+    sizes = sizes or Sizes()
+    count = sizes.near(min(examples, max(FEWEST, min(batch_size, MOST))), examples)
+    size = sizes.portion(count, batch_size)
+    return torch.linspace(0, examples - 1, count, dtype=torch.float64).round().long().split(size)
 
 
 @contextmanager

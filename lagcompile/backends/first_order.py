@@ -20,6 +20,7 @@ from lagcompile.backends.base import Executor, Method
 from lagcompile.backends.inputs import FreeInputs
 from lagcompile.backends.local import NOTHING_MOVES
 from lagcompile.backends.store import Store
+from lagcompile.backends.tables import portions
 from lagcompile.ir.axes import Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime.adjoint import dual_sweep
@@ -246,7 +247,7 @@ class FirstOrderExecutor(Executor):
         count = 0
         self.instance.module.eval()
         with self.store.looking():
-            for rows in torch.arange(self.instance.examples).split(512):
+            for rows in portions(self.instance):
                 batch = self.instance.batch(rows)
                 self.store.begin(batch, self.steps)
                 self.inputs.begin(batch)

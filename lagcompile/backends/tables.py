@@ -129,7 +129,7 @@ class Tables:
 
     def _fill_forward(self, forward: set[int], adjoint: set[int]) -> None:
         sums: dict[int, Tensor] = {}
-        for rows in _portions(self.instance.examples):
+        for rows in portions(self.instance):
             batch = self.instance.batch(rows)
             with torch.no_grad():
                 values, _ = self.instance.forward(batch)
@@ -183,12 +183,12 @@ def starts_at_adjoint(bank: Bank) -> bool:
     return bank.multiplier is not None and bank.multiplier.start == "adjoint"
 
 
-def _portions(examples: int) -> list[Tensor]:
+def portions(instance: Instance) -> list[Tensor]:
     """All rows in portions; a last row alone goes with those ahead of it (normalisation needs more than one)."""
-    portions = list(torch.arange(examples).split(FILL_BATCH))
-    if len(portions) > 1 and len(portions[-1]) == 1:
-        portions[-2:] = [torch.cat(portions[-2:])]
-    return portions
+    found = list(torch.arange(instance.examples).split(instance.sizes.portion(instance.examples, FILL_BATCH)))
+    if len(found) > 1 and len(found[-1]) == 1 and instance.sizes.allow(len(found[-2]) + 1):
+        found[-2:] = [torch.cat(found[-2:])]
+    return found
 
 
 def _write(table: Tensor, rows: Tensor | None, values: Tensor) -> None:

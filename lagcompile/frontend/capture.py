@@ -39,6 +39,16 @@ class Sizes(Frozen):
         inside = size >= self.least and (self.most is None or size <= self.most)
         return inside and (size - self.least) % self.step == 0
 
+    def near(self, size: int, most: int) -> int:
+        """The allowed size next below a number, else next above it, up to `most`; the number itself where none is."""
+        found = (n for n in (*range(size, 0, -1), *range(size + 1, most + 1)) if self.allow(n))
+        return next(found, size)
+
+    def portion(self, count: int, most: int) -> int:
+        """The largest allowed size, up to `most`, in which so many rows can be taken one after the other."""
+        sizes = range(min(most, count), 0, -1)
+        return next((n for n in sizes if self.allow(n) and self.allow(count % n or n)), self.near(sizes[0], count))
+
     def check(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
         """Refuse inputs that the graph was not captured for.
 

@@ -223,6 +223,9 @@ class _Search:
 
     def _checked(self, captured: Capture) -> Captured | None:
         assert self.expected is not None
+        if self.expected.fixed:
+            fixed = captured.sizes.with_(self.expected.only(self.expected.fixed))
+            captured = replace(captured, sizes=fixed)
         try:
             found = examine(captured, self.expected, self.cut)
         except SplitError:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.capture import Capture, Sizes, batch_of
-from lagcompile.frontend.compare import Gap, gap
+from lagcompile.frontend.compare import Gap, gap, rounded
 from lagcompile.frontend.diagnose import mode_reads
 from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.observe import Recorder, observations
@@ -193,7 +193,7 @@ class Expectations:
 
     def rounded(self, expected: Expected) -> Outcome:
         """The same run with weights and inputs moved in their last place."""
-        return run(self.model, self._call, expected.trial, rounding=True)
+        return rounded(self.model, self._call, expected.trial, expected.outcome)
 
     def differs_from_itself(self) -> bool:
         """Whether two runs from one seed differ."""
@@ -315,11 +315,11 @@ def _gap_of(network: Network, wanted: Expected, expected: Expectations) -> Gap:
     captured = network.capture
     return _gap(
         captured.original,
-        lambda ts: network.assemble(network.glue(ts)),
+        network.call,
         wanted,
         expected,
         captured,
-        tuple(m for m in network.graphs if m is not captured.original),
+        network.graphs,
     )
 
 

@@ -92,6 +92,10 @@ class Network:
             values.update(zip(stage.writes, stage.module(*(values[n] for n in stage.reads)), strict=True))
         return values
 
+    def call(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The model's output, computed by the stages."""
+        return self.assemble(self.glue(tensors))
+
     def assemble(self, values: Mapping[str, Any]) -> Any:
         """The model's output, as the user's forward returns it."""
         return self.capture.assemble(values)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lagcompile.frontend.capture import Sizes
 from lagcompile.frontend.copies import copied, renew, unregistered
 from lagcompile.frontend.stages import Network
 from lagcompile.ir.alone import ALONE
@@ -102,9 +103,15 @@ class Instance:
 
     # ---------------------------------------------------------------- data
     def batch(self, rows: Tensor, *, prepared: bool = True) -> Batch:
-        """The batch of some rows; what follows from inputs alone is computed here, once for both half steps."""
+        """The batch of some rows; what follows from inputs alone is computed here, once for both half steps.
+
+        Raises:
+            BindError: the network was captured for other sizes.
+        """
         tensors = [self._pick(t, rows) for t in self.inputs]
-        values: dict[str, Any] = dict(zip(self.network.capture.signature.names, tensors, strict=True))
+        names = self.network.capture.signature.names
+        self.sizes.check(names, tensors)
+        values: dict[str, Any] = dict(zip(names, tensors, strict=True))
         if prepared and self.network.prologue.writes:
             values = self.network.run(self.network.prologue, values)
         labels = None if self.labels is None else self._pick(self.labels, rows)
@@ -276,6 +283,11 @@ class Instance:
     def module(self) -> nn.Module:
         """The copy of the user's module that holds the weights (call `weights.publish()` first)."""
         return self.network.capture.original
+
+    @property
+    def sizes(self) -> Sizes:
+        """Batch sizes that the network holds for."""
+        return self.network.capture.sizes
 
     def recover(self, original: nn.Module) -> nn.Module:
         """A new module of the user's class with this instance's weights and buffers, on the original's device."""

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lagcompile.frontend.compare import gap, rounded
+from lagcompile.frontend.receipt import first_line
+from lagcompile.frontend.trials import Trial, run
 from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.ir.program import Program
 from lagcompile.runtime.instance import INTEGERS, Instance, quiet
 
 ROWS = 2
+COMPARED, FEWER = 8, 5
+"""Rows on which the network is compared with the model, in eval mode and in train mode."""
 
 
 def check_inputs(program: Program, names: Sequence[str], tensors: Sequence[Tensor], *, shapes: bool = True) -> None:
@@ -61,11 +67,12 @@ def try_out(instance: Instance) -> None:
         BindError: the model or the loss fails, or the loss is not one number.
         ProgramError: the loss reduces over examples otherwise than the formulation says.
     """
-    rows = torch.arange(min(ROWS, instance.examples))
+    count = instance.sizes.near(min(ROWS, instance.examples), instance.examples)
+    rows = torch.arange(count)
     loss = _tried(instance, rows, f"the first {len(rows)} examples")
     for what, row, value in _extremes(instance):
-        if row >= ROWS:
-            several = torch.tensor([row, 0])  # normalisation may need more than one
+        if row >= count:
+            several = torch.tensor([row, *range(count - 1)])  # normalisation may need more than one
             _tried(instance, several, f"example {row}, whose {what} holds {value}")
     one_number(loss)
     said, does = instance.program.objective.reduction, _reduction(instance, rows, float(loss))
@@ -75,6 +82,37 @@ def try_out(instance: Instance) -> None:
             f"the loss is a {does} over examples, but the formulation says 'reduction: {said}': defects would weigh "
             f"{weight} than the loss by the batch size; write 'reduction: {does}', or give a loss that is a {said}"
         )
+
+
+def try_receipt(instance: Instance) -> None:
+    """Compare the cut network with the model on the user's own data: outputs, buffers, random numbers, gradients.
+
+    In eval mode on `COMPARED` rows that are spread over the data, in train mode on fewer.
+
+    Raises:
+        BindError: it is not the model there; or the data are of sizes that it was not captured for.
+    """
+    network, model = instance.network, instance.module
+    signature = network.capture.signature
+    problems: dict[str, None] = {}
+    for training, most in ((False, COMPARED), (True, FEWER)):
+        count = instance.sizes.near(min(most, instance.examples), instance.examples)
+        rows = torch.linspace(0, instance.examples - 1, count).round().long()
+        trial = Trial(training, tuple(t[rows.to(t.device)].to(instance.device) for t in instance.inputs), slopes=True)
+        network.capture.sizes.check(signature.names, trial.tensors)
+        try:
+            expected = run(model, partial(signature.call, model), trial)
+        except Exception:  # a mode that the model does not run in, or one without gradients, on such rows
+            continue
+        try:
+            got = run(model, network.call, trial, graphs=network.graphs, twice=bool(expected.attributes))
+        except Exception as error:
+            problems[f"it does not run in {trial.mode} mode ({first_line(error)})"] = None
+            continue
+        moved = partial(rounded, model, partial(signature.call, model), trial, expected)
+        problems |= dict.fromkeys(f"in {trial.mode} mode {p}" for p in gap(expected, got, moved).problems)
+    if problems:
+        raise BindError(["on these data the lifted network is not the model:", *problems])
 
 
 def _reduction(instance: Instance, rows: Tensor, once: float) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import lagcompile as lc
 from tests.frontend.sameness import right_or_refused
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
@@ -282,3 +284,100 @@ def test_right_or_refused_in_a_sub_module_and_cut(kind: Callable[[], nn.Module])
     if isinstance(inner, Statistic):
         return
     right_or_refused(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), inner, nn.Linear(3, 2)), X, split=2)
+
+
+class _Fixed(Two):
+    """A size that is written into the model."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h.view(2, 4, 4).flip(0).reshape(8, 4)
+
+
+@pytest.mark.parametrize("kind", [BranchOnSize, ByLength, _Fixed])
+def test_a_run_keeps_to_the_sizes_that_were_captured(kind: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    lifted = lc.lift(kind(), X, split=2)
+    x, y = torch.randn(32, 4), torch.randn(32, 3)
+    loss = nn.functional.mse_loss
+    solution = lifted.solve((x, y), loss=loss, options=lc.RunOptions(steps=3, batch_size=8))
+    assert solution.certificate is not None
+    assert solution.certificate.ok, str(solution.certificate)
+    with pytest.raises(lc.BindError, match="batch") as caught:
+        lifted.solve((x, y), loss=loss, options=lc.RunOptions(steps=9, batch_size=10))
+    assert kind is _Fixed or "test_receipt.py:" in str(caught.value)
+    with pytest.raises(lc.BindError, match="was captured for"):
+        lifted(x[:3])
+
+
+class NaNOnNegative(Two):
+    """What the example inputs did not show."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.log() - x.log() + x)
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h
+
+
+def test_nan_equals_nan_at_the_same_places() -> None:
+    torch.manual_seed(0)
+    lifted = lc.lift(NaNOnNegative(), X.abs(), split=2)
+    assert torch.isnan(lifted(X)).any()
+    assert torch.equal(lifted(X).isnan(), lifted.module(X).isnan())
+
+
+def test_a_fault_behind_the_receipt_is_noticed_when_data_are_bound() -> None:
+    torch.manual_seed(0)
+    lifted = lc.lift(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)), X, split=2)
+    graph = lifted.network.stages[1].module.graph
+    last = next(n for n in graph.nodes if n.op == "output")
+    with graph.inserting_before(last):
+        wrong = graph.call_function(torch.add, (last.args[0][0], 1e-3))
+    last.args = ((wrong, *last.args[0][1:]),)
+    with pytest.raises(lc.BindError, match="on these data the lifted network is not the model"):
+        lifted.bind((X, torch.zeros(8, 3)), loss=nn.functional.mse_loss)
+
+
+def test_everything_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), Cached(), nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    model[4](torch.randn(2, 3)).sum().backward()
+    model[1].eval()
+    x = X.clone().requires_grad_()
+    state = copy.deepcopy(model.state_dict())
+    gradient = model[4].weight.grad.clone()
+    modes = [m.training for m in model.modules()]
+    generators = torch.get_rng_state(), random.getstate()
+    lc.lift(model, x, split=2).bind((x.detach(), torch.zeros(8, 2)), loss=nn.functional.mse_loss)
+    assert torch.equal(generators[0], torch.get_rng_state())
+    assert generators[1] == random.getstate()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(model[4].weight.grad, gradient)
+    assert model[0].weight.grad is None
+    assert x.grad is None
+    assert modes == [m.training for m in model.modules()]
+    assert [p.requires_grad for p in model.parameters()] == [False, False, *[True] * 8]
+    assert model[3].mask is None
+    assert model[3].seen == []
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+
+
+def test_what_no_seed_repeats_is_named() -> None:
+    noise = iter(range(1, 10_000))
+
+    class Restless(Two):
+        def between(self, h: Tensor, x: Tensor) -> Tensor:
+            return h * (1 + next(noise))
+
+    with pytest.raises(lc.LiftError, match="Restless gives two results for the same inputs, weights and random seed"):
+        lc.lift(Restless(), X)
+
+
+def test_the_receipt_says_on_what_it_was_compared() -> None:
+    torch.manual_seed(0)
+    receipt = lc.lift(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), X, split=2).receipt
+    assert receipt is not None
+    assert {m.mode: sorted(set(m.batches)) for m in receipt.modes} == {"eval": [1, 2, 8], "train": [3, 8]}
+    assert all(m.slopes == 0 for m in receipt.modes)
+    assert "5 runs with batches of 1, 2, 8: outputs bit-equal; gradients bit-equal" in str(receipt)
