@@ -166,7 +166,7 @@ def together(jobs: list[Callable[[], object]], seconds: float) -> list[str]:
             except BaseException as error:  # whatever ends a thread
                 failures.append(f"{job.__name__}: {type(error).__name__}: {error}"[:600])
 
-    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]  # a job may stand twice
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -169,7 +169,8 @@ def resolve(name: str, scope: Scope | None = None) -> Callable[..., Any]:
     scope = _SCOPE.get() if scope is None else scope
     module_name, colon, path = name.partition(":")
     if not colon or not _MODULE.fullmatch(module_name) or not _ATTRIBUTE.fullmatch(path):
-        shown = f"'{name}'" if name.isprintable() else ascii(name)  # a terminal obeys control characters
+        # A terminal obeys control characters, and letters that look alike would hide the reason.
+        shown = f"'{name}'" if name.isprintable() and name.isascii() else ascii(name)
         raise Refused(f"{shown} is not of the form package.module:name")
     parts = [*module_name.split("."), *path.split(".")]
     if any(p.startswith("__") for p in parts) and not (scope.loaded and module_name == "__main__" and "__" not in path):
