@@ -303,6 +303,8 @@ class Lifted:
         evaluate: Evaluate | None = None,
         watch: Watch | None = None,
         start: Solution | None = None,
+        folder: str | Path | None = None,
+        resume: bool = False,
     ) -> Solution:
         """Solve for weights, states and multipliers together.
 
@@ -315,6 +317,9 @@ class Lifted:
             evaluate: numbers of a module on held-out data, such as {"accuracy": 0.98}.
             watch: called with each row of the history.
             start: a solution of the same program to start from (step-wise methods take its weights, `SQP` everything).
+            folder: run folder to make: program, log, weights, and checkpoints every five minutes and at the end.
+                Ctrl-C, SIGTERM and SIGHUP then end the run behind the step in hand, with all of it saved.
+            resume: go on from that folder's checkpoint, bit for bit; a model of any weights will do.
 
         Returns:
             What was reached; `solution.model` is of the model's class and on its device, and `solution.certificate`
@@ -324,15 +329,35 @@ class Lifted:
             BindError, DataError: the data do not fit.
             ProgramError: the method is not defined on this program.
             SpecError: `method` is no method.
+            DataError: the folder exists, is in use, cannot be written, is damaged, or is of another run.
         """
         chosen = method if method is not None else Extragradient()
         if not isinstance(chosen, Solver):
             raise SpecError(f"method takes an object such as lagcompile.Extragradient(), got {method!r}")
         instance = self.bind(dataset, loss=loss, device=device)
-        solution = chosen.solve(
-            instance, options or RunOptions(), original=self.module, evaluate=evaluate, watch=watch, start=start
+        given = options or RunOptions()
+
+        def certified(found: Solution) -> Solution:
+            return replace(found, certificate=self._certificate(instance, found))
+
+        if folder is None and not resume:
+            return certified(
+                chosen.solve(instance, given, original=self.module, evaluate=evaluate, watch=watch, start=start)
+            )
+        from lagcompile.backends.keeping import solve_in_folder
+
+        return solve_in_folder(
+            chosen,
+            instance,
+            given,
+            folder,
+            resume=resume,
+            original=self.module,
+            evaluate=evaluate,
+            watch=watch,
+            start=start,
+            certified=certified,
         )
-        return replace(solution, certificate=self._certificate(instance, solution))
 
     def _certificate(self, instance: Instance, solution: Solution) -> Certificate:
         """Of a solution, on a few of its rows."""

@@ -15,10 +15,11 @@ BELOW = {
     "exact": {"exact", "ir"},
     "export": {"export", "runtime", "frontend", "ir"},
     "dynamics": {"dynamics", "runtime", "frontend", "ir"},
-    "backends": {"backends", "dynamics", "runtime", "frontend", "ir", "exact"},
+    "store": {"store", "ir"},
+    "backends": {"backends", "store", "dynamics", "runtime", "frontend", "ir", "exact"},
     "check": {"check", "runtime", "frontend", "ir", "exact"},
-    "workbench": {"workbench", "backends", "check", "dynamics", "export", "runtime", "frontend", "ir", "exact"},
 }
+BELOW["workbench"] = {"workbench", *BELOW}
 
 
 def _imports(path: Path) -> list[str]:

@@ -10,7 +10,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -22,6 +23,7 @@ from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.trial import try_batches
+from lagcompile.store.stop import StoppedError
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Watch = Callable[[Mapping[str, float]], None]
@@ -39,6 +41,10 @@ class RunOptions(Frozen):
     """Steps between two evaluations on held-out data; None: at the end only."""
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints in the run folder, besides those by time and at the end."""
+    checkpoint_seconds: float | None = Field(default=300.0, gt=0)
+    """Seconds between two checkpoints; None: not by time."""
 
 
 class Executor(ABC):
@@ -137,14 +143,8 @@ class Method(Solver):
         start: Solution | None = None,
     ) -> Solution:
         """Drive an executor to the end of the options; see `Solver.solve`."""
-        if start is not None:
-            instance.module.load_state_dict(start.model.state_dict())
-            instance.weights.adopt()
-        # Dropout and noise depend on the run's seed alone, and the caller's own random numbers are left as they were.
-        # They belong to the process: a network that draws any has them to itself until the end of the run.
-        with ALONE, torch.random.fork_rng(devices=[instance.device] if instance.device.type == "cuda" else []):
-            torch.manual_seed(options.seed)
-            try_batches(instance, Rows(instance.examples, options.batch_size, options.seed).sizes(options.steps))
+        begin(instance, start)
+        with seeded(instance, options):
             executor = self.executor(instance, seed=options.seed)
             if instance.draws:
                 return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
@@ -157,6 +157,28 @@ class Method(Solver):
         Raises:
             ProgramError: the method is not defined on this program; the message says what would work.
         """
+
+
+def begin(instance: Instance, start: Solution | None) -> None:
+    """Give an instance the weights of a solution."""
+    if start is not None:
+        instance.module.load_state_dict(start.model.state_dict())
+        instance.weights.adopt()
+
+
+@contextmanager
+def seeded(instance: Instance, options: RunOptions) -> Iterator[None]:
+    """Dropout and noise depend on the run's seed alone, and the caller's own random numbers are left as they were.
+
+    They belong to the process: what draws any has them to itself while the context lasts.
+
+    Raises:
+        LagcompileError: the program does not run on batches of the sizes that the run has.
+    """
+    with ALONE, torch.random.fork_rng(devices=[instance.device] if instance.device.type == "cuda" else []):
+        torch.manual_seed(options.seed)
+        try_batches(instance, Rows(instance.examples, options.batch_size, options.seed).sizes(options.steps))
+        yield
 
 
 class Rows:
@@ -181,6 +203,16 @@ class Rows:
         return {self.batch} | ({short} if short and steps >= self.per_epoch else set())
 
 
+class Keeper(Protocol):
+    """Keeps a run while it is driven."""
+
+    def between(self) -> None:
+        """Called before each step; raises `StoppedError` to end the run there."""
+
+    def ended(self, status: Status) -> None:
+        """Called behind the last step, before anything is read off."""
+
+
 def drive(
     executor: Executor,
     options: RunOptions,
@@ -190,6 +222,8 @@ def drive(
     watch: Watch | None = None,
     start: History | None = None,
     best: Best | None = None,
+    keeper: Keeper | None = None,
+    ended: Status | None = None,
 ) -> Solution:
     """Run an executor to the end of its options.
 
@@ -204,18 +238,23 @@ def drive(
         watch: called with each row of the history.
         start: history of the steps made before.
         best: the best iterate of the steps made before; None judges the executor as it is as the start.
+        keeper: keeps the run; None keeps nothing.
+        ended: why the run has ended already: no step is made.
 
     Raises:
         ProgramError: a weight is not finite.
+        KeyboardInterrupt: in the middle of a step, where a keeper may not keep what was reached.
     """
     instance = executor.instance
     best = best or best_of(executor, options)
     rows = Rows(instance.examples, options.batch_size, options.seed)
     history = list(start.rows) if start is not None else []
     before = history[-1]["seconds"] if history else 0.0
-    status, begin, paused = Status.STEPS_DONE, time.perf_counter(), 0.0
+    status, begin, paused = ended or Status.STEPS_DONE, time.perf_counter(), 0.0
     try:
-        while executor.steps < options.steps:
+        while ended is None and executor.steps < options.steps:
+            if keeper is not None:
+                keeper.between()
             executor.step(rows.at(executor.steps))
             done = executor.steps == options.steps
             due = options.evaluate_every is not None and executor.steps % options.evaluate_every == 0
@@ -238,8 +277,14 @@ def drive(
             if options.time_limit is not None and elapsed > options.time_limit:
                 status = Status.TIME_LIMIT
                 break
-    except KeyboardInterrupt:
+    except StoppedError:
         status = Status.INTERRUPTED
+    except KeyboardInterrupt:
+        if keeper is not None:
+            raise
+        status = Status.INTERRUPTED
+    if keeper is not None:
+        keeper.ended(status)
     seconds = before + time.perf_counter() - begin - paused
     return conclude(executor, status, History(tuple(history)), seconds, original=original, best=best)
 

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from lagcompile.ir.base import DataError, Measured
+from lagcompile.ir.disk import replace
 from lagcompile.ir.jsonfile import validate
 
 Kind = Literal[
@@ -233,8 +234,12 @@ class Certificate(Measured):
     def save(self, path: str | Path) -> Path:
         """Write the certificate as JSON."""
         target = Path(path)
-        target.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        replace(target, self.file_bytes())
         return target
+
+    def file_bytes(self) -> bytes:
+        """The certificate as a file, JSON."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:

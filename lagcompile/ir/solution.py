@@ -84,6 +84,9 @@ class Checked(Protocol):
     def reasons(self) -> tuple[str, ...]:
         """Why it was not assessed."""
 
+    def file_bytes(self) -> bytes:
+        """The certificate as a file, JSON."""
+
 
 @dataclass(frozen=True)
 class Solution:

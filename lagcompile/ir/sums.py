@@ -41,6 +41,15 @@ def listed(folder: Path) -> Listed:
     return found
 
 
+def is_listed(path: Path) -> bool:
+    """Whether a file stands in its folder's list, so that it should be there.
+
+    Raises:
+        DataError: the list is damaged.
+    """
+    return path.name in listed(path.parent)
+
+
 def check(path: Path, data: bytes) -> bytes:
     """Content of a file, once it is known to be what was written, where its folder has a list.
 

@@ -16,13 +16,18 @@ from torch import nn
 
 from lagcompile.backends.base import Evaluate, Rows, RunOptions, Watch
 from lagcompile.backends.best import Best, at_rest, judged, probe_rows
+from lagcompile.backends.keeping import Clock, hidden, load_hidden, random_state, set_random_state
+from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import History, Status
 from lagcompile.runtime.rules import Rule
 from lagcompile.runtime.steps import Extra
+from lagcompile.store.folder import RunFolder
+from lagcompile.store.stop import Stop, StoppedError
 from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.measure import Loss
 from lagcompile.workbench.schedule import Schedules
-from lagcompile.workbench.supervise import Stop
+
+BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def backprop(
     device: str = "cpu",
     evaluate: Evaluate | None = None,
     watch: Watch | None = None,
+    folder: RunFolder | None = None,
 ) -> Trained:
     """Train a module by plain backprop.
 
@@ -72,6 +78,10 @@ def backprop(
         device: where to compute.
         evaluate: numbers on held-out data.
         watch: called with each row of the history.
+        folder: where it is kept, and gone on with where it is the same run; None keeps nothing.
+
+    Raises:
+        DataError: it cannot be kept.
     """
     torch.manual_seed(options.seed)
     model.to(device).train()
@@ -81,11 +91,16 @@ def backprop(
     look, due = _every(options.look_every, each), _every(options.evaluate_every, each)
     history, status = list[Mapping[str, float]](), Status.STEPS_DONE
     best = Best(lambda: _score(model, data, options, loss, device), model.state_dict)
-    begin, paused, done = time.perf_counter(), 0.0, 0
+    clock, kept = Clock(options), _Kept(model, optimizer, best, history, device, evaluations)
+    if folder is not None:
+        kept.resume(folder)
+    before, begin, paused, done = kept.seconds, time.perf_counter(), 0.0, kept.done
+    status = kept.ended or status
     try:
-        for step in range(evaluations):
-            if stop.asked:
-                raise KeyboardInterrupt
+        for step in range(done, evaluations if kept.ended is None else done):
+            stop.check()
+            if folder is not None and step > 0 and clock.due(step):
+                kept.commit(folder, done, before + time.perf_counter() - begin - paused)
             if schedules.weights is not None:
                 optimizer.param_groups[0]["lr"] = rule.lr * schedules.weights.at(step, evaluations)
             index = rows.at(step)
@@ -98,7 +113,7 @@ def backprop(
                 continue
             row = {"loss": float(value.detach())}
             now = time.perf_counter()
-            row = {"step": float(done), "seconds": now - begin - paused} | row
+            row = {"step": float(done), "seconds": before + now - begin - paused} | row
             if not (best.offer(done) and math.isfinite(row["loss"])):
                 status = Status.DIVERGED
             elif evaluate is not None and (due(done) or done == evaluations):
@@ -109,13 +124,66 @@ def backprop(
                 watch(row)
             if status is Status.DIVERGED:
                 break
-    except KeyboardInterrupt:
+    except StoppedError:
         status = Status.INTERRUPTED
-    seconds = time.perf_counter() - begin - paused
+    seconds = before + time.perf_counter() - begin - paused
+    if folder is not None:
+        kept.commit(folder, done, seconds, status)
     status, back = best.ended(status, done)
     if back:
         model.load_state_dict(best.kept)
     return Trained(model.cpu(), status, History(tuple(history)), done, seconds)
+
+
+@dataclass
+class _Kept:
+    """The state of a run of plain backprop between two steps."""
+
+    model: nn.Module
+    optimizer: Extra
+    best: Best
+    history: list[Mapping[str, float]]
+    device: str
+    evaluations: int
+    done: int = 0
+    seconds: float = 0.0
+    ended: Status | None = None
+
+    def commit(self, folder: RunFolder, done: int, seconds: float, ended: Status | None = None) -> None:
+        """Keep it."""
+        whole = ended not in (None, Status.INTERRUPTED)
+        state = {
+            "evaluations": self.evaluations,
+            "done": done,
+            "seconds": seconds,
+            "ended": ended.name if ended is not None and whole else None,
+            "model": self.model.state_dict(),
+            "hidden": hidden(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best.state_dict(),
+            "rows": self.history,
+            "random": random_state(torch.device(self.device)),
+        }
+        folder.commit(state, done, BASELINE, final=whole)
+
+    def resume(self, folder: RunFolder) -> None:
+        """Go on from what is kept, where that is a run of as many gradient evaluations."""
+        try:
+            state = folder.state(BASELINE)
+        except DataError as error:  # what it holds can be made again
+            for problem in error.problems:
+                folder.notice(f"{problem}; the baseline begins anew")
+            return
+        if state is None or state["evaluations"] != self.evaluations:
+            return
+        self.model.load_state_dict(state["model"])
+        load_hidden(self.model, state["hidden"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best.load_state_dict(state["best"])
+        self.history += state["rows"]
+        set_random_state(torch.device(self.device), state["random"])
+        self.done, self.seconds = int(state["done"]), float(state["seconds"])
+        self.ended = Status[state["ended"]] if state["ended"] else None
 
 
 def _score(model: nn.Module, data: DataSplits, options: RunOptions, loss: Loss, device: str) -> float:

@@ -138,11 +138,11 @@ def solve(
     from lagcompile.workbench import run, shooting
     from lagcompile.workbench.prepare import prepare
     from lagcompile.workbench.progress import Display
-    from lagcompile.workbench.report import write
+    from lagcompile.workbench.report import files
     from lagcompile.workbench.spec import default_folder, load
 
     if shooting.is_shooting(spec):
-        raise typer.Exit(shooting.solve(spec, out, force=force, say=typer.echo))
+        raise typer.Exit(shooting.solve(spec, out, force=force, resume=resume, say=typer.echo))
     if force and resume:
         raise SpecError("--force and --resume exclude each other: replace the run, or go on with it")
     loaded = load(spec, trust=trust or (), steps=steps, seed=seed, device=device)
@@ -151,9 +151,27 @@ def solve(
     console = Console()
     if not quiet:
         typer.echo(str(prepared.program))
+    notes: list[str] = []
+
+    def report(found: Outcome) -> dict[str, bytes]:
+        written, said = files(found)
+        notes.extend(said)
+        return written
+
+    def notice(text: str) -> None:
+        typer.echo(text, err=True)
+
     with Display(console, quiet=quiet) as display:
-        outcome = run.solve(prepared, folder=folder, force=force, resume=resume, baseline=baseline, look=display.look)
-    notes = write(outcome)
+        outcome = run.solve(
+            prepared,
+            folder=folder,
+            force=force,
+            resume=resume,
+            baseline=baseline,
+            look=display.look,
+            report=report,
+            notice=notice,
+        )
     _summary(console, outcome, quiet=quiet)
     for note in [*notes, f"Report: {folder / 'report.md'}"]:
         typer.echo(note)
@@ -190,12 +208,13 @@ def verify(
         typer.echo(str(comparison))
         raise typer.Exit(0 if comparison.ok else 1)
     from lagcompile.check.certificate import Certificate, differences
+    from lagcompile.ir.sums import is_listed
     from lagcompile.workbench.run import certify, load_weights
 
     saved = Certificate.load(against) if against is not None else None
     prepared = _prepared(spec, trust, seed=seed)
     beside = against.parent / "model.pt" if against is not None else None
-    chosen = weights or (beside if beside is not None and beside.is_file() else None)
+    chosen = weights or (beside if beside is not None and (beside.is_file() or is_listed(beside)) else None)
     model = load_weights(prepared, chosen) if chosen is not None else prepared.model
     measured = certify(prepared, model, examples)
     typer.echo(str(measured))

@@ -12,18 +12,15 @@ from typing import Any
 
 from lagcompile.check.certificate import versions
 from lagcompile.ir.base import MissingExtraError
-from lagcompile.ir.disk import replace
 from lagcompile.ir.solution import History
 from lagcompile.ir.yamlfile import dumps, spec_hash
-from lagcompile.workbench import folder as files
 from lagcompile.workbench.draw import draw_network
-from lagcompile.workbench.folder import RunFolder
 from lagcompile.workbench.plot import draw_curves
 from lagcompile.workbench.progress import HEADER as HEADER_OF_ITERATIONS
 from lagcompile.workbench.progress import iteration_cells
 from lagcompile.workbench.run import Outcome
 
-CURVES, NETWORK = "curves.png", "network.png"
+REPORT, REPORT_JSON, CURVES, NETWORK = "report.md", "report.json", "curves.png", "network.png"
 HEADER = ("", "test accuracy", "test loss", "final defect", "gradients", "time")
 
 
@@ -169,20 +166,11 @@ def _table(table: Sequence[Sequence[str]]) -> list[str]:
     return [head, "|" + "---|" * len(table[0]), *body]
 
 
-def write(outcome: Outcome) -> list[str]:
-    """Write report.md, report.json and the figures into the outcome's folder.
-
-    Returns:
-        Notes, such as that figures were left out.
-    """
-    assert outcome.folder is not None
+def files(outcome: Outcome) -> tuple[dict[str, bytes], list[str]]:
+    """Report, its numbers and the figures by file name, and notes, such as that figures were left out."""
     figures, notes = figures_of(outcome)
-    for name, image in figures.items():
-        replace(outcome.folder / name, image)
-    place = RunFolder(outcome.folder)
-    place.write(files.REPORT_JSON, json.dumps(facts(outcome), indent=2) + "\n")
-    place.write(files.REPORT, markdown(outcome, list(figures), notes))
-    return notes
+    text = json.dumps(facts(outcome), indent=2) + "\n"
+    return {REPORT_JSON: text.encode(), REPORT: markdown(outcome, list(figures), notes).encode(), **figures}, notes
 
 
 def figures_of(outcome: Outcome) -> tuple[dict[str, bytes], list[str]]:

@@ -6,34 +6,50 @@ have been bound; a resumed run takes the steps that an unbroken one would have t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from lagcompile.backends.base import Executor, Method, Solver, best_of, drive
+from lagcompile.backends.base import Method, Solver, seeded
+from lagcompile.backends.keeping import FREE, Keeping, opened, program_files
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.kkt import certify_kkt
 from lagcompile.ir.base import DataError, ProgramError, SpecError
-from lagcompile.ir.solution import History, Solution, Status
-from lagcompile.ir.text import to_json
+from lagcompile.ir.solution import Solution, Status
 from lagcompile.ir.yamlfile import dumps, spec_hash
 from lagcompile.lift import Lifted, lift
-from lagcompile.workbench import folder as files
+from lagcompile.store.folder import (
+    CERTIFICATE,
+    KKT,
+    LOG,
+    MODEL,
+    SOLUTION,
+    SPEC,
+    Notice,
+    RunFolder,
+    check_free,
+    load_tensors,
+    log_bytes,
+    tensor_bytes,
+)
+from lagcompile.store.stop import Stop
 from lagcompile.workbench.baseline import Trained, backprop
-from lagcompile.workbench.folder import RunFolder
 from lagcompile.workbench.measure import StateDefect, evaluator, outcome, state_defects
 from lagcompile.workbench.prepare import Prepared, fresh_model
-from lagcompile.workbench.spec import RunSpec
-from lagcompile.workbench.supervise import Stop, Supervised
+from lagcompile.workbench.spec import Running, RunSpec
+from lagcompile.workbench.supervise import Supervised
 
 VERIFIED = 64
 """Examples that a certificate is measured on."""
 
+Report = Callable[["Outcome"], Mapping[str, bytes]]
+"""Gives further files for a run folder."""
 Look = Callable[[str, int, Mapping[str, float]], None]
 """Called with the name of a run ("solve" or "backprop"), its number of steps and each row of its history."""
 
@@ -53,6 +69,7 @@ class Outcome:
         baseline_test: its loss and accuracy on the test part.
         folder: the run folder; None where nothing was written.
         conditions: the KKT conditions at the solution, where the method solves for them.
+        stopped: exit status for the signal that came in; 0 for none.
     """
 
     prepared: Prepared
@@ -62,15 +79,16 @@ class Outcome:
     certificate: Certificate
     baseline: Trained | None
     baseline_test: Mapping[str, float]
-    folder: Path | None
+    folder: Path | None = None
     conditions: Certificate | None = None
+    stopped: int = 0
 
     @property
     def exit_code(self) -> int:
-        """0 fine, 1 diverged, worse than at the start or a check failed, 3 a check says nothing, 130 interrupted."""
+        """0 fine, 1 diverged, worse than at the start or a check failed, 3 a check says nothing, above 128 a signal."""
         statuses = {self.solution.status, self.baseline.status if self.baseline else Status.STEPS_DONE}
-        if Status.INTERRUPTED in statuses:
-            return 130
+        if self.stopped or Status.INTERRUPTED in statuses:
+            return self.stopped or 130
         codes = {c.exit_code for c in (self.certificate, self.conditions) if c is not None}
         if self.solution.status in (Status.DIVERGED, Status.WORSE) or 1 in codes:
             return 1
@@ -92,6 +110,8 @@ def solve(
     baseline: bool | None = None,
     look: Look | None = None,
     stop: Stop | None = None,
+    report: Report | None = None,
+    notice: Notice = warnings.warn,
 ) -> Outcome:
     """Run a spec to its end.
 
@@ -99,36 +119,59 @@ def solve(
         prepared: the spec and what it stands for.
         folder: the run folder to make; None writes nothing.
         force: replace a run folder that is there.
-        resume: go on from the folder's checkpoint.
+        resume: go on from the folder's newest checkpoint that is whole.
         baseline: whether to run plain backprop next to it; None as the spec says.
         look: called with each row of the history.
-        stop: a request to stop; None listens to Ctrl-C.
+        stop: a request to stop; None listens to Ctrl-C, SIGTERM and SIGHUP.
+        report: gives further files for the folder.
+        notice: called with a sentence on what is damaged in the folder and does no harm.
 
     Raises:
         SpecError: data, loss, program or method do not fit.
-        DataError: the folder exists, or holds no checkpoint to go on from.
+        DataError: the folder exists, is in use, cannot be written, or holds nothing to go on from.
+        KeyboardInterrupt: a second Ctrl-C; the folder holds the last checkpoint.
     """
     spec = prepared.loaded.spec
     if folder is not None and not resume:
-        files.check_free(folder, force=force)
+        check_free(folder, force=force)
     if not isinstance(spec.method, Method):
-        return _at_once(prepared, spec.method, folder, force=force, resume=resume, look=look)
-    with prepared.loaded.importing():
-        executor = prepared.executor()
-        before = _checkpoint(folder, spec) if resume else None
-        place = _place(prepared, folder, force=force, resume=resume)
-        listening = stop or Stop()
-        with listening.on_interrupt() if stop is None else nullcontext():
-            solution = _solved(prepared, executor, place, before, look=look, stop=listening)
-            rival = None
-            wanted = spec.rival.run if baseline is None else baseline
-            if wanted and solution.status is not Status.INTERRUPTED:
-                rival = _rival(prepared, solution.gradient_evaluations, look=look, stop=listening)
-        return _concluded(prepared, solution, rival, place)
+        return _at_once(prepared, spec.method, folder, force=force, resume=resume, look=look, report=report)
+    if resume and folder is None:
+        raise DataError("--resume needs a run folder")
+    with ExitStack() as stack:
+        stack.enter_context(prepared.loaded.importing())
+        executor, heard = prepared.executor(), stop or Stop()
+        if stop is None:
+            stack.enter_context(heard.listening())
+        stack.enter_context(seeded(executor.instance, spec.run.options()))
+        supervised = Supervised(executor, spec.schedule, total=spec.run.steps)
+        watch = None if look is None else lambda row: look("solve", spec.run.steps, row)
+        keeping = Keeping(supervised, spec.run.options(), stop=heard, look=watch)
+        place = None
+        if folder is not None:
+            first, fixed = _first_files(prepared), _fixed(spec)
+            opening = opened(folder, keeping, first, fixed, resume=resume, notice=notice, force=force)
+            place = stack.enter_context(opening)
+        solution = keeping.solve(original=prepared.model, evaluate=evaluator(prepared.data, prepared.loaded.loss))
+        rival = None
+        wanted = spec.rival.run if baseline is None else baseline
+        if wanted and solution.status is not Status.INTERRUPTED:
+            rival = _rival(prepared, solution.gradient_evaluations, place, look=look, stop=heard)
+        found = replace(_concluded(prepared, solution, rival), folder=folder)
+        if place is not None:
+            place.finish(_last_files(found) | dict(report(found) if report else {}), keeping.rows)
+        return replace(found, stopped=heard.exit_status if heard.asked else 0)
 
 
 def _at_once(
-    prepared: Prepared, method: Solver, folder: Path | None, *, force: bool, resume: bool, look: Look | None
+    prepared: Prepared,
+    method: Solver,
+    folder: Path | None,
+    *,
+    force: bool,
+    resume: bool,
+    look: Look | None,
+    report: Report | None,
 ) -> Outcome:
     """Run a method that solves the whole program at once: no schedule, no checkpoint, no backprop next to it."""
     loaded, spec = prepared.loaded, prepared.loaded.spec
@@ -147,108 +190,42 @@ def _at_once(
             solution = method.solve(instance, spec.run.options(), original=prepared.model, watch=watch)
         except ProgramError as error:
             raise SpecError([loaded.problem("method", p) for p in error.problems]) from error
-        place = _place(prepared, folder, force=force, resume=False)
-        if place is not None:
-            place.start_log(list(solution.history.rows))
         conditions = certify_kkt(instance, solution)
-        if place is not None:
-            place.write(files.KKT, conditions.model_dump_json(indent=2) + "\n")
-        return replace(_concluded(prepared, solution, None, place), conditions=conditions)
-
-
-def _checkpoint(folder: Path | None, spec: RunSpec) -> Mapping[str, Any]:
-    if folder is None:
-        raise DataError("--resume needs a run folder")
-    before = files.reopen(folder).checkpoint()
-    if before.get("spec") != _fixed(spec):
-        raise DataError(
-            f"{folder} was run with another spec, or by a lagcompile with other options: only steps, time limit, "
-            "looks, checkpoints, device and baseline may change when a run is resumed"
-        )
-    return before
+        found = replace(_concluded(prepared, solution, None), folder=folder, conditions=conditions)
+        if folder is not None:
+            written = _first_files(prepared) | _last_files(found) | dict(report(found) if report else {})
+            RunFolder.create(folder, written | {LOG: log_bytes(solution.history.rows)}, {}, force=force).close()
+        return found
 
 
 def _fixed(spec: RunSpec) -> str:
     """Hash of what may not change when a run is resumed."""
-    run = {"steps": 0, "time_limit": None, "look_every": 1, "evaluate_every": None, "checkpoint_every": None}
-    kept = spec.run.model_copy(update={**run, "device": "cpu"})
+    free = (*FREE, "device")
+    kept = spec.run.model_copy(update={name: Running.model_fields[name].default for name in free})
     if spec.schedule.given():  # step sizes depend on the number of steps
         kept = kept.model_copy(update={"steps": spec.run.steps})
     return spec_hash(spec.model_copy(update={"run": kept, "baseline": False, "note": "", "tolerance": 1.0}))
 
 
-def _place(prepared: Prepared, folder: Path | None, *, force: bool, resume: bool) -> RunFolder | None:
-    if folder is None:
-        return None
-    program = prepared.program
-    texts = {
-        files.SPEC: dumps(prepared.loaded.spec),
-        files.PROGRAM: str(program),
-        files.PROGRAM_JSON: to_json(program) + "\n",
-    }
-    if not resume:
-        return files.create(folder, texts, force=force)
-    place = files.reopen(folder)
-    for name, text in texts.items():
-        place.write(name, text)
-    return place
+def _first_files(prepared: Prepared) -> dict[str, bytes]:
+    return {SPEC: dumps(prepared.loaded.spec).encode(), **program_files(prepared.program)}
 
 
-def _solved(
-    prepared: Prepared,
-    executor: Executor,
-    place: RunFolder | None,
-    before: Mapping[str, Any] | None,
-    *,
-    look: Look | None,
-    stop: Stop,
-) -> Solution:
-    spec, rows = prepared.loaded.spec, list[Mapping[str, float]]()
-    torch.manual_seed(spec.run.seed)
-
-    def save() -> None:
-        if place is not None:
-            state = {
-                "executor": executor.state_dict(),
-                "best": best.state_dict(),
-                "history": rows,
-                "spec": _fixed(spec),
-            }
-            place.save(files.CHECKPOINT, state)
-
-    supervised = Supervised(
-        executor, spec.schedule, total=spec.run.steps, stop=stop, save=save, save_every=spec.run.checkpoint_every
-    )
-    best = best_of(supervised, spec.run.options())
-    if before is not None:
-        best.load_state_dict(before["best"])
-        rows += before["history"]
-        supervised.load_state_dict(before["executor"])
-    if place is not None:
-        place.start_log(rows)
-
-    def watch(row: Mapping[str, float]) -> None:
-        rows.append(dict(row))
-        if place is not None:
-            place.log(row)
-        if look is not None:
-            look("solve", spec.run.steps, row)
-
-    evaluate = evaluator(prepared.data, prepared.loaded.loss)
-    solution = drive(
-        supervised,
-        spec.run.options(),
-        original=prepared.model,
-        evaluate=evaluate,
-        watch=watch,
-        start=History(tuple(rows)),
-        best=best,
-    )
-    save()
-    return solution
+def _last_files(found: Outcome) -> dict[str, bytes]:
+    """Weights, certificates, and of exact methods the whole solution."""
+    solution, spec = found.solution, found.prepared.loaded.spec
+    files = {MODEL: tensor_bytes(solution.model.state_dict()), CERTIFICATE: found.certificate.file_bytes()}
+    moved: Mapping[str, Tensor] = solution.details.get("inputs") or {}
+    if moved or not isinstance(spec.method, Method):  # small, and what was asked for
+        exact = dict(solution.details.get("weights", {}))
+        parts = {"states": dict(solution.states), "multipliers": dict(solution.multipliers), "inputs": dict(moved)}
+        files[SOLUTION] = tensor_bytes(parts | {"weights": exact})
+    if found.conditions is not None:
+        files[KKT] = found.conditions.file_bytes()
+    return files
 
 
-def _rival(prepared: Prepared, evaluations: int, *, look: Look | None, stop: Stop) -> Trained:
+def _rival(prepared: Prepared, evaluations: int, place: RunFolder | None, *, look: Look | None, stop: Stop) -> Trained:
     loaded, spec = prepared.loaded, prepared.loaded.spec
     return backprop(
         fresh_model(loaded),
@@ -262,16 +239,17 @@ def _rival(prepared: Prepared, evaluations: int, *, look: Look | None, stop: Sto
         device=spec.run.device,
         evaluate=evaluator(prepared.data, loaded.loss),
         watch=None if look is None else lambda row: look("backprop", evaluations, row),
+        folder=place,
     )
 
 
-def _concluded(prepared: Prepared, solution: Solution, rival: Trained | None, place: RunFolder | None) -> Outcome:
+def _concluded(prepared: Prepared, solution: Solution, rival: Trained | None) -> Outcome:
     data, loss = prepared.data, prepared.loaded.loss
     solved = relift(prepared, solution.model)
     moved: Mapping[str, Tensor] = solution.details.get("inputs") or {}  # inputs that were solved for
     x = next(iter(moved.values())).to(data.train_x.dtype) if moved else data.train_x
     certificate = certify(prepared, solution.model)
-    found = Outcome(
+    return Outcome(
         prepared=prepared,
         solution=replace(solution, certificate=certificate),
         test=outcome(solution.model, data.test_x, data.test_y, loss=loss),
@@ -279,16 +257,7 @@ def _concluded(prepared: Prepared, solution: Solution, rival: Trained | None, pl
         certificate=certificate,
         baseline=rival,
         baseline_test=outcome(rival.model, data.test_x, data.test_y, loss=loss) if rival is not None else {},
-        folder=None if place is None else place.path,
     )
-    if place is not None:
-        place.save(files.MODEL, solution.model.state_dict())
-        if moved or not isinstance(prepared.loaded.spec.method, Method):  # small, and what was asked for
-            exact = dict(solution.details.get("weights", {}))
-            parts = {"states": dict(solution.states), "multipliers": dict(solution.multipliers), "inputs": dict(moved)}
-            place.save(files.SOLUTION, parts | {"weights": exact})
-        place.write(files.CERTIFICATE, found.certificate.model_dump_json(indent=2) + "\n")
-    return found
 
 
 def relift(prepared: Prepared, model: torch.nn.Module) -> Lifted:
@@ -318,7 +287,7 @@ def load_weights(prepared: Prepared, path: Path) -> torch.nn.Module:
         SpecError: the weights do not fit the module.
         DataError: there is no such file, or it is damaged.
     """
-    state = files.load_tensors(path)
+    state = load_tensors(path)
     with prepared.loaded.importing():
         model = fresh_model(prepared.loaded)
     try:

@@ -46,8 +46,6 @@ class Running(RunOptions):
 
     device: str = "cpu"
     """cpu, cuda or cuda:1."""
-    checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between two checkpoints; None: at the end only (also after Ctrl-C)."""
 
     def options(self) -> RunOptions:
         """The part that the method reads."""

@@ -34,7 +34,7 @@ from lagcompile.workbench.references import DATA, LOSSES, MODELS
 from lagcompile.workbench.rows import Row, rows_of
 from lagcompile.workbench.search import Draw, Trial, best, search, stored, write
 from lagcompile.workbench.spec import RunSpec
-from lagcompile.workbench.supervise import Stop, Supervised
+from lagcompile.workbench.supervise import Supervised
 from lagcompile.workbench.systems import SYSTEMS, System, system_of
 
 Say = Callable[[str], None]
@@ -180,7 +180,7 @@ def solve(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Solution:
     torch.manual_seed(spec.run.seed)
     assert isinstance(spec.method, Method)  # the table's systems are all step-wise
     executor = spec.method.executor(instance, seed=spec.run.seed)
-    supervised = Supervised(executor, spec.schedule, total=spec.run.steps, stop=Stop())
+    supervised = Supervised(executor, spec.schedule, total=spec.run.steps)
     if keep == "last":
         return drive(supervised, options, original=model)
 

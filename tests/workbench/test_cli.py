@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,9 +100,20 @@ def test_solve_then_verify_then_tamper(tmp_path: Path, monkeypatch: pytest.Monke
     stored["residuals"].pop()
     certificate.write_text(json.dumps(stored))
     assert call(monkeypatch, "verify", path, "--against", certificate) == 2
+    assert capsys.readouterr().err.startswith(f"{certificate} is damaged or was changed: ")
+    (tmp_path / "mine").mkdir()
+    copy = tmp_path / "mine" / certificate.name
+    shutil.copy(folder / "model.pt", copy.parent)
+    copy.write_text(json.dumps(stored))
+    assert call(monkeypatch, "verify", path, "--against", copy) == 2
     assert "the certificate was changed after it was made" in capsys.readouterr().err
     certificate.write_text(whole)
     (folder / "model.pt").unlink()
+    assert call(monkeypatch, "verify", path, "--against", certificate) == 2
+    assert capsys.readouterr().err == f"there is no file {folder / 'model.pt'}\n"
+    copy.write_text(whole)
+    (copy.parent / "model.pt").unlink()
+    certificate = copy
     assert call(monkeypatch, "verify", path, "--against", certificate) == 1
     assert "the weights: the certificate was made for" in capsys.readouterr().err
     other = replaced(tmp_path, "after: [layers.2, layers.4]", "after: [layers.2]")
@@ -181,7 +193,8 @@ def test_schema(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     assert "formulation" in json.loads(capsys.readouterr().out)["properties"]
 
 
-def test_ctrl_c_ends_with_a_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_run_with_a_report(tmp_path: Path, number: int, status: int) -> None:
     path = replaced(tmp_path, "steps: 30", "steps: 1000000")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "lagcompile.workbench.cli", "solve", str(path)]
@@ -192,14 +205,14 @@ def test_ctrl_c_ends_with_a_report(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "interrupted: stopped by the user" in out
     report = json.loads((log.parent / "report.json").read_text())
     assert report["status"] == "interrupted"
     assert 0 < report["steps"] < 1000000
-    assert (log.parent / "checkpoint.pt").is_file()
+    assert (log.parent / "checkpoint-b.state").is_file()
 
 
 @pytest.mark.parametrize("command", ["show", "plan"])

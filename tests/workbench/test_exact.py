@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import lagcompile as lc
+from lagcompile.store.folder import load_tensors
 from lagcompile.workbench.cli import app
 from lagcompile.workbench.exact import verify_exact
-from lagcompile.workbench.folder import load_tensors
 from lagcompile.workbench.prepare import prepare
 from lagcompile.workbench.spec import load
 from lagcompile.workbench.spy import spy

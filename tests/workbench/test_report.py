@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from lagcompile.ir.solution import History
+from lagcompile.store.stop import Stop
 from lagcompile.workbench.draw import draw_network
 from lagcompile.workbench.plot import draw_curves
 from lagcompile.workbench.prepare import prepare
-from lagcompile.workbench.report import facts, markdown, rows, write
+from lagcompile.workbench.report import facts, files, markdown, rows
 from lagcompile.workbench.run import Outcome, solve
 from lagcompile.workbench.spec import load
-from lagcompile.workbench.supervise import Stop
 from tests.workbench.specs import MOONS, moons
 
 PNG = b"\x89PNG"
@@ -29,9 +29,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def test_a_written_report(found: Outcome) -> None:
-    assert found.folder is not None
-    assert write(found) == []
-    text = (found.folder / "report.md").read_text()
+    written, notes = files(found)
+    assert notes == []
+    text = written["report.md"].decode()
     assert "| extragradient | " in text
     assert "| backprop | " in text
     assert "![curves](curves.png)" in text
@@ -39,8 +39,8 @@ def test_a_written_report(found: Outcome) -> None:
     assert "softshrink" not in text
     assert str(found.certificate) in text
     for name in ("curves.png", "network.png"):
-        assert (found.folder / name).read_bytes()[:4] == PNG
-    stored = json.loads((found.folder / "report.json").read_text())
+        assert written[name][:4] == PNG
+    stored = json.loads(written["report.json"])
     assert stored == json.loads(json.dumps(facts(found)))
     assert stored["test"]["accuracy"] == found.test["accuracy"]
     assert stored["certificate"]["ok"] is True
@@ -70,9 +70,9 @@ def test_without_matplotlib(found: Outcome, monkeypatch: pytest.MonkeyPatch) -> 
         return original(name, globals, locals, fromlist, level)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    assert write(found) == ["No figures: figures need matplotlib: pip install 'lagcompile[plots]'"]
-    assert found.folder is not None
-    text = (found.folder / "report.md").read_text()
+    written, notes = files(found)
+    assert notes == ["No figures: figures need matplotlib: pip install 'lagcompile[plots]'"]
+    text = written["report.md"].decode()
     assert "lagcompile[plots]" in text
     assert "![" not in text
 

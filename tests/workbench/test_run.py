@@ -13,12 +13,12 @@ from torch import Tensor
 from lagcompile.check.certificate import Certificate
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import Status
-from lagcompile.workbench import folder as files
+from lagcompile.store import folder as files
+from lagcompile.store.stop import Stop
 from lagcompile.workbench.measure import outcome, state_defects
 from lagcompile.workbench.prepare import prepare
 from lagcompile.workbench.run import Outcome, load_weights, relift, solve
 from lagcompile.workbench.spec import load
-from lagcompile.workbench.supervise import Stop
 from tests.workbench.specs import MOONS, moons
 
 
@@ -49,7 +49,9 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     place = tmp_path / "runs" / "moons"
     names = {p.name for p in place.iterdir()}
     assert names == {
-        *(files.SPEC, files.PROGRAM, files.PROGRAM_JSON, files.LOG, files.CHECKPOINT, files.MODEL, files.CERTIFICATE)
+        *(files.SPEC, files.PROGRAM, files.PROGRAM_JSON, files.LOG, files.MODEL, files.CERTIFICATE),
+        *(f"{name}-{slot}.state" for name in ("checkpoint", "baseline") for slot in "ab"),
+        "lagcompile.sums",
     }
     rows = [json.loads(line) for line in (place / files.LOG).read_text().splitlines()]
     assert [r["step"] for r in rows] == [5, 10, 15, 20, 25, 30]
@@ -154,14 +156,6 @@ def test_a_folder_that_is_there(tmp_path: Path) -> None:
         run(path, other, force=True)
     assert (other / "thesis.tex").read_text() == "precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "moons.yaml", "run"]
-
-
-def test_a_damaged_checkpoint_is_said(tmp_path: Path) -> None:
-    path, place = moons(tmp_path), tmp_path / "run"
-    run(path, place, steps=5)
-    (place / files.CHECKPOINT).write_bytes(b"not torch")
-    with pytest.raises(DataError, match=r"checkpoint\.pt is damaged"):
-        run(path, place, resume=True)
 
 
 def test_divergence_ends_with_finite_weights(tmp_path: Path) -> None:

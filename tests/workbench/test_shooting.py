@@ -23,9 +23,11 @@ def test_a_spec_is_fitted_and_drawn(tmp_path: Path) -> None:
     assert solve(path, tmp_path / "run", force=False, say=said.append) == 0
     assert "4 guesses: 100% recover every parameter within 2 %" in said[0]
     written = {p.name for p in (tmp_path / "run").iterdir()}
-    assert written == {"result.txt", "simulation.png", "defects.png", "parameters.png"}
-    with pytest.raises(DataError, match="--force to write into it"):
+    assert written == {"spec.yaml", "result.txt", "simulation.png", "defects.png", "parameters.png", "lagcompile.sums"}
+    with pytest.raises(DataError, match="--force replaces it"):
         solve(path, tmp_path / "run", force=False, say=said.append)
+    with pytest.raises(DataError, match="a shooting fit has no checkpoint to resume: run it again with --force"):
+        solve(path, tmp_path / "run", force=False, resume=True, say=said.append)
 
 
 MAP = """kind: shooting

@@ -1,0 +1,261 @@
+"""The run folder: what a run leaves behind, and what it goes on from.
+
+In: texts, rows, states. Out: files. Invariant: a folder that is there holds a state of a step's boundary with the rows
+of all steps before it, in one file; of each state the last two are kept, each with its SHA-256; one process at a time
+has the folder; what is refused changes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, final
+
+import torch
+
+from lagcompile.ir import disk, sums
+from lagcompile.ir.base import DataError
+from lagcompile.store.pack import pack, unpack
+
+SPEC, PROGRAM, PROGRAM_JSON, LOG = "spec.yaml", "program.txt", "program.json", "log.jsonl"
+MODEL, SOLUTION, CERTIFICATE, KKT = "model.pt", "solution.pt", "certificate.json", "kkt.json"
+STATE = "checkpoint"
+SLOTS = "ab"
+
+OTHER = {
+    "version": "was run by another version of lagcompile ({old}; this is {new})",
+    "run": (
+        "was run with another spec, or by a lagcompile with other options: only steps, time limit, looks, checkpoints, "
+        "device and baseline may change when a run is resumed"
+    ),
+    "program": "was run with another program",
+    "data": "was run with other data",
+}
+"""What may not change when a run is resumed, and what is said where it did."""
+
+Row = Mapping[str, float]
+Notice = Callable[[str], None]
+Identity = Mapping[str, str]
+"""Words of `OTHER` -> a digest, or the version itself."""
+
+
+@final
+class RunFolder:
+    """A run folder in the hands of this process; a context manager.
+
+    Attributes:
+        path: where.
+        notice: called with a sentence on what is damaged and does no harm.
+    """
+
+    def __init__(self, path: Path, identity: Identity, handle: int, notice: Notice = warnings.warn) -> None:
+        self.path, self.notice = path, notice
+        self._identity, self._handle = dict(identity), handle
+        self._slot = {STATE: 0}
+
+    @classmethod
+    def create(
+        cls, path: Path, files: Mapping[str, bytes], identity: Identity, state: Any = None, *, force: bool = False
+    ) -> Self:
+        """Make a run folder with its first files, in one move.
+
+        Args:
+            path: where.
+            files: file name -> content.
+            identity: what may not change when the run is resumed, by the words of `OTHER`.
+            state: of the run as it begins; None for runs that have none.
+            force: replace a run folder that is there.
+
+        Raises:
+            DataError: something is there that may not be replaced, or the folder cannot be written.
+        """
+        check_free(path, force=force)
+        with ExitStack() as stack:
+            if path.exists():
+                stack.callback(disk.unlock, path, disk.lock(path))
+            part = stack.enter_context(disk.appearing(path))
+            handle = disk.lock(part)
+            stack.push(lambda kind, error, trace: os.close(handle) if kind else None)
+            if state is not None:
+                disk.replace(part / _slot(STATE, 0), *pack(_kept(identity, 0, state)))
+                disk.replace(part / LOG, b"")
+            sums.write(part, files)
+        return cls(path, identity, handle)
+
+    @classmethod
+    def reopen(cls, path: Path, identity: Identity, notice: Notice = warnings.warn) -> Self:
+        """Take the folder of a run that is to be resumed; nothing is changed yet.
+
+        Args:
+            path: where.
+            identity: of the run that goes on.
+            notice: called with a sentence on what is damaged and does no harm.
+
+        Raises:
+            DataError: there is none, or another process has it.
+        """
+        with disk.naming(path, "read"):
+            disk.restore(path)
+        if not path.is_dir() or not any((path / _slot(STATE, i)).exists() for i in range(len(SLOTS))):
+            raise DataError(f"{path} holds no {STATE}: there is nothing to resume")
+        return cls(path, identity, disk.lock(path), notice)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder back."""
+        disk.unlock(self.path, self._handle)
+
+    # ---------------------------------------------------------------- states
+    def state(self, name: str = STATE) -> Any:
+        """The newest state of a name that is whole; None where none was ever kept.
+
+        Raises:
+            DataError: all that were kept are damaged, or of another run.
+        """
+        found, bad = list[tuple[int, int, Any]](), list[str]()
+        for index in range(len(SLOTS)):
+            path = self.path / _slot(name, index)
+            if not path.exists():
+                continue
+            try:
+                moment, state = self._opened(path)
+                found.append((moment, index, state))
+            except DataError as error:
+                bad += error.problems
+        if bad and not found:
+            raise DataError(list(dict.fromkeys(bad)))
+        if not found:
+            return None
+        _, self._slot[name], state = max(found, key=lambda f: f[0])
+        for problem in bad:
+            self.notice(f"{problem}; going on from {_slot(name, self._slot[name])}")
+        return state
+
+    def _opened(self, path: Path) -> tuple[int, Any]:
+        kept = unpack(disk.read_bytes(path), str(path))
+        try:
+            identity, moment, state = kept["identity"], int(kept["moment"]), kept["state"]
+            for word, text in OTHER.items():
+                if identity[word] != self._identity[word]:
+                    raise DataError(f"{self.path} {text.format(old=identity[word], new=self._identity[word])}")
+        except (TypeError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is no checkpoint of this lagcompile") from error
+        return moment, state
+
+    def commit(self, state: Any, moment: int, name: str = STATE, *, final: bool = False) -> None:
+        """Keep a state in the place of the older of the two.
+
+        Args:
+            state: all that the run needs to go on, its rows included.
+            moment: number of steps behind it.
+            name: of the state.
+            final: in the place of both: the last state of a run is kept twice.
+
+        Raises:
+            DataError: it cannot be written; the two before are as they were.
+        """
+        chunks = pack(_kept(self._identity, moment, state))
+        slot = self._slot.get(name, len(SLOTS) - 1)
+        for _ in SLOTS if final else "-":
+            slot = (slot + 1) % len(SLOTS)
+            disk.replace(self.path / _slot(name, slot), *chunks)
+            self._slot[name] = slot
+
+    # ---------------------------------------------------------------- rows and files
+    def begin(self, files: Mapping[str, bytes], rows: Iterable[Row]) -> None:
+        """Go on: the log holds the rows of the steps made before, and nothing is left of what a crash interrupted.
+
+        Raises:
+            DataError: a file cannot be written.
+        """
+        disk.remove_parts(self.path)
+        for problem in sums.problems(self.path):
+            if not problem.startswith("there is no file "):
+                self.notice(problem)
+        sums.write(self.path, files, without=[LOG], anew=True)
+        disk.replace(self.path / LOG, log_bytes(rows))
+
+    def log(self, row: Row) -> None:
+        """Append a row to the log.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        disk.append(self.path / LOG, log_bytes([row]))
+
+    def finish(self, files: Mapping[str, bytes], rows: Sequence[Row]) -> None:
+        """Write what a run gave, and list the digests of it and of the log.
+
+        Raises:
+            DataError: a file cannot be written.
+        """
+        sums.write(self.path, {**files, LOG: log_bytes(rows)})
+
+
+def _kept(identity: Identity, moment: int, state: Any) -> dict[str, Any]:
+    return {"identity": dict(identity), "moment": moment, "state": state}
+
+
+def _slot(name: str, index: int) -> str:
+    return f"{name}-{SLOTS[index]}.state"
+
+
+def log_bytes(rows: Iterable[Row]) -> bytes:
+    """Rows as the log holds them, one JSON object a line."""
+    return "".join(json.dumps(dict(row)) + "\n" for row in rows).encode()
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Whether a folder may be made.
+
+    Raises:
+        DataError: something is there, and it may not be replaced.
+    """
+    with disk.naming(path, "written"):
+        disk.restore(path)
+        if not path.exists():
+            return
+        if not force:
+            raise DataError(
+                f"{path} exists: --force replaces it, --resume (resume=True) goes on, --out names another folder"
+            )
+        ours = path.is_dir() and any((path / name).is_file() for name in (SPEC, sums.SUMS))
+        if not ours and not (path.is_dir() and not any(path.iterdir())):
+            raise DataError(f"{path} is not a run folder (it has no {SPEC}); --force does not replace it")
+
+
+def tensor_bytes(value: Any) -> bytes:
+    """A file of tensors that `torch.load(weights_only=True)` reads."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A file that holds tensors and plain values, read without running code.
+
+    Raises:
+        DataError: there is none, it is damaged, or it holds something else.
+    """
+    data = sums.read(path)
+    try:
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is damaged, or no file of tensors: {reason}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds a {type(found).__name__}, expected tensors by name")
+    return found
