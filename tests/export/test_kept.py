@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,3 +107,23 @@ def test_a_solution_with_numbers_that_are_none(tmp_path: Path) -> None:
     assert math.isnan(back.details["a"]["b"][0])
     assert back.details["a"]["b"][1:] == [True, None, "x"]
     assert "model" not in back.details
+
+
+WRITE = """
+import sys, torch, lagcompile as lc
+from tests.nets import Residual
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(Residual(), torch.nn.TransformerEncoderLayer(3, 1, 4, activation=torch.relu))
+lc.lift(model, (torch.randn(4, 6),), split=4).save(sys.argv[1])
+"""
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        root = str(Path(lc.__file__).parent.parent)
+        run = [sys.executable, "-c", WRITE, str(tmp_path / name)]
+        subprocess.run(run, check=True, env={**os.environ, "PYTHONPATH": root})
+        found.append({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()})
+    assert found[0] == found[1]

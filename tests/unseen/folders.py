@@ -8,11 +8,13 @@ ends in time.
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -29,7 +31,7 @@ import lagcompile as lc
 from tests.export.folders import edited, rewritten
 from tests.nets import Normalised, Residual
 
-CI, NIGHTLY = 900, 3000
+CI, NIGHTLY = 600, 3000
 SECONDS = 5.0
 
 
@@ -248,6 +250,24 @@ def _installed() -> None:
     sys.addaudithook(_hook)
 
 
+_CALLED = re.compile(
+    r"self\..+|getattr\(self, .+|torch\.ops\.aten\.\w+\.\w+|torch\.(Size|device)|torch\.sym_\w+|device|getattr"
+    r"|_?operator\.\w+|math\.\w+|\w*_same|round"
+)
+
+
+def check_code(source: str) -> None:
+    """The code that runs when a stage is called: one function of assignments and known calls, no dunder name."""
+    tree = ast.parse(source.strip())
+    (function,) = (n for n in tree.body if not isinstance(n, ast.Expr))
+    assert isinstance(function, ast.FunctionDef), source
+    assert all(isinstance(n, ast.Assign | ast.Return | ast.Expr | ast.Delete) for n in function.body), source
+    for n in ast.walk(tree):
+        word = n.attr if isinstance(n, ast.Attribute) else n.id if isinstance(n, ast.Name) else ""
+        assert not word.startswith("__"), source
+        assert not isinstance(n, ast.Call) or _CALLED.fullmatch(ast.unparse(n.func)), ast.unparse(n)
+
+
 def case(seed: int) -> Mapping[str, int]:
     draw = random.Random(seed)
     files = draw.choice(exported())
@@ -264,13 +284,17 @@ def case(seed: int) -> Mapping[str, int]:
             try:
                 lifted = load(folder)
                 str(lifted.program)
+                sources = [stage.code for stage in lifted.stages.values()]
                 outcome = "loaded"
             except lc.LagcompileError as error:
                 outcome, message = "refused", str(error)
         seconds = time.monotonic() - begin
         assert not events, events[0]
         assert seconds < SECONDS, f"{seconds:.1f} s"
-        if outcome == "refused":
+        if outcome == "loaded":
+            for source in sources:
+                check_code(source)
+        else:
             assert changed, message
             assert str(folder) in message, message
             assert len(message) < 5000, message[:300]
