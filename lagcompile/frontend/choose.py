@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.capture import Capture, FrontEnd, batch_of, reason_of, ties_of
-from lagcompile.frontend.copies import private_copy
+from lagcompile.frontend.copies import own_memory, private_copy
 from lagcompile.frontend.diagnose import diagnosis
 from lagcompile.frontend.export import export
+from lagcompile.frontend.functional import functional_form
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.modes import merge
 from lagcompile.frontend.receipt import Cut, Expectations, Receipt, examine, first_line
@@ -29,6 +30,7 @@ from lagcompile.frontend.stages import Network
 from lagcompile.frontend.still import Before
 from lagcompile.frontend.symbolic import Traced, is_leaf, trace
 from lagcompile.frontend.trials import resized
+from lagcompile.ir.alone import ALONE
 from lagcompile.ir.base import LiftError, SplitError
 
 SHOWN = 4
@@ -58,10 +60,10 @@ def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | N
     """
     if not isinstance(model, nn.Module):
         raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
-    search = _Search(private_copy(model), signature, tensors, cut)
-    if tensors is None:
-        return Captured(cut(search.unchecked(), None, ()), None)
-    return search.best()
+    own_memory(model)
+    with ALONE:
+        search = _Search(private_copy(model), signature, tensors, cut)
+        return search.best() if tensors is not None else Captured(cut(search.unchecked(), None, ()), None)
 
 
 @dataclass
@@ -217,9 +219,9 @@ class _Search:
         names = tuple(n.name for n in traced.graph.nodes if n.op == "placeholder")
         signature = replace(self.signature, names=names)
         ties = ties_of(self.model)
-        return Capture(
-            module, self.model, signature, traced.output, front_end, dict(traced.whole), ties, sizes=traced.sizes
-        )
+        whole = dict(traced.whole)
+        captured = Capture(module, self.model, signature, traced.output, front_end, whole, ties, sizes=traced.sizes)
+        return functional_form(captured, self.tensors)
 
     def _checked(self, captured: Capture) -> Captured | None:
         assert self.expected is not None

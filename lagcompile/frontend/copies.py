@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
@@ -78,6 +79,33 @@ def unregistered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     seen = {id(t) for t in [*model.parameters(), *model.buffers()]} | {id(m) for m in model.modules()}
     for path, module in model.named_modules():
         yield from _attributes(path, module, seen)
+
+
+def own_memory(model: nn.Module) -> None:
+    """Refuse tensors beside the parameters that share a parameter's memory: a copy of the model would not follow.
+
+    Raises:
+        LiftError: names each of them, with its parameter.
+    """
+    owner = {p.untyped_storage()._cdata: n for n, p in model.named_parameters() if _is_plain(p)}
+    found = [
+        (path, owner[key])
+        for path, value in [*unregistered(model), *model.named_buffers()]
+        if _is_plain(value) and not isinstance(value, nn.Parameter)
+        if (key := value.untyped_storage()._cdata) in owner
+    ]
+    if found:
+        raise LiftError(
+            [
+                f"'{path}' shares the memory of the parameter '{name}', and a copy of the model would not follow it: "
+                "read the parameter itself in the forward"
+                for path, name in found
+            ]
+        )
+
+
+def _is_plain(value: Tensor) -> bool:
+    return not is_lazy(value) and value.layout is torch.strided and value.device.type != "meta"
 
 
 def _attributes(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:

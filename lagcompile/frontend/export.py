@@ -22,6 +22,7 @@ from lagcompile.frontend.capture import is_users
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.guards import sizes_of
 from lagcompile.frontend.leaves import Calls, layers_as_calls, operator
+from lagcompile.frontend.proxies import Custom
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, leaves, transform
@@ -77,7 +78,7 @@ def export(
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     try:
-        with layers_as_calls(model, whole) as calls, quietly():
+        with quietly(), torch.enable_grad(), layers_as_calls(model, whole) as calls:
             adapter = _Adapter(model, signature, calls)
             program = torch.export.export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False
@@ -196,10 +197,14 @@ class _Converter:
     def _layer(self, node: fx.Node) -> None:
         tensors, number = node.args
         call = self.calls.made[int(number)]  # type: ignore[arg-type]
+        if isinstance(call.layer, Custom):
+            self.attributes[call.path] = call.layer
         given = [self.env[n] for n in tensors]  # type: ignore[union-attr, index]
         args, kwargs = _plain(call.arguments, given)
-        made = self.graph.call_module(call.path, args, kwargs)
-        made.meta = _meta(node, call.path, type(self.model.get_submodule(call.path)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = self.graph.call_module(call.path, args, kwargs)
+        made.meta = _meta(node, call.path, type(call.layer))
         self.env[node] = _unpacked(self.graph, call.result, made)
 
     def _region(self, node: fx.Node, source: fx.GraphModule) -> None:
@@ -227,15 +232,15 @@ class _Converter:
                 env[node] = graph.placeholder(node.name)
         layers = [n for n in nodes if n.target is operator().target]
         for node in layers:
-            path = self.calls.made[int(node.args[1])].path
-            for name, _ in self.model.get_submodule(path).named_parameters(remove_duplicate=False):
+            path, layer = self.calls.made[int(node.args[1])].path, self.calls.made[int(node.args[1])].layer
+            for name, _ in layer.named_parameters(remove_duplicate=False):
                 weights.setdefault(f"{path}.{name}", graph.placeholder(f"weight_{len(weights)}"))
         for node in nodes:
             if node.op in {"placeholder", "output"} or any(word in str(node.target) for word in _CHECKS):
                 continue
             if node in layers:
                 call = self.calls.made[int(node.args[1])]
-                layer = self.model.get_submodule(call.path)
+                layer = call.layer
                 names = tuple(n for n, _ in layer.named_parameters(remove_duplicate=False))
                 own = call.path.replace(".", "__")
                 root.add_module(own, Layer(layer, names))

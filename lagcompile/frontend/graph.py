@@ -258,7 +258,8 @@ def _record(
 
 def _caller(node: fx.Node, stack: list[str]) -> str:
     """Key of the innermost module call around a node; a layer's own call does not count."""
-    if node.op == "call_module":
+    entries = list((node.meta.get("nn_module_stack") or {}).values())
+    if node.op == "call_module" and entries and str(entries[-1][0]) == str(node.target):
         stack = stack[:-1]
     return stack[-1] if stack else ""
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import library as operators
 
+from lagcompile.frontend.proxies import Custom, custom_functions
 from lagcompile.frontend.structure import Reference, fill, leaves, transform
 from lagcompile.frontend.symbolic import is_leaf
 
@@ -39,6 +40,8 @@ class Calls:
 
     made: list[Call] = field(default_factory=list)
     inside: bool = False
+    placed: Mapping[nn.Module, tuple[Any, ...]] = field(default_factory=dict)
+    """Parameters of each module as it was."""
     output: Any = None
 
 
@@ -48,7 +51,7 @@ _ACTIVE: ContextVar[Calls] = ContextVar("lagcompile_leaf_calls")
 @contextmanager
 def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Calls]:
     """Replace the forward of each layer (and of each module kept whole) by a recorded operator call."""
-    calls = Calls()
+    calls = Calls(placed={m: tuple(m._parameters.values()) for m in model.modules()})
     token = _ACTIVE.set(calls)
     patched: list[nn.Module] = []
     try:
@@ -56,17 +59,43 @@ def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Call
             if (path in whole or (is_leaf(module) and path)) and "forward" not in vars(module):
                 vars(module)["forward"] = functools.partial(_call, calls, path, module, module.forward)
                 patched.append(module)
-        yield calls
+        with custom_functions(functools.partial(_custom, calls)):
+            yield calls
     finally:
         for module in patched:
             vars(module).pop("forward", None)
         _ACTIVE.reset(token)
 
 
+def _custom(
+    calls: Calls, function: type[torch.autograd.Function], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A custom function as a call of a layer without weights."""
+    if calls.inside or not any(isinstance(v, Tensor) for v in args):
+        return NotImplemented
+    forward = functools.partial(_inside, calls, function)
+    return _call(calls, f"_function_{len(calls.made)}", Custom(function), forward, *args, **kwargs)
+
+
+def _inside(calls: Calls, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """The function itself, where it need not or cannot be a call."""
+    before, calls.inside = calls.inside, True
+    try:
+        return function.apply(*args, **kwargs)
+    finally:
+        calls.inside = before
+
+
 def _call(calls: Calls, path: str, layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     given = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)]
     plain = all(isinstance(v, Tensor | int | float | bool | str | torch.dtype | None) for v in leaves((args, kwargs)))
-    if calls.inside or not given or not plain:
+    moved = any(
+        a is not b
+        for m in layer.modules()
+        if m in calls.placed
+        for a, b in zip(calls.placed[m], m._parameters.values(), strict=False)
+    )
+    if calls.inside or moved or not given or not plain:
         return forward(*args, **kwargs)
     numbers = iter(range(len(given)))
     template = transform((args, kwargs), lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v)

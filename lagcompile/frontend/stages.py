@@ -22,6 +22,7 @@ from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.graphmodule import StageGraph, attribute
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.still import set_mode
+from lagcompile.frontend.storage import named_write
 from lagcompile.frontend.structure import Reference, leaves
 
 Values = dict[str, Any]
@@ -200,16 +201,8 @@ class _Builder:
         return [r for r in reads if written & set(memory[r]) and self.records[r].type is not None]
 
     def _in_place(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return any(_is_in_place(m) for m in self.modules[str(node.target)].modules())
-        if node.op == "call_method":
-            return str(node.target).endswith("_") and not str(node.target).endswith("__")
-        name = str(getattr(node.target, "__name__", ""))
-        return (
-            bool(node.kwargs.get("inplace"))
-            or name in {"setitem", "iadd", "imul", "isub", "itruediv", "iand", "ior"}
-            or (name.endswith("_") and not name.endswith("__"))
-        )
+        inside = self.modules[str(node.target)].modules() if node.op == "call_module" else ()
+        return named_write(node, self.modules) or any(_is_in_place(m) for m in inside)
 
     def _slots(self, order: Sequence[str]) -> Iterator[str]:
         """Parameters in the order of their use, once for each use."""

@@ -15,8 +15,11 @@ import torch
 from torch import fx, nn
 
 from lagcompile.frontend.capture import Sizes, reason_of, user_line
+from lagcompile.frontend.proxies import Custom, Proxy, Reads, custom_functions, detached
 from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.storage import named_write
 from lagcompile.frontend.structure import Reference, leaves, transform
+from lagcompile.ir.alone import ALONE
 
 # torch.nn classes that hold several layers, and whose forward is worth looking into
 _LAYERED = ("Transformer", "TransformerEncoder", "TransformerDecoder", "TransformerEncoderLayer")
@@ -48,6 +51,10 @@ class Traced:
 _RANDOM = "its forward draws random numbers that its control flow or its constants hang on"
 
 
+_FACTORIES = (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.rand, torch.randn, torch.eye)
+"""Functions of sizes alone, which are no values of the trace unless they are named."""
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one operation: torch's own layers, but not its containers of layers."""
     kind = type(module)
@@ -66,7 +73,7 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
         Exception: whatever the model's own forward raises on stand-ins for tensors.
     """
     traced = _trace(model, signature, whole, buffers=False)
-    if traced.faults or not _folded(traced.graph):
+    if not traced.faults and not _folded(traced.graph):
         return traced
     try:  # what follows from buffers must follow when they change, or are converted
         again = _trace(model, signature, whole, buffers=True)
@@ -75,7 +82,7 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
     worse = (
         again.faults
         or dict(again.whole) != dict(traced.whole)
-        or len(_folded(again.graph)) >= len(_folded(traced.graph))
+        or (not traced.faults and len(_folded(again.graph)) >= len(_folded(traced.graph)))
     )
     return traced if worse else again
 
@@ -87,25 +94,43 @@ def _folded(graph: fx.Graph) -> list[fx.Node]:
 
 def _trace(model: nn.Module, signature: Signature, whole: Mapping[str, str], *, buffers: bool) -> Traced:
     """A trace in which buffers are values (`buffers`), or constants."""
-    tracer = _Tracer(signature, whole)
+    tracer = _Tracer(model, signature, whole)
     tracer.proxy_buffer_attributes = buffers
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     versions = {n: b._version for n, b in held.items()}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with ALONE, torch.random.fork_rng(devices=[]), torch.enable_grad():
             state = torch.get_rng_state()
-            graph = tracer.trace(model)
+            with custom_functions(tracer.custom), Reads(tracer.parameter):
+                graph = tracer.trace(model)
             if not tracer.faults and not torch.equal(state, torch.get_rng_state()):
                 tracer.faults[""] = _RANDOM
         changed = [n for n, b in model.named_buffers() if b is not held.get(n) or b._version != versions[n]]
     finally:
         restore_buffers(model, held, before)
     faults = tracer.faults | {n.rpartition(".")[0]: f"its forward changes the buffer '{n}'" for n in changed}
+    _stopped(graph, model)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     names = iter(output.args[0])
     template = transform(tracer.template, lambda v: Reference(next(names).name) if isinstance(v, Reference) else v)
-    return Traced(graph, template, dict(tracer.opaque), faults)
+    return Traced(graph, template, dict(tracer.opaque), faults, tracer.attributes)
+
+
+def _stopped(graph: fx.Graph, model: nn.Module) -> None:
+    """Stop gradients behind what was traced without them; a write gives back its input, which keeps its gradient."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for node in list(graph.nodes):
+        node.meta.pop("is_wrapped", None)  # torch.fx would declare the function to be wrapped for the whole process
+        if node.meta.get("grad", True) or not node.op.startswith("call") or named_write(node, modules):
+            continue
+        readers = [u for u in node.users if u.meta.get("grad", True)]
+        if readers:
+            with graph.inserting_after(node):
+                made = graph.call_function(detached, (node,))
+            made.meta = {k: v for k, v in node.meta.items() if k != "grad"}
+            for reader in readers:
+                reader.replace_input_with(node, made)
 
 
 def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -129,9 +154,13 @@ def restore_buffers(model: nn.Module, held: Mapping[str, torch.Tensor], before: 
 class _Tracer(fx.Tracer):
     """torch.fx's tracer with our arguments, source lines, and opaque modules in place of failures."""
 
-    def __init__(self, signature: Signature, whole: Mapping[str, str]) -> None:
-        super().__init__()
+    def __init__(self, model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> None:
+        super().__init__(autowrap_functions=_FACTORIES)
+        self._autowrap_search.append(torch)
         self.thread = threading.get_ident()
+        self.own = {p: n for n, p in model.named_parameters()}
+        self.placed = {id(m): tuple(m._parameters.items()) for m in model.modules()}
+        self.attributes: dict[str, Any] = {}
         self.signature = signature
         self.keep = whole
         self.opaque: dict[str, str] = {}
@@ -142,7 +171,7 @@ class _Tracer(fx.Tracer):
         if module_qualified_name in self.keep:
             self.opaque[module_qualified_name] = self.keep[module_qualified_name]
             return True
-        return is_leaf(m)
+        return is_leaf(m) and not any(self._moved(p) for p in m.modules())
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -159,12 +188,37 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["source"] = user_line()
+        if not torch.is_grad_enabled() and node.op.startswith("call"):
+            node.meta["grad"] = False
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Proxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         if threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def parameter(self, value: torch.Tensor) -> fx.Proxy | None:
+        """What stands for a parameter that was reached by another way than its module's attribute."""
+        name = self.own.get(value) if isinstance(value, nn.Parameter) else None
+        return None if name is None else self.create_proxy("get_attr", name, (), {})
+
+    def custom(self, function: type[torch.autograd.Function], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One node for a custom function."""
+        if not any(isinstance(v, fx.Proxy) for v in leaves((args, kwargs))):
+            return NotImplemented
+        name = f"_function_{len(self.attributes)}"
+        self.attributes[name] = Custom(function)
+        return self.create_proxy("call_module", name, args, kwargs, name=function.__name__)
+
+    def _moved(self, module: nn.Module) -> bool:
+        """Whether a module holds other tensors than its own (torch.func.functional_call)."""
+        before = self.placed.get(id(module), ())
+        return len(before) != len(module._parameters) or any(
+            a is not b for (_, a), b in zip(before, module._parameters.values(), strict=True)
+        )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

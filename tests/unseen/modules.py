@@ -104,24 +104,29 @@ def outcome(owner: nn.Module, forward: Any, inputs: list[Tensor], seed: int) -> 
 
 def _lift(model: nn.Module, inputs: list[Tensor], source: random.Random) -> lc.Lifted:
     """Lift with a split that is drawn; one that is refused must really be impossible."""
-    whole = lc.lift(model, tuple(inputs), split=1)
-    most = places(whole) + 1
-    if source.random() < 0.2 and len(whole.graph.staged) > 1:
-        node = source.choice(whole.graph.staged).name
+    wanted = source.choice((1, 2, 2, 3, 4, 6, 10))
+    try:
+        lifted = lc.lift(model, tuple(inputs), split=wanted)
+    except lc.SplitError as refusal:
+        whole = lc.lift(model, tuple(inputs), split=1)
+        _impossible(refusal, whole, wanted)
+        lifted = lc.lift(model, tuple(inputs), split=places(whole) + 1)
+    if source.random() < 0.2:
+        node = source.choice(lifted.graph.staged).name
         try:
             return lc.lift(model, tuple(inputs), split={"policy": "at", "after": [f"node:{node}"]})
         except lc.SplitError as refusal:
             _placed(refusal, node)
-    wanted = source.randint(1, max(most, 1))
-    lifted = lc.lift(model, tuple(inputs), split=wanted)
-    assert len(lifted.stages) == wanted
     return lifted
+
+
+def _impossible(refusal: lc.SplitError, lifted: lc.Lifted, wanted: int) -> None:
+    assert places(lifted) + 1 < wanted, f"{refusal}, although there are {places(lifted)} places"
 
 
 def places(lifted: lc.Lifted) -> int:
     """Number of places, in execution order, that a cut could have: found by looking at each in turn."""
     nodes = [n for n in lifted.graph.nodes if n.role in {"value", "structure"}]
-    outputs = set(lifted.graph.outputs)
     found = 0
     for i in range(1, len(nodes)):
         ahead, behind = {n.name: n for n in nodes[:i]}, nodes[i:]
@@ -129,7 +134,7 @@ def places(lifted: lc.Lifted) -> int:
         kinds = [ahead[name] for name in crossing]
         tensors = [n for n in kinds if n.role == "value"]
         found += bool(tensors) and all(n.type is not None and "float" in n.type.dtype for n in tensors)
-    return found if outputs else 0
+    return found
 
 
 def _placed(refusal: lc.SplitError, node: str) -> None:
