@@ -8,10 +8,8 @@ import pytest
 
 from tests.unseen import names, source
 
-PENDING = {"modules": pytest.mark.xfail(strict=True, reason="issue 14 A: functionalised capture")}
 
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=PENDING.get(n, ())) for n in names()])
+@pytest.mark.parametrize("name", names())
 def test_cases_that_nobody_has_looked_at(name: str) -> None:
     drawn = source(name)
     tally: Counter[str] = Counter()
