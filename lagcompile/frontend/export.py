@@ -201,9 +201,7 @@ class _Converter:
             self.attributes[call.path] = call.layer
         given = [self.env[n] for n in tensors]  # type: ignore[union-attr, index]
         args, kwargs = _plain(call.arguments, given)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = self.graph.call_module(call.path, args, kwargs)
+        made = self.graph.create_node("call_module", call.path, args, kwargs)  # an attribute may be added later
         made.meta = _meta(node, call.path, type(call.layer))
         self.env[node] = _unpacked(self.graph, call.result, made)
 

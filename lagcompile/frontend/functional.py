@@ -9,7 +9,6 @@ the model; buffers keep their writes (they are effects); what cannot be said for
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -348,9 +347,7 @@ class _Rewriter:
         name = f"_write_{len(self.attributes)}"
         self.attributes[name] = Write(StageGraph(body.root, body.graph, "Writes"), len(roots))
         args = (*(self.current[r] for r in roots), *body.operands)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the module is added when the graph module is built
-            made = self._made(self.graph.create_node("call_module", name, args, {}, name=node.name), node)
+        made = self._made(self.graph.create_node("call_module", name, args, {}, name=node.name), node)
         if len(wanted) == 1:
             self._advance(roots[0], made)
         else:
