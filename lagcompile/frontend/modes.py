@@ -240,7 +240,8 @@ class _Merger:
         given = [graph.placeholder(f"v{i}") for i in range(len(inputs))]
         env = {n: given[inputs[self.env[side][n]]] for n in self._reads(nodes, wanted)}
         for node in nodes:
-            env[node] = graph.node_copy(node, lambda n: env[n])
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+            env[node] = graph.create_node(node.op, node.target, args, kwargs)  # names of its own: equal runs are equal
             if node.op == "call_module":
                 path = str(node.target)
                 env[node].target = path.replace(".", "__")
