@@ -19,20 +19,21 @@ from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, certify_solved, verify_network
-from lagcompile.frontend.balance import Context
+from lagcompile.frontend.balance import Context, too_many
 from lagcompile.frontend.capture import Capture
-from lagcompile.frontend.choose import choose
+from lagcompile.frontend.choose import Captured, choose
+from lagcompile.frontend.copies import unregistered
 from lagcompile.frontend.graph import Graph, Observation, build_graph
 from lagcompile.frontend.lower import Formulation, lower
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.places import names_of
 from lagcompile.frontend.plan import Plan, plan
 from lagcompile.frontend.receipt import Receipt
-from lagcompile.frontend.signature import as_args, signature_of
-from lagcompile.frontend.split import AtSplit, NoSplit, SplitFile, SplitPolicy, split_of
+from lagcompile.frontend.signature import Signature, as_args, signature_of
+from lagcompile.frontend.split import AtSplit, BalancedSplit, NoSplit, SplitFile, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.alone import alone
-from lagcompile.ir.base import Frozen, LiftError, SpecError
+from lagcompile.ir.base import Frozen, LiftError, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
@@ -79,7 +80,7 @@ def lift(
     signature = signature_of(model.forward, args, example_kwargs)
     known = args is not None or bool(example_kwargs)
     tensors = signature.flatten(args or (), example_kwargs or {}) if known else None
-    found = choose(model, signature, tensors, partial(_cut, policy))
+    found = _chosen(model, signature, tensors, policy)
     return Lifted(found.network, found.receipt, policy, formulation or Formulation(), name or type(model).__name__)
 
 
@@ -87,6 +88,26 @@ def _policy(split: SplitLike) -> SplitPolicy:
     if isinstance(split, str | Path):
         return validate(Path(split), SplitFile).split
     return split_of(split)
+
+
+def _chosen(
+    model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor] | None, policy: SplitPolicy
+) -> Captured:
+    """The capture, cut; where that is impossible with so many stages, the error holds the largest number that works."""
+    try:
+        return choose(model, signature, tensors, partial(_cut, policy))
+    except SplitError as error:
+        if error.most is None or not isinstance(policy, BalancedSplit):
+            raise
+        most, found = error.most, None
+        while most > 1 and found is None:  # a graph that could be cut so often need not be the model
+            try:
+                found = choose(model, signature, tensors, partial(_cut, BalancedSplit(stages=most)))
+            except SplitError as other:
+                most = min(most - 1, other.most or most)
+        hidden = [path for path, t in unregistered(model) if t.requires_grad]
+        advice = f". {', '.join(hidden)}: no parameters of the model (hold modules in nn.ModuleList)" if hidden else ""
+        raise SplitError(f"{too_many(policy.stages, most)}{advice}", most) from None
 
 
 def _cut(
@@ -221,7 +242,7 @@ class Lifted:
             return self
         original = self.network.capture.original
         signature = signature_of(original.forward, args, kwargs)
-        found = choose(original, signature, signature.flatten(args, kwargs), partial(_cut, self.policy))
+        found = _chosen(original, signature, signature.flatten(args, kwargs), self.policy)
         return Lifted(found.network, found.receipt, self.policy, self.formulation, self.name)
 
     def plan(self, examples: int = 1, *, state_slots: int = 1, dual_slots: int = 0, batch_size: int = 64) -> Plan:

@@ -17,7 +17,7 @@ from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.effects import torn
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.narrow import narrowed
-from lagcompile.frontend.partition import Partition, partition, partition_at
+from lagcompile.frontend.partition import Partition, partition, partition_at, together
 from lagcompile.ir.base import SplitError
 
 _CARRIED = ("dropout",)  # random operations start the next stage, so that a stored state carries no mask
@@ -88,9 +88,10 @@ def cuts_of(graph: Graph) -> Cuts:
         for array, amount in ((crossing, 1), (size, node.bytes), (refused, not _can_be_state(graph, node))):
             array[i] += amount
             array[last[i]] -= amount
-    for value, writer in torn(graph.nodes):
-        refused[index[value.name]] += 1
-        refused[index[writer.name]] -= 1
+    apart = [(index[v.name], index[w.name]) for v, w in torn(graph.nodes)]
+    for start, stop in [*apart, *together(graph)]:
+        refused[start] += 1
+        refused[stop] -= 1
     crossing, size, refused = (np.cumsum(a)[: len(nodes)] for a in (crossing, size, refused))
     allowed = np.flatnonzero((crossing > 0) & (refused == 0))
     preferred = np.intersect1d(allowed, _ahead_of_weights(graph))
@@ -130,14 +131,17 @@ def balanced_positions(cuts: Cuts, stages: int) -> list[int]:
         return []
     places = cuts.preferred if len(cuts.preferred) >= stages - 1 else cuts.allowed
     if len(places) < stages - 1:
-        raise SplitError(
-            f"split into {stages} stages: the graph allows at most {len(cuts.allowed) + 1} "
-            "(one tensor or more must cross each breakpoint)"
-        )
+        raise too_many(stages, len(cuts.allowed) + 1)
     total = int(cuts.work[-1])
     work = cuts.work[places]
     cap = _smallest_bottleneck(work, total, stages)
     return [int(places[i]) for i in cheapest(work, cuts.bytes[places], total, stages, cap)]
+
+
+def too_many(stages: int, most: int) -> SplitError:
+    """What is said where a model has fewer places to cut than asked for."""
+    why = "(one tensor or more must cross each breakpoint)"
+    return SplitError(f"split into {stages} stages: the graph allows at most {most} {why}", most)
 
 
 def _smallest_bottleneck(work: Ints, total: int, stages: int) -> int:

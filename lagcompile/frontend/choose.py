@@ -110,7 +110,7 @@ class _Search:
             try:
                 found = self._checked(attempt())
             except SplitError as error:
-                self.uncut = self.uncut or error
+                self.uncut = max(self.uncut or error, error, key=lambda e: e.most or 0)
                 continue
             except Exception as error:
                 self.problems.append(f"{name}: {reason_of(error)}")

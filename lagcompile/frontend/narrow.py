@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lagcompile.frontend.effects import torn
 from lagcompile.frontend.graph import Graph, Node
+from lagcompile.frontend.partition import together
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -179,13 +180,7 @@ class _Places:
     @cached_property
     def _together(self) -> list[tuple[int, int]]:
         """Nodes that must lie on one side: a tuple and its items, a value and what writes into it."""
-        pairs = []
-        for i, node in enumerate(self.nodes):
-            if node.target == "getitem" and node.inputs and node.inputs[0] in self.index:
-                source = self.index[node.inputs[0]]
-                if self.nodes[source].type is None and self.nodes[source].role == "value":
-                    pairs.append((i, source))
-        return [*pairs, *((self.index[v.name], self.index[w.name]) for v, w in torn(self.graph.nodes))]
+        return [*together(self.graph), *((self.index[v.name], self.index[w.name]) for v, w in torn(self.graph.nodes))]
 
 
 def _capacity(node: Node) -> dict[str, int]:

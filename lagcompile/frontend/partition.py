@@ -166,11 +166,19 @@ def _checked(graph: Graph, stage_of: dict[str, int], reasons: Sequence[str]) -> 
 
 def _keep_together(graph: Graph, stage_of: dict[str, int]) -> None:
     """Items of a tuple stay in the stage that makes the tuple; so a state is a tensor."""
-    for node in graph.staged:
-        if node.target == "getitem" and node.inputs and node.inputs[0] in stage_of:
-            source = graph.by_name[node.inputs[0]]
-            if source.type is None and source.role == "value":
-                stage_of[node.name] = stage_of[source.name]
+    for source, item in together(graph):
+        stage_of[graph.staged[item].name] = stage_of[graph.staged[source].name]
+
+
+def together(graph: Graph) -> list[tuple[int, int]]:
+    """Numbers of the staged nodes that make a tuple (or may, as far as is known), with those of its items."""
+    index = {n.name: i for i, n in enumerate(graph.staged)}
+    pairs = []
+    for i, node in enumerate(graph.staged):
+        source = index.get(node.inputs[0]) if node.target == "getitem" and node.inputs else None
+        if source is not None and graph.staged[source].type is None and graph.staged[source].role == "value":
+            pairs.append((source, i))
+    return pairs
 
 
 def _not_a_state(node: Node) -> str | None:

@@ -82,7 +82,15 @@ class LiftError(LagcompileError):
 
 
 class SplitError(LagcompileError):
-    """A split policy asks for breakpoints that the graph does not have."""
+    """A split policy asks for breakpoints that the graph does not have.
+
+    Attributes:
+        most: the largest number of stages that the model can be cut into, where more were asked for.
+    """
+
+    def __init__(self, problems: str | Sequence[str], most: int | None = None) -> None:
+        self.most = most
+        super().__init__(problems)
 
 
 class ProgramError(LagcompileError):
