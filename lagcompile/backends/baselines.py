@@ -112,7 +112,7 @@ class FeedbackAlignmentExecutor(StageExecutor):
             values, written = _detached(self.network, batch)
             output = self.instance.output(values)
             loss = self.instance.loss(output, batch.target)
-            error = _flat_rows(torch.autograd.grad(loss, output, retain_graph=True)[0])
+            error = _flat_rows(_slope(loss, output))
             total = loss
             for code in self.network.codes:
                 feedback = self.feedback[code.state.name]
@@ -225,7 +225,7 @@ class TargetPropagationExecutor(StageExecutor):
         if not self.network.codes:
             return []
         top = self.network.codes[-1].state
-        (slope,) = torch.autograd.grad(loss, [values[top.node]], retain_graph=True)
+        slope = _slope(loss, values[top.node])
         flat = [v.detach() for v in self._flat(values)]
         slope = _flat_rows(to_rows(slope.unsqueeze(0), top.type)[0]) / self.instance.scale(batch)
         targets = [flat[-1] - self.method.target_step * slope]
@@ -269,6 +269,12 @@ def _only_the_last(network: StageNetwork) -> None:
     ]
     if problems:
         raise ProgramError(problems)
+
+
+def _slope(loss: Tensor, value: Tensor) -> Tensor:
+    """D loss / d value; zero where the loss does not read it, or it follows from data alone."""
+    found = gradients_of(loss, [value], keep=True)[0] if value.requires_grad else None
+    return torch.zeros_like(value) if found is None else found
 
 
 def _detached(network: StageNetwork, batch: Batch) -> tuple[Values, Values]:

@@ -176,11 +176,11 @@ def weight_penalty(instance: Instance, weights: Sequence[Tensor]) -> Tensor | No
     return total
 
 
-def gradients_of(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of a scalar; None where a leaf does not enter."""
+def gradients_of(value: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) -> list[Tensor | None]:
+    """Gradients of a scalar; None where a leaf does not enter. With `keep` its graph can be gone through again."""
     if not value.requires_grad or not leaves:
         return [None for _ in leaves]
-    return list(torch.autograd.grad(value, list(leaves), allow_unused=True))
+    return list(torch.autograd.grad(value, list(leaves), allow_unused=True, retain_graph=keep))
 
 
 class StageExecutor(Executor):

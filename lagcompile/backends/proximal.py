@@ -188,7 +188,8 @@ class ProxPropExecutor(StageExecutor):
             leaves.update(record.states)
         directions: list[Tensor | None] = [None for _ in self.leaves]
         names = list(leaves)
-        last = gradients_of(loss, [*leaves.values(), *self.leaves])
+        # a stage may write a state and an output of one graph
+        last = gradients_of(loss, [*leaves.values(), *self.leaves], keep=True)
         steps = {n: g for n, g in zip(names, last, strict=False) if g is not None}
         self._store(directions, last[len(names) :])
         size, count = loss.new_zeros(()), 0

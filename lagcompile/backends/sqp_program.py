@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lagcompile.backends.sqp_constraints import Piece, Point
@@ -21,6 +20,7 @@ from lagcompile.backends.sqp_form import Form
 from lagcompile.backends.sqp_observe import Observer
 from lagcompile.backends.sqp_values import violation
 from lagcompile.backends.sqp_variables import Values, Variables, state_rows, state_value, variables_of
+from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.axes import Eliminated
 from lagcompile.runtime.float64 import in_float64, leaves_float64, widened
@@ -112,7 +112,7 @@ class ExactProgram:
         inputs = tuple(env[n] for n in stage.reads)
         given = {slot: weights[name] for slot, name in self._slots[stage.name] if name in weights}
         if observer is None:
-            return functional_call(stage.module, given, inputs) if given else stage.module(*inputs)
+            return WithWeights(stage.module, tuple(given))(tuple(given.values()), inputs)
         paths = {n: r.module for n, r in self.network.partition.graph.by_name.items()}
         return observer.run_stage(stage.module, stage.name, paths, inputs)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.kinks import Kink, KinkRecorder
+from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.ir import trust
 from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, Range
 from lagcompile.ir.base import ProgramError
@@ -150,7 +150,8 @@ class _Evaluator:
                 if value is not None:
                     given[slot] = value
             with nullcontext() if recorder is None else recorder.at(f"stage {stage.name}"):
-                written = functional_call(stage.module, given, tuple(env[n] for n in stage.reads))
+                called = WithWeights(stage.module, tuple(given))
+                written = called(tuple(given.values()), tuple(env[n] for n in stage.reads))
             for node, value in zip(stage.writes, written, strict=True):
                 state = by_node.get(node)
                 if state is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import keyword
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +139,37 @@ def _fetching(module: nn.Module, path: str, *, call: bool) -> Callable[..., Any]
         return found(*args, **kwargs) if call else found
 
     return fetched
+
+
+class WithWeights:
+    """Calls a module with other tensors in the place of some of its parameters, wherever it holds them.
+
+    `torch.func.functional_call` finds sub-modules by attribute, which names such as `graph` hide, and looks for tied
+    parameters again at each call.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self.module = module
+        places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        for part in module.modules():
+            store = vars(part)["_parameters"]
+            for name, parameter in store.items():
+                places.setdefault(id(parameter), []).append((store, name))
+        self._places = [places[id(attribute(module, name))] for name in names]
+
+    def __call__(self, tensors: Sequence[Tensor], inputs: Sequence[Any]) -> Any:
+        """Result for one tensor in the place of each name's parameter."""
+        before = [places[0][0][places[0][1]] for places in self._places]
+        try:
+            self._put(tensors)
+            return self.module(*inputs)
+        finally:
+            self._put(before)
+
+    def _put(self, tensors: Sequence[Tensor]) -> None:
+        for places, tensor in zip(self._places, tensors, strict=True):
+            for store, name in places:
+                store[name] = tensor
 
 
 class Runner(fx.Interpreter):

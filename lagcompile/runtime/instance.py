@@ -15,10 +15,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from lagcompile.frontend.capture import Sizes
 from lagcompile.frontend.copies import copied, renew, unregistered
+from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.frontend.stages import Network
 from lagcompile.ir.alone import ALONE
 from lagcompile.ir.axes import ClassGaussian
@@ -184,12 +185,12 @@ class Instance:
             return template.module
         # a leaf once, under the first of its names: a stage may use one weight several times, or under tied names
         slots = dict(reversed([*zip(self.weights.of_unit[number], template.slots, strict=True)]))
-        names = tuple(slots.values())
+        called = WithWeights(template.module, tuple(slots.values()))
         weight_dims = tuple(0 if stacked else None for _, stacked in slots)
         input_dims = tuple(None if shared else 0 for shared in unit.shared)
 
         def one(weights: tuple[Tensor, ...], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            result = functional_call(template.module, dict(zip(names, weights, strict=True)), inputs)
+            result = called(weights, inputs)
             assert isinstance(result, tuple)
             return result
 

@@ -137,10 +137,11 @@ def _groups(
         for slot in {ties.get(s, s) for s in stage.slots}:
             uses[slot] = uses.get(slot, 0) + 1
     stored = {s.node for s in program.states if s.node in states}
+    moving = {w.name for w in program.weights if w.trainable}
     synthetic = _synthetic(network, states)
     for _, run in groupby(network.stages, key=lambda s: (s.signature, s.name in synthetic)):
         group = list(run)
-        if len(group) > 1 and _stackable(group, stored, uses, ties):
+        if len(group) > 1 and _stackable(group, stored, moving, uses, ties):
             yield tuple(group)
         else:
             yield from ((s,) for s in group)
@@ -158,7 +159,11 @@ def _synthetic(network: Network, states: Mapping[str, StateVariable]) -> set[str
 
 
 def _stackable(
-    group: Sequence[StageModule], stored: set[str], uses: Mapping[str, int], ties: Mapping[str, str]
+    group: Sequence[StageModule],
+    stored: set[str],
+    moving: set[str],
+    uses: Mapping[str, int],
+    ties: Mapping[str, str],
 ) -> bool:
     written = {w for s in group for w in s.writes}
     if any(r in written and r not in stored for s in group for r in s.reads):
@@ -169,7 +174,7 @@ def _stackable(
         names = [ties.get(s.slots[j], s.slots[j]) for s in group]
         tied = len(set(names)) == 1
         own = len(set(names)) == len(names) and all(uses[n] == 1 for n in names)
-        if not tied and not own:
+        if (not tied and not own) or len({n in moving for n in names}) > 1:
             return False
     return not any(_random(s) or _recurrent(s) for s in group)
 

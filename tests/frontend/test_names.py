@@ -111,3 +111,28 @@ def test_programs_with_any_names_can_be_saved(kind: str, name: str, tmp_path: Pa
     model = Named(kind, name).eval()
     folder = lc.lift(model, (X[:3],), split=3).save(tmp_path / "saved", (X[:3],))
     torch.testing.assert_close(lc.load(folder)(X), model(X))
+
+
+class Repeated(nn.Module):
+    """Equal layers, which run as one batched call, the first of a given name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.order = [name, "second", "third"]
+        for n in self.order:
+            self.add_module(n, nn.Linear(4, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for n in self.order:
+            x = torch.tanh(getattr(self, n)(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_equal_stages_of_any_names_are_one_call(name: str) -> None:
+    model = Repeated(name)
+    assert_solved(model, 4)
+    exact = lc.lift(model, (X[:3],), split=2).solve((X[:2], Y[:2]), loss=nn.functional.mse_loss, method=lc.SQP())
+    assert torch.isfinite(exact.model(X)).all()

@@ -252,6 +252,21 @@ def test_states_alone_are_solved_for() -> None:
     assert lifted.verify(X, Y, loss=mse).ok
 
 
+def test_equal_stages_of_which_some_are_frozen() -> None:
+    model = Deep(tied=False)
+    for p in model.blocks[1].parameters():
+        p.requires_grad_(False)
+    lifted = lc.lift(model, (X[:3],), split=lc.EverySplit(type="Block"), formulation=TRANSIENT)
+    assert_descends_as_pytorch(lifted, model, (X, Y), mse)
+    frozen = lc.Formulation(frozen=("blocks.2.*",), storage=lc.Transient())
+    solution = lc.lift(model, (X[:3],), split=lc.EverySplit(type="Block"), formulation=frozen).solve(
+        (X, Y), loss=mse, options=STEPS
+    )
+    moved = {n for n, p in solution.model.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert "blocks.3.a.weight" in moved
+    assert not [n for n in moved if n.startswith("blocks.2.")]
+
+
 class NoWeights(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)[:, :3] * 2
