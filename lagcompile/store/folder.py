@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -76,16 +74,21 @@ class RunFolder:
             DataError: something is there that may not be replaced, or the folder cannot be written.
         """
         check_free(path, force=force)
-        with ExitStack() as stack:
-            if path.exists():
-                stack.callback(disk.unlock, path, disk.lock(path))
-            part = stack.enter_context(disk.appearing(path))
-            handle = disk.lock(part)
-            stack.push(lambda kind, error, trace: os.close(handle) if kind else None)
-            if state is not None:
-                disk.replace(part / _slot(STATE, 0), *pack(_kept(identity, 0, state)))
-                disk.replace(part / LOG, b"")
-            sums.write(part, files)
+        old, handle = disk.lock(path) if path.exists() else None, None
+        try:
+            with disk.appearing(path) as part:
+                handle = disk.lock(part)
+                if state is not None:
+                    disk.replace(part / _slot(STATE, 0), *pack(_kept(identity, 0, state)))
+                    disk.replace(part / LOG, b"")
+                sums.write(part, files)
+        except BaseException:
+            if handle is not None:
+                disk.unlock(path, handle)
+            raise
+        finally:
+            if old is not None:
+                disk.unlock(path, old)
         return cls(path, identity, handle)
 
     @classmethod

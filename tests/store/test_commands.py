@@ -1,0 +1,117 @@
+"""`lagcompile solve` in folders: deaths at any operation, with baseline and report; damage is named by its readers."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from lagcompile.workbench.cli import main
+from tests.store.damage import damage
+from tests.store.dying import died
+from tests.store.runs import files
+from tests.workbench.specs import MOONS
+
+Captured = pytest.CaptureFixture[str]
+SPEC = MOONS.replace("steps: 30, batch_size: 16, look_every: 5, checkpoint_every: 10", "steps: 4, checkpoint_every: 2")
+
+
+def call(*arguments: str | Path) -> int:
+    """Exit status of a command line, run in this process with its clock at zero."""
+    with (
+        mock.patch.object(sys, "argv", ["lagcompile", *map(str, arguments)]),
+        mock.patch.object(time, "perf_counter", return_value=0.0),
+        pytest.raises(SystemExit) as caught,
+    ):
+        main()
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    path = tmp_path / "moons.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def test_a_solve_with_a_baseline_that_dies_goes_on_to_the_same_folder(spec: Path, tmp_path: Path) -> None:
+    """Report, numbers, curves and the baseline's own states included."""
+    command = ("solve", spec, "--baseline", "--quiet", "--out")
+    count = died(tmp_path / "runs", None, lambda: call(*command, "runs/whole")).done
+    wanted = files(tmp_path / "runs" / "whole")
+    assert {"report.md", "report.json", "curves.png", "network.png", "baseline-a.state"} <= set(wanted)
+    for at in (3, 40, *random.Random(0).sample(range(60, count - 30), 4), count - 20):
+        assert died(tmp_path / "runs", at, lambda: call(*command, "runs/broken")).dead
+        again = (*command, "runs/broken", *(["--resume"] if (tmp_path / "runs" / "broken").exists() else []))
+        assert died(tmp_path / "runs", None, lambda again=again: call(*again)).done  # type: ignore[misc]
+        left = files(tmp_path / "runs" / "broken")
+        assert sorted(n for n in left.keys() | wanted.keys() if left.get(n) != wanted.get(n)) == [], f"operation {at}"
+        shutil.rmtree(tmp_path / "runs" / "broken")
+
+
+def test_commands_name_the_damaged_file_that_they_read(spec: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert call("solve", spec, "--quiet", "--out", "run") == 0
+    folder = Path("run")
+    readers = {
+        "certificate.json": ("verify", spec, "--against", folder / "certificate.json"),
+        "model.pt": ("verify", spec, "--against", folder / "certificate.json"),
+        "spec.yaml": ("show", folder / "spec.yaml"),
+        "program.json": ("diff", spec, folder / "program.json"),
+        "lagcompile.sums": ("verify", spec, "--weights", folder / "model.pt"),
+    }
+    generator = random.Random(1)
+    for name, command in readers.items():
+        whole = (folder / name).read_bytes()
+        for _ in range(4):
+            how = damage(folder / name, generator)
+            capsys.readouterr()
+            assert call(*command) == 2, how
+            said = capsys.readouterr().err
+            assert f"run/{name} is damaged" in said, how
+            assert said.count("\n") == 1, how
+            (folder / name).write_bytes(whole)
+        assert call(*command) == 0
+
+
+def test_what_is_damaged_and_does_no_harm_is_said_on_standard_error(spec: Path, capsys: Captured) -> None:
+    assert call("solve", spec, "--quiet", "--out", "run") == 0
+    wanted = files(Path("run"))
+    for name in ("checkpoint-b.state", "report.md", "curves.png"):
+        damage(Path("run") / name, random.Random(0))
+    capsys.readouterr()
+    assert call("solve", spec, "--quiet", "--out", "run", "--resume") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert said[0].startswith("run/checkpoint-b.state is damaged: ")
+    assert said[0].endswith("going on from checkpoint-a.state")
+    assert files(Path("run")) == wanted
+
+
+def test_a_folder_of_an_older_lagcompile_is_refused(spec: Path, capsys: Captured) -> None:
+    Path("run").mkdir()
+    Path("run/spec.yaml").write_text(SPEC)
+    Path("run/checkpoint.pt").write_bytes(b"old")
+    assert call("solve", spec, "--out", "run", "--resume") == 2
+    assert capsys.readouterr().err.endswith("run holds no checkpoint: there is nothing to resume\n")
+    assert call("solve", spec, "--out", "run", "--force", "--quiet") == 0
+    assert not Path("run/checkpoint.pt").exists()
+
+
+def test_force_takes_no_folder_from_a_run_that_goes_on(spec: Path, capsys: Captured) -> None:
+    from lagcompile.ir.disk import held
+
+    assert call("solve", spec, "--quiet", "--out", "run") == 0
+    before = files(Path("run"))
+    with held(Path("run")):
+        for option in ("--force", "--resume"):
+            capsys.readouterr()
+            assert call("solve", spec, "--quiet", "--out", "run", option) == 2
+            assert "run is in use by process " in capsys.readouterr().err
+    assert files(Path("run")) == before
