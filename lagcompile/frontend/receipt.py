@@ -8,13 +8,14 @@ What runs, with the model and the graph beside each other (m: model, g: captured
 
     eval, 2 examples; train, 3         m, g     shapes, work and side effects of the nodes
     the same two, with gradients       m, n     other values, other weights
-    eval and train, the user's batch   m, n     other values
+    eval and train, the user's batch   m, n     the user's values
+    2 and 3 examples, large values     m, n
     eval, zeros; eval, 1 example       m, n
 
-So lifting costs about ten forward passes, two of them with a backward pass, of the model, and the same of the graph;
+So lifting costs about twelve forward passes, two of them with a backward pass, of the model, and the same of the graph;
 beside the private copy, one more copy of the weights and one of their gradient are held. Where the user's batch takes
 more than `WORK` operations and torch.fx traced a model that does not ask for its mode, in which no decision on sizes or
-values can have been lost, the last two lines are left out and gradients are taken on 1 and 2 examples.
+values can have been lost, the last three lines are left out and gradients are taken on 1 and 2 examples.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ class Expectations:
             yield from self._first(start, kinds, few if least else start.trial.size)
         if thorough:
             for start in base:
-                yield from self._first(start, (("grown", False, False), ("", False, False)), self.own)
+                yield from self._first(start, (("", False, False),), self.own)
+                yield from self._first(start, (("grown", False, False),), start.trial.size)
             yield from self._first(base[0], (("emptied", False, False),), base[0].trial.size)
 
     def alone(self, sizes: Sizes) -> Expected | None:

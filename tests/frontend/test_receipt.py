@@ -380,4 +380,4 @@ def test_the_receipt_says_on_what_it_was_compared() -> None:
     assert receipt is not None
     assert {m.mode: sorted(set(m.batches)) for m in receipt.modes} == {"eval": [1, 2, 8], "train": [3, 8]}
     assert all(m.slopes == 0 for m in receipt.modes)
-    assert "5 runs with batches of 1, 2, 8: outputs bit-equal; gradients bit-equal" in str(receipt)
+    assert "6 runs with batches of 1, 2, 8: outputs bit-equal; gradients bit-equal" in str(receipt)
