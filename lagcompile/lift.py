@@ -33,6 +33,7 @@ from lagcompile.frontend.signature import Signature, as_args, signature_of
 from lagcompile.frontend.split import AtSplit, BalancedSplit, NoSplit, SplitFile, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.alone import alone
+from lagcompile.ir.arguments import expect, expect_count, expect_loss, expect_positive
 from lagcompile.ir.base import Frozen, LiftError, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
@@ -73,6 +74,9 @@ def lift(
         SpecError: the split spec is wrong; each problem names a key, and the line where it is a file.
         ProgramError: the lifting options contradict each other.
     """
+    expect("formulation", formulation, Formulation, "a lagcompile.Formulation")
+    expect("example_kwargs", example_kwargs, Mapping, "a mapping of names to values")
+    expect("name", name, str, "a string")
     policy = _policy(split)
     if not isinstance(model, nn.Module):
         raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
@@ -247,6 +251,10 @@ class Lifted:
 
     def plan(self, examples: int = 1, *, state_slots: int = 1, dual_slots: int = 0, batch_size: int = 64) -> Plan:
         """Counts and bytes for a data set, before anything is allocated."""
+        expect_count("examples", examples, 1)
+        expect_count("state_slots", state_slots, 0)
+        expect_count("dual_slots", dual_slots, 0)
+        expect_count("batch_size", batch_size, 1)
         return plan(
             self.program,
             self.partition,
@@ -271,6 +279,7 @@ class Lifted:
             ProgramError: the loss reduces over examples otherwise than the formulation says.
             DataError: the data are empty or damaged.
         """
+        expect_loss(loss)
         inputs, target = as_rows(dataset)
         args = tuple(t[:8] for t in inputs)
         lifted = self.resolve(*args)
@@ -304,6 +313,9 @@ class Lifted:
             kwargs: keyword arguments of the forward.
             weights: what to check in place of the lifted weights, such as `solution.model.state_dict()`.
         """
+        expect("kwargs", kwargs, Mapping, "a mapping of names to values")
+        expect_positive("tolerance", tolerance)
+        expect_loss(loss)
         args = as_args(inputs)
         lifted = self.resolve(*args, **(kwargs or {}))
         call = lifted.network.capture.signature
@@ -355,6 +367,8 @@ class Lifted:
         chosen = method if method is not None else Extragradient()
         if not isinstance(chosen, Solver):
             raise SpecError(f"method takes an object such as lagcompile.Extragradient(), got {method!r}")
+        expect("options", options, RunOptions, "a lagcompile.RunOptions")
+        expect("start", start, Solution, "a lagcompile.Solution")
         instance = self.bind(dataset, loss=loss, device=device)
         given = options or RunOptions()
 

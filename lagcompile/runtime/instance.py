@@ -22,6 +22,7 @@ from lagcompile.frontend.copies import copied, renew, unregistered
 from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.frontend.stages import Network
 from lagcompile.ir.alone import ALONE
+from lagcompile.ir.arguments import device_of
 from lagcompile.ir.axes import ClassGaussian
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program, TensorType
@@ -91,7 +92,7 @@ class Instance:
         """
         self.program = program
         self.loss = loss
-        self.device = torch.device(device)
+        self.device = device_of(device)
         self.inputs, self.target = list(data[0]), data[1]
         self.examples = _examples(self.inputs, self.target)
         self.network = convert(network.copy(), self.device)

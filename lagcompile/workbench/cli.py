@@ -37,10 +37,15 @@ app = typer.Typer(
 )
 app.command()(exporting.export)
 app.add_typer(bench.app, name="bench", help="Tables and studies: every method on one network, data and steps.")
+MOST = 2**63 - 1
+"""Of a number: what a tensor holds."""
 Spec = Annotated[
     Path, typer.Argument(metavar="SPEC", help="YAML file of a run; `lagcompile schema` says what it holds.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, order of rows and noise, instead of the spec's.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=-MOST, max=MOST, help="Seed of weights, order of rows and noise, instead of the spec's."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1, instead of the spec's.")]
 
 
@@ -89,7 +94,9 @@ def show(
 @app.command()
 def plan(
     spec: Spec,
-    examples: Annotated[int | None, typer.Option(min=1, help="Rows of the data set; the training part's.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Rows of the data set; the training part's.")
+    ] = None,
     trust: Trust = None,
 ) -> None:
     """Print stages, states, counts and bytes, before anything is allocated."""
@@ -125,7 +132,7 @@ def solve(
     out: Annotated[Path | None, typer.Option(help="Run folder; `runs/NAME` of the spec.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run folder that is there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint.")] = False,
-    steps: Annotated[int | None, typer.Option(min=0, help="Number of steps, instead of the spec's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, max=MOST, help="Number of steps, instead of the spec's.")] = None,
     seed: Seed = None,
     device: Device = None,
     baseline: Annotated[
@@ -186,7 +193,7 @@ def verify(
         Path | None, typer.Option(help="A certificate to check again, with the model.pt beside it where there is one.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the certificate to this file.")] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Training examples to measure on.")] = 64,
+    examples: Annotated[int, typer.Option(min=1, max=MOST, help="Training examples to measure on.")] = 64,
     exact: Annotated[
         bool, typer.Option("--exact", help="Solve a small program by SQP, IPOPT and the spec's method, side by side.")
     ] = False,
@@ -235,7 +242,7 @@ def verify(
 def spy(
     spec: Spec,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("spy.png"),
-    examples: Annotated[int, typer.Option(min=1, help="Training examples that the program is made of.")] = 4,
+    examples: Annotated[int, typer.Option(min=1, max=MOST, help="Training examples that the program is made of.")] = 4,
     trust: Trust = None,
 ) -> None:
     """Draw the sparsity of the exact program's Jacobian and Hessian, with the names of stages and states."""
@@ -249,7 +256,7 @@ def spy(
 def coverage(
     family: Annotated[str, typer.Argument(help="torchvision, timm or transformers, whichever is installed.")],
     names: Annotated[list[str] | None, typer.Option("--name", help="Only these models; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many models.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="At most so many models.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder that keeps results; what succeeded is not run again.")
     ] = None,

@@ -1,0 +1,71 @@
+"""Arguments of the public functions, checked where they are given.
+
+In: a name, a value, what it should be. Out: nothing, or one `SpecError` that says so. Invariant: None is left to the
+function's own default.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from lagcompile.ir.base import LARGEST_INTEGER, SpecError
+
+
+def expect(name: str, value: object, kind: type | tuple[type, ...], words: str) -> None:
+    """Refuse a value of another kind.
+
+    Raises:
+        SpecError: the value is neither None nor of a kind.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise SpecError(f"{name} takes {words}, got {_shown(value)}")
+
+
+def expect_count(name: str, value: object, least: int) -> None:
+    """Refuse what is no integer of at least `least` that fits 64 bits.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_INTEGER:
+        raise SpecError(f"{name} takes an integer of at least {least}, got {_shown(value)}")
+
+
+def expect_positive(name: str, value: object) -> None:
+    """Refuse what is no positive finite number.
+
+    Raises:
+        SpecError: it is none.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < float(str(value)) < math.inf:
+        raise SpecError(f"{name} takes a positive number, got {_shown(value)}")
+
+
+def expect_loss(value: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    if not callable(value):
+        raise SpecError(f"loss takes a function of (output, target), got {_shown(value)}")
+
+
+def device_of(value: object) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        SpecError: it has no such form.
+    """
+    try:
+        return torch.device(value)  # type: ignore[arg-type]  # whatever the user gave
+    except (RuntimeError, TypeError, ValueError):
+        raise SpecError(f"device takes a name such as 'cpu' or 'cuda:0', got {_shown(value)}") from None
+
+
+def _shown(value: object) -> str:
+    plain = isinstance(value, (str, int, float, bool)) or value is None
+    return repr(value)[:60] if plain else f"an object of type {type(value).__name__}"
