@@ -61,7 +61,8 @@ def device_of(value: object) -> torch.device:
         SpecError: it has no such form.
     """
     try:
-        return torch.device(value)  # type: ignore[arg-type]  # whatever the user gave
+        found: torch.device = torch.device(value)  # type: ignore[call-overload]
+        return found
     except (RuntimeError, TypeError, ValueError):
         raise SpecError(f"device takes a name such as 'cpu' or 'cuda:0', got {_shown(value)}") from None
 

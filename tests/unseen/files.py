@@ -36,6 +36,8 @@ from tests.workbench.specs import MOONS
 CI, NIGHTLY = 1000, 20_000
 SECONDS = 5
 """Of the processor, after which a case counts as hanging."""
+SOUND = 0.08
+"""Share of files that are left as they are."""
 SPECS = Path(__file__).parents[2] / "specs"
 SHOOTING = """\
 kind: shooting
@@ -230,7 +232,7 @@ def dataset(rng: random.Random) -> str:
             wrong = np.dtype(rng.choice(["f8", "i1", "u1", "u1", "U3", "?"]))
             save(Path(name) / f"{part}.npz", images=images, labels=labels.astype(wrong))
     victim = rng.choice(sorted(Path(name).iterdir()))
-    damaged = of_bytes(victim.read_bytes(), rng)
+    damaged = victim.read_bytes() if rng.random() < SOUND else of_bytes(victim.read_bytes(), rng)
     victim.write_bytes(damaged)
     if name == "mnist" and rng.random() < 0.3:
         victim.unlink()
@@ -268,7 +270,9 @@ KINDS: Mapping[str, tuple[Callable[[random.Random], str], int]] = {
 
 
 def edited_yaml(text: str, rng: random.Random) -> bytes:
-    """A YAML text, changed as text or as data."""
+    """A YAML text, changed as text or as data; now and then as it was."""
+    if rng.random() < SOUND:
+        return text.encode()
     if rng.random() < 0.4:
         return of_bytes(text.encode(), rng)
     out = io.StringIO()
@@ -281,7 +285,9 @@ def edited_yaml(text: str, rng: random.Random) -> bytes:
 
 
 def edited_json(text: bytes, rng: random.Random) -> bytes:
-    """A JSON text, changed as text or as data."""
+    """A JSON text, changed as text or as data; now and then as it was."""
+    if rng.random() < SOUND:
+        return text
     if rng.random() < 0.4:
         return of_bytes(text, rng)
     return json.dumps(of_data(json.loads(text), rng), indent=2).encode()
@@ -309,4 +315,4 @@ def judge(tally: Mapping[str, int], cases: int) -> None:
     if cases >= 500:
         for name in KINDS:
             found = tally.get(f"{name} taken", 0), tally.get(f"{name} refused", 0)
-            assert min(found) >= 1, f"{name}: {found[0]} taken, {found[1]} refused"
+            assert sum(found) < 50 or min(found) >= 1, f"{name}: {found[0]} taken, {found[1]} refused"
