@@ -6,7 +6,7 @@ changed; lifting twice gives equal programs; shapes that are not known at liftin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from lagcompile.frontend.signature import Signature, as_args, signature_of
 from lagcompile.frontend.split import AtSplit, BalancedSplit, NoSplit, SplitFile, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.alone import alone
-from lagcompile.ir.arguments import expect, expect_count, expect_loss, expect_positive
+from lagcompile.ir.arguments import expect, loss_name
 from lagcompile.ir.base import Frozen, LiftError, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
@@ -251,10 +251,6 @@ class Lifted:
 
     def plan(self, examples: int = 1, *, state_slots: int = 1, dual_slots: int = 0, batch_size: int = 64) -> Plan:
         """Counts and bytes for a data set, before anything is allocated."""
-        expect_count("examples", examples, 1)
-        expect_count("state_slots", state_slots, 0)
-        expect_count("dual_slots", dual_slots, 0)
-        expect_count("batch_size", batch_size, 1)
         return plan(
             self.program,
             self.partition,
@@ -279,11 +275,10 @@ class Lifted:
             ProgramError: the loss reduces over examples otherwise than the formulation says.
             DataError: the data are empty or damaged.
         """
-        expect_loss(loss)
         inputs, target = as_rows(dataset)
         args = tuple(t[:8] for t in inputs)
         lifted = self.resolve(*args)
-        named = lower(lifted.network, lifted.formulation, loss=_loss_name(loss), name=self.name)
+        named = lower(lifted.network, lifted.formulation, loss=loss_name(loss), name=self.name)
         call = lifted.network.capture.signature
         tensors = call.flatten(inputs, {})
         check_inputs(named, call.names, tensors)
@@ -314,8 +309,6 @@ class Lifted:
             weights: what to check in place of the lifted weights, such as `solution.model.state_dict()`.
         """
         expect("kwargs", kwargs, Mapping, "a mapping of names to values")
-        expect_positive("tolerance", tolerance)
-        expect_loss(loss)
         args = as_args(inputs)
         lifted = self.resolve(*args, **(kwargs or {}))
         call = lifted.network.capture.signature
@@ -403,7 +396,3 @@ class Lifted:
         tensors = [v[rows.to(v.device)] for v in given.values()]
         target = instance.target if instance.target is None else instance.target[rows.to(instance.target.device)]
         return certify_solved(instance.network, instance.program, solution.model, tensors, target, loss=instance.loss)
-
-
-def _loss_name(loss: Callable[..., Any]) -> str:
-    return str(getattr(loss, "__name__", type(loss).__name__))

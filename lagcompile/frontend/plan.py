@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from lagcompile.frontend.explain import Explanation, explain
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.partition import Partition
+from lagcompile.ir.arguments import expect_count
 from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared, Table, Transient
 from lagcompile.ir.base import Measured
 from lagcompile.ir.program import Program, StateVariable, TensorType
@@ -120,7 +121,17 @@ def plan(
         state_slots: optimiser numbers for each state number (1 for Adagrad, 2 for Adam).
         dual_slots: optimiser numbers for each multiplier.
         batch_size: rows of a batch, for transient states.
+
+    Raises:
+        SpecError: a number is none, or negative.
     """
+    for name, value, least in (
+        ("examples", examples, 1),
+        ("state_slots", state_slots, 0),
+        ("dual_slots", dual_slots, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        expect_count(name, value, least)
     crossing = {b.number: b for b in partition.breakpoints}
     reason = {b.number: b.reason for b in partition.breakpoints}
     used: set[str] = set()

@@ -44,14 +44,15 @@ def expect_positive(name: str, value: object) -> None:
         raise SpecError(f"{name} takes a positive number, got {_shown(value)}")
 
 
-def expect_loss(value: object) -> None:
-    """Refuse what cannot be called.
+def loss_name(value: object) -> str:
+    """What a loss is called.
 
     Raises:
-        SpecError: it cannot.
+        SpecError: it cannot be called.
     """
     if not callable(value):
         raise SpecError(f"loss takes a function of (output, target), got {_shown(value)}")
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def device_of(value: object) -> torch.device:

@@ -90,9 +90,7 @@ class Instance:
         Raises:
             BindError: rows differ in number, or there are none, or classes do not fit.
         """
-        self.program = program
-        self.loss = loss
-        self.device = device_of(device)
+        self.program, self.loss, self.device = program, loss, device_of(device)
         self.inputs, self.target = list(data[0]), data[1]
         self.examples = _examples(self.inputs, self.target)
         self.network = convert(network.copy(), self.device)
