@@ -33,7 +33,7 @@ from lagcompile.frontend.signature import Signature, as_args, signature_of
 from lagcompile.frontend.split import AtSplit, BalancedSplit, NoSplit, SplitFile, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.alone import alone
-from lagcompile.ir.arguments import expect, loss_name
+from lagcompile.ir.arguments import expect, expect_positive, loss_name
 from lagcompile.ir.base import Frozen, LiftError, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
@@ -309,6 +309,8 @@ class Lifted:
             weights: what to check in place of the lifted weights, such as `solution.model.state_dict()`.
         """
         expect("kwargs", kwargs, Mapping, "a mapping of names to values")
+        expect_positive("tolerance", tolerance)
+        loss_name(loss)
         args = as_args(inputs)
         lifted = self.resolve(*args, **(kwargs or {}))
         call = lifted.network.capture.signature
