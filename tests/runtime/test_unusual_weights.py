@@ -319,7 +319,6 @@ def test_what_named_parameters_does_not_show_is_constant(kind: str) -> None:
         parametrizations.weight_norm,
         parametrizations.spectral_norm,
         parametrizations.orthogonal,
-        nn.utils.spectral_norm,
     ],
     ids=lambda f: f"{f.__module__}.{f.__name__}",
 )
