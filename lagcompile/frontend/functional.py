@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from lagcompile.frontend.capture import Capture, ModeOutput, batch_of
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.still import as_it_was
-from lagcompile.frontend.storage import Form, Sharing, assumed, named_write, unclear, watched
+from lagcompile.frontend.storage import Form, Sharing, assumed, detaches, named_write, unclear, watched
 from lagcompile.frontend.structure import Reference, transform
 from lagcompile.frontend.trials import resized
 from lagcompile.frontend.writes import Body, Key, Origins, Value, Write
@@ -129,6 +129,8 @@ class _Rewriter:
         self.writer: dict[Key, fx.Node] = {}
         self.uneven: list[Key] = []
         """Memory that is one in some runs only."""
+        self.lost: dict[fx.Node, fx.Node] = {}
+        """Values behind a detach() that carry gradients since a write -> the write."""
         self.changed = False
         self.made_of: dict[Key, list[fx.Node]] = {}
         self.doubt: dict[Key, tuple[int, fx.Node]] = {}
@@ -197,6 +199,11 @@ class _Rewriter:
     def read(self, node: fx.Node) -> fx.Node:
         """The new node that holds an old one's value now."""
         value = self.env[node]
+        if node in self.lost:
+            raise LiftError(
+                f"{_named(self.lost[node])} writes a value that has gradients through a tensor without them, and "
+                f"{_named(node)} reads it there: write into a .clone() of it"
+            )
         for root in value.roots:
             if root in self.doubt and self.place[node] < self.doubt[root][0]:
                 self._refuse(self.doubt[root][1], node)
@@ -292,10 +299,36 @@ class _Rewriter:
             made = self._made(self.graph.node_copy(node, lambda _: copied), node)
             self._advance(roots[0], made)
         else:
-            self._composite(node, bases, roots, back)
+            self._composite(node, roots, back)
+        self._lose(node, bases)
         if back is not None:
             self.env[node] = Value(None, roots=first.roots, same=back)
             self.made_of[roots[0]].append(node)
+
+    def _lose(self, node: fx.Node, bases: list[fx.Node]) -> None:
+        """Note the values that a write through a detached tensor gives gradients: copies of the memory lack them."""
+        others = [n for n in node.all_input_nodes if n not in bases]
+        if not node.meta.get("grad", True) or not any(self._has_gradients(n) for n in others):
+            return
+        for base in bases:
+            if not (cuts := self._detached(base)):
+                continue
+            for other in [n for n in self.env if cuts & self._detached(n)]:
+                self.lost[other] = node
+
+    def _has_gradients(self, node: fx.Node) -> bool:
+        value = self.env[node]
+        if value.same is not None:
+            return self._has_gradients(value.same)
+        return not self._detached(node) and value.now is not None and bool(self.influence[value.now])
+
+    def _detached(self, node: fx.Node) -> frozenset[fx.Node]:
+        """Nodes between a value and its memory that cut gradients off."""
+        value = self.env[node]
+        if value.same is not None:
+            return self._detached(value.same)
+        own = frozenset({node}) if detaches(node) else frozenset()
+        return own.union(*(self._detached(p) for p in value.parents))
 
     def _is_whole(self, node: fx.Node) -> bool:
         value = self.env[node]
@@ -334,11 +367,11 @@ class _Rewriter:
         )
 
     # ------------------------------------------------------------ writes through views
-    def _composite(self, node: fx.Node, bases: list[fx.Node], roots: list[Key], back: fx.Node | None) -> None:
+    def _composite(self, node: fx.Node, roots: list[Key], back: fx.Node | None) -> None:
         """One node that copies the written memory, takes the views again and writes."""
         body = Body(self, roots)
         wanted = [*body.copies]
-        result = body.run(node, bases)
+        result = body.run(node)
         returned = back is None and bool(node.users) and any(run.memory[node.name] for run in self.runs)
         self.changed = True
         if returned:

@@ -154,3 +154,10 @@ def _is_fresh(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         module = modules[str(node.target)]
         return isinstance(module, _FRESH_LAYERS) or (isinstance(module, nn.ReLU) and not module.inplace)
     return str(getattr(node.target, "__name__", node.target)) in _FRESH_FUNCTIONS
+
+
+def detaches(node: fx.Node) -> bool:
+    """Whether a node gives the same memory without gradients."""
+    if node.target is getattr:
+        return node.args[1] == "data"
+    return str(getattr(node.target, "__name__", node.target)) in {"detach", "detached", "detach.default"}

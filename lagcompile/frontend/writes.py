@@ -122,6 +122,11 @@ class Body:
             self.views[node] = self._copied(node, args, kwargs)
         return self.views[node]
 
+    def _shares(self, node: fx.Node) -> bool:
+        """Whether a value is part of the memory that is written into: the operation may read it after it wrote."""
+        value = self.owner.env[node]
+        return any(root in self.of_root for root in value.roots) and bool(value.whole or value.parents or value.same)
+
     def _copied(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
         target = node.target
         if node.op == "call_module":
@@ -134,9 +139,11 @@ class Body:
             args = (*weights, *args)
         return self.graph.create_node(node.op, target, args, kwargs)
 
-    def run(self, node: fx.Node, bases: Sequence[fx.Node]) -> fx.Node:
+    def run(self, node: fx.Node) -> fx.Node:
         """The operation itself."""
-        given = {n: self._view(n) if n in bases else self._operand(self.owner.read(n)) for n in node.all_input_nodes}
+        given = {
+            n: self._view(n) if self._shares(n) else self._operand(self.owner.read(n)) for n in node.all_input_nodes
+        }
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: given[n])
         out = kwargs.get("out")
         if isinstance(out, fx.Node):  # it refuses operands with gradients, which states have
