@@ -1,9 +1,9 @@
 """Run folders that die, are damaged or cannot be written: the unbroken run comes back, or what is wrong is named.
 
 A case is a small run of a random method with random looks and checkpoints. It dies at one or two operations on files
-(and loses what was not synchronised), or the system refuses one, or it is stopped by a signal; then a file of what is
-left may be damaged. Going on gives the folder of the unbroken run bit for bit; where both checkpoints are damaged, one
-line names them and nothing is changed.
+(and loses what was not synchronised), its process is killed at random times, the system refuses an operation, or a
+signal stops it; then a file of what is left may be damaged. Going on gives the folder of the unbroken run bit for bit;
+where both checkpoints are damaged, one line names them and nothing is changed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import random
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.store.damage import damage
 from tests.store.dying import died
 from tests.store.runs import KINDS, Run, files
 
-CI, NIGHTLY = 100, 4000
+CI, NIGHTLY = 80, 4000
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.ENOENT)
 
 
@@ -37,8 +38,8 @@ def case(seed: int) -> Mapping[str, int]:
         run = _run(kind, steps, every, generator.choice((1, 2)))
         run.root = root
         wanted, count = _whole(run)
-        how = generator.choice(("dies", "dies", "refused", "signal"))
-        {"dies": _dies, "refused": _refused, "signal": _signalled}[how](run, count, generator)
+        how = generator.choice(("dies", "dies", "refused", "signal", "killed"))
+        {"dies": _dies, "refused": _refused, "signal": _signalled, "killed": _killed}[how](run, count, generator)
         counts = {how: 1}
         if (root / "broken").exists() and generator.random() < 0.5:
             counts |= _damaged(run, generator)
@@ -54,7 +55,7 @@ def case(seed: int) -> Mapping[str, int]:
 
 def judge(tally: Mapping[str, int], cases: int) -> None:
     """Each way of breaking a run was tried."""
-    assert min(tally.get(n, 0) for n in ("dies", "refused", "signal", "damaged")) >= cases // 20
+    assert min(tally.get(n, 0) for n in ("dies", "refused", "signal", "killed", "damaged")) >= cases // 20
 
 
 @contextmanager
@@ -113,6 +114,22 @@ def _signalled(run: Run, count: int, generator: random.Random) -> None:
             os.kill(os.getpid(), number)
 
     died(run.root, None, lambda: run("broken", watch=watch))
+
+
+def _killed(run: Run, count: int, generator: random.Random) -> None:
+    """A process of its own, killed for good at a random time, up to three times."""
+    del count
+    for _ in range(generator.randint(1, 3)):
+        child = os.fork()
+        if child == 0:
+            try:
+                run("broken", resume=(run.root / "broken").exists())
+            finally:
+                os._exit(0)
+        time.sleep(generator.random() * 0.3)
+        with suppress(ProcessLookupError):
+            os.kill(child, generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
+        os.waitpid(child, 0)
 
 
 def _damaged(run: Run, generator: random.Random) -> dict[str, int]:
