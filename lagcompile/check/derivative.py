@@ -29,6 +29,8 @@ AGREE = 1e-4
 ROUNDING = 1e-14
 """Relative rounding of the function's value."""
 NAMED = 3
+PATTERN = 65_537
+"""Random numbers of a direction; they repeat in larger tensors, since drawing them takes longer than using them."""
 MOST = 20
 """Tensors that are looked at one by one where the whole disagrees."""
 
@@ -47,7 +49,8 @@ class Probe:
         """The same numbers each time: directions are not kept, since they are as large as the tensors."""
         like = self.tensors[name].detach()
         generator = torch.Generator().manual_seed(zlib.crc32(f"{number} {name}".encode()))
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype) * self._sizes[name]
+        drawn = torch.randn(min(PATTERN, like.numel()), generator=generator, dtype=like.dtype) * self._sizes[name]
+        return drawn.repeat(-(-like.numel() // PATTERN))[: like.numel()].view(like.shape)
 
     def add(self, name: str, gradient: Tensor) -> None:
         """Note the gradient in one tensor."""

@@ -35,7 +35,7 @@ from lagcompile.runtime.trial import one_number
 
 TOLERANCE = 1e-10
 SEED = 0
-LARGEST = 2**26
+LARGEST = 2**24
 """Weights up to which a solved network is certified in passing: a copy of them in float64 is needed."""
 FLOOR = 1e-4
 """Share of the largest sensitivity below which a gradient counts as that share: it may be rounding alone."""
