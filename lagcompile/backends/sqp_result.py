@@ -33,6 +33,8 @@ STATUS: Mapping[ExactStatus, Status] = {
     ExactStatus.STALLED: Status.STALLED,
     ExactStatus.TOO_LARGE: Status.REFUSED,
 }
+TELLING = 100.0
+"""Times the residual: an objective that varies less when the variables move by their own size is not shown optimal."""
 NAMED = 30
 """Violated constraints that are listed by name."""
 
@@ -125,9 +127,13 @@ def solution_of(
             forces[piece.name] = force.detach().clone()
     weights = {name: v for (role, name), v in values.items() if role == "weight"}
     bounds = {_text(k): v.clone() for k, v in exact.variables.unpack(result.multipliers_bounds).items()}
+    status, message = STATUS[result.status], result.message
+    if status is Status.SOLVED and result.iterations.count == 0 and not _told(exact, result):
+        status = Status.STALLED
+        message = "the start meets the tolerance because the objective hardly varies: scale the loss to values near 1"
     return Solution(
         model=recovered(original, weights),
-        status=STATUS[result.status],
+        status=status,
         history=history,
         states={name: v for (role, name), v in values.items() if role == "state"},
         multipliers=multipliers,
@@ -143,7 +149,7 @@ def solution_of(
             "forces": forces,
             "status": result.status.label,
             "advice": result.status.advice,
-            "message": result.message,
+            "message": message,
             "objective": result.objective,
             "kkt": result.kkt.model_dump(),
             "facts": facts_of(exact, result),
@@ -153,6 +159,17 @@ def solution_of(
             "bytes": 8 * exact.variables.size,
         },
     )
+
+
+def _told(exact: ExactProgram, result: Result) -> bool:
+    """Whether residuals this small say anything: the objective varies by much more where the variables move."""
+    x = result.x.detach()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    step = direction * torch.where(x == 0.0, 1.0, x.abs())
+    with torch.no_grad(), exact.default_double():
+        values = [float(exact.objective(exact.point(x + sign * step))) for sign in (0.0, 1.0, -1.0)]
+    varies = max(abs(v - values[0]) for v in values[1:])
+    return not 0.0 < varies <= TELLING * result.kkt.worst
 
 
 def recovered(original: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

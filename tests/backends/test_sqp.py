@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -222,3 +223,18 @@ def test_the_distance_from_kinks_is_measured_at_the_solution() -> None:
     certificate = certify_kkt(problem.bind(), solution)
     assert not certificate.ok
     assert any("relu in stage f0, example 0, feature" in u for u in certificate.unassessed)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-12])
+def test_a_start_that_meets_the_tolerance_by_scale_alone_is_not_called_solved(scale: float) -> None:
+    l2 = (lc.Regulariser(kind="l2", on="weights", weight=0.2 * scale),)
+    small = dataclasses.replace(
+        ZOO["tanh_2"], loss=lambda out, y: scale * (out - y).square().mean(), options={"regularisers": l2}
+    )
+    solution = small.solve(SQP())
+    assert solution.steps == 0
+    assert solution.status is lc.Status.STALLED
+    assert "scale the loss" in solution.details["message"]
+    right = ZOO["tanh_2"].solve(SQP())
+    again = ZOO["tanh_2"].solve(SQP(), start=right)
+    assert again.status is lc.Status.SOLVED
