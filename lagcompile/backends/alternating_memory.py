@@ -112,8 +112,9 @@ class Memory:
         def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             caught.append(inputs[0])
 
+        as_before = instance.quiet()  # ahead of the hook: the network may be tried out here
         handle = self.layer.register_forward_pre_hook(keep)
-        with instance.quiet():
+        with as_before:
             self.stage.module(*(values[n] for n in self.stage.reads))
         handle.remove()
         s, h = caught[0].reshape(-1, self.layer.in_features), codes.reshape(-1, self.layer.out_features)
