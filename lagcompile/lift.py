@@ -285,7 +285,6 @@ class Lifted:
         instance = Instance(named, lifted.network, (tensors, target), loss=loss, device=device, stack=stack)
         try_out(instance)
         try_receipt(instance)
-        _ = instance.draws  # tried here, where no method watches the network yet
         return instance
 
     @alone
