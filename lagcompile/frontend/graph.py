@@ -6,9 +6,11 @@ execution order; names are torch.fx node names; sizes are of one example of the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -270,7 +272,7 @@ def _operation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
         module = modules[str(node.target)]
         return f"{type(module).__module__}.{module!r}"
     constants = [v for v in leaves((node.args, node.kwargs)) if not isinstance(v, fx.Node)]
-    return f"{'' if node.op == 'get_attr' else node.target} {constants}"
+    return f"{'' if node.op == 'get_attr' else told(node.target)} {constants}"
 
 
 def _target(node: fx.Node) -> str:
@@ -279,3 +281,20 @@ def _target(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._opname
     return str(getattr(node.target, "__name__", node.target))
+
+
+def told(value: Any) -> str:
+    """Text of a function or a setting that is equal in every process: functions by name, not by address."""
+    if isinstance(value, str | torch._ops.OpOverload):
+        return str(value)
+    if isinstance(value, FunctionType) and _lies_there(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, ModuleType | type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)
+
+
+def _lies_there(function: FunctionType) -> bool:
+    """Whether a function is what its module holds under its name."""
+    home = sys.modules.get(function.__module__)
+    return home is not None and vars(home).get(function.__qualname__) is function

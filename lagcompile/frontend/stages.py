@@ -7,10 +7,8 @@ included, are one tensor each.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch import fx, nn
 
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.copies import copied
-from lagcompile.frontend.graph import Graph, Node
+from lagcompile.frontend.graph import Graph, Node, told
 from lagcompile.frontend.graphmodule import StageGraph, attribute
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.still import set_mode
@@ -223,7 +221,7 @@ class _Builder:
         for i, name in enumerate(order):
             node = self.nodes[name]
             number[name] = f"v{i}"
-            target = _told(node.target)
+            target = told(node.target)
             if node.op == "call_module":
                 target = describe_module(self.modules[target])
             elif node.op == "get_attr":
@@ -251,28 +249,11 @@ def _is_in_place(module: nn.Module) -> bool:
 _NOT_SETTINGS = frozenset({"training", "owner", "meta"})
 
 
-def _told(value: Any) -> str:
-    """Text of a function or a setting that is equal in every process: functions by name, not by address."""
-    if isinstance(value, str | torch._ops.OpOverload):
-        return str(value)
-    if isinstance(value, FunctionType) and _lies_there(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, ModuleType | type):
-        return f"{value.__module__}.{value.__qualname__}"
-    return repr(value)
-
-
-def _lies_there(function: FunctionType) -> bool:
-    """Whether a function is what its module holds under its name."""
-    home = sys.modules.get(function.__module__)
-    return home is not None and vars(home).get(function.__qualname__) is function
-
-
 def describe_module(module: nn.Module) -> str:
     """Text that is equal for modules of one class with the same settings and tensor shapes."""
     lines = []
     for name, part in module.named_modules():
-        settings = {k: _told(v) for k, v in vars(part).items() if not k.startswith("_") and k not in _NOT_SETTINGS}
+        settings = {k: told(v) for k, v in vars(part).items() if not k.startswith("_") and k not in _NOT_SETTINGS}
         if isinstance(part, fx.GraphModule):
             settings["graph"] = str(part.graph)
         lines.append(f"{name} {type(part).__module__}.{type(part).__qualname__} {settings}")
