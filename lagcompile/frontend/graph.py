@@ -289,7 +289,7 @@ def told(value: Any) -> str:
         return str(value)
     if isinstance(value, FunctionType) and _lies_there(value):
         return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, ModuleType | type):
+    if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, ModuleType | type | None):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)
 
