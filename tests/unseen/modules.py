@@ -111,7 +111,7 @@ def _lift(model: nn.Module, inputs: list[Tensor], source: random.Random) -> lc.L
         whole = lc.lift(model, tuple(inputs), split=1)
         _impossible(refusal, whole, wanted)
         lifted = lc.lift(model, tuple(inputs), split=places(whole) + 1)
-    if source.random() < 0.2:
+    if source.random() < 0.2 and lifted.graph.staged:
         node = source.choice(lifted.graph.staged).name
         try:
             return lc.lift(model, tuple(inputs), split={"policy": "at", "after": [f"node:{node}"]})
