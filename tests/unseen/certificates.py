@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
 
-CI, NIGHTLY = 80, 2000
+CI, NIGHTLY = 40, 2000
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (torch.relu, torch.tanh, F.softplus, torch.sigmoid, F.gelu)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
 
-CI, NIGHTLY = 100, 2000
+CI, NIGHTLY = 60, 2000
 SLACK = 1e-4
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (nn.ReLU, nn.Tanh, nn.Softplus, nn.Sigmoid, nn.GELU)
 TRANSIENT: Mapping[str, Any] = {"storage": lc.Transient(), "multiplier": None}
