@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from lagcompile.frontend.regions import Region
 from lagcompile.frontend.structure import Reference, leaves, transform
 from lagcompile.frontend.symbolic import Traced
 
@@ -93,12 +94,19 @@ def _keys(nodes: Sequence[fx.Node], attributes: Mapping[str, Any]) -> list[tuple
     keys = []
     for node in nodes:
         target = str(node.target)
-        if target in attributes:  # a region under a setting: equal where its operations are
-            target = f"{attributes[target].settings} {attributes[target].body.graph}"
+        if target in attributes:
+            target = _same_part(attributes[target])
         key = (node.op, target, path_of(node))
         seen[key] = seen.get(key, 0) + 1
         keys.append((*key, seen[key]))
     return keys
+
+
+def _same_part(part: Any) -> str:
+    """Text that is equal for parts that do the same: regions under a setting, custom functions."""
+    if isinstance(part, Region):
+        return f"{part.settings} {part.body.graph}"
+    return f"{type(part).__name__} {getattr(part, 'function', part)}"
 
 
 def _steps(

@@ -66,7 +66,10 @@ class Quantised(nn.Module):
         self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(Straight.apply(3.0 * self.a(x)))
+        h = Straight.apply(3.0 * self.a(x))
+        if self.training:  # two graphs, of which this is the same part
+            h = h + 0.0 * x
+        return self.b(h)
 
 
 class Taught(nn.Module):
