@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from lagcompile.frontend.closures import Closures
 from lagcompile.ir.base import LiftError
 
 Value = TypeVar("Value")
@@ -26,12 +27,14 @@ def private_copy(model: nn.Module) -> nn.Module:
     """A copy of a user's model.
 
     Raises:
-        LiftError: names each lazy layer that has no weights yet, or each attribute that cannot be copied.
+        LiftError: names each lazy layer that has no weights yet, or each thing that no copy would hold.
     """
     lazy = {name.rpartition(".")[0] for name, p in [*model.named_parameters(), *model.named_buffers()] if is_lazy(p)}
     if lazy:
         named = ", ".join(f"'{n}'" for n in sorted(lazy)) if lazy != {""} else "the model"
         raise LiftError(f"{named} has no weights yet (a lazy layer): run the model once ahead of lifting")
+    if lost := [*_lost(model)]:
+        raise LiftError(lost)
     try:
         return copied(model)
     except Exception as error:
@@ -44,9 +47,14 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def copied(value: Value, memo: dict[int, Any] | None = None) -> Value:
-    """A deep copy in which computed tensors are cut off from what they were computed from."""
+    """A deep copy: computed tensors are cut off from what they were computed from, closures read the copy."""
+    memo = {} if memo is None else memo
+    closures = Closures(value)
+    closures.ahead(memo)
     with _CutOff():
-        return copy.deepcopy(value, memo)
+        result = copy.deepcopy(value, memo)
+        closures.behind(memo)
+    return result
 
 
 class _CutOff(TorchFunctionMode):
@@ -129,6 +137,21 @@ def _inside(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Tensor
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
             yield from _inside(f"{path}[{key!r}]", item, seen)
+
+
+def _lost(model: nn.Module) -> Iterator[str]:
+    """What a model does that no copy of it would do."""
+    for path, p in model.named_parameters():
+        if p._backward_hooks:
+            yield (
+                f"the parameter '{path}' has a hook on its gradient (register_hook), and copies of a model lose it: "
+                "remove the hook, and change the gradient in the forward, by a torch.autograd.Function"
+            )
+    for function, name in Closures(model).foreign():
+        yield (
+            f"{function} reads the global variable '{name}', which is a part of the model, and would read the original "
+            "in every copy: reach it through 'self', or through the module that a hook is given"
+        )
 
 
 def _uncopied(model: nn.Module) -> Iterator[tuple[str, Any, Exception]]:

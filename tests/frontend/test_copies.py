@@ -136,3 +136,61 @@ def test_layers_that_compute_their_weights_ahead_of_the_forward() -> None:
     lifted = lc.lift(model, (X[:3],), split=2)
     assert {"body.0.weight_g", "body.0.weight_v"} <= {w.name for w in lifted.program.weights}
     assert lifted.verify(X, Y, loss=mse).ok
+
+
+class _Closed(nn.Module):
+    """Reads its own parts through functions that close over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.kept: dict[str, Tensor] = {}
+        self.act = lambda x, *, own=self: torch.tanh(x * own.scale)
+        self.first.register_forward_hook(lambda module, args, output: output + self.second.bias.sum())
+        self.second.register_forward_hook(lambda module, args, output: self.kept.update(last=output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.act(self.first(x))) + self.kept["last"]
+
+
+def test_functions_that_close_over_the_model_read_the_copy() -> None:
+    torch.manual_seed(0)
+    model, x = _Closed(), torch.randn(4, 3)
+    lifted = lc.lift(model, x, split=2)
+    assert model.kept == {}
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), lifted.module.parameters(), strict=True):
+            q.add_(0.5)
+            assert not torch.equal(p, q)
+        for p, q in zip(model.parameters(), lifted.module.parameters(), strict=True):
+            p.copy_(q)
+    torch.testing.assert_close(lifted(x), model(x))
+    pairs = ((lifted, lifted.module), (model, model))
+    ours, theirs = (torch.autograd.grad(f(x).sin().sum(), list(m.parameters())) for f, m in pairs)
+    torch.testing.assert_close(ours, theirs)
+
+
+_NET = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+class _Global(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _NET
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _NET(x)
+
+
+def test_a_part_that_is_read_as_a_global_variable_is_refused_by_name() -> None:
+    with pytest.raises(lc.LiftError, match=r"_Global\.forward .*test_copies\.py.* global variable '_NET'"):
+        lc.lift(_Global(), torch.randn(4, 3))
+
+
+def test_a_hook_on_a_weights_gradient_is_refused_by_name() -> None:
+    first = nn.Linear(3, 4)
+    model = nn.Sequential(first, nn.Tanh(), nn.Linear(4, 2))
+    first.weight.register_hook(lambda g: 0.5 * g)
+    with pytest.raises(lc.LiftError, match=r"'0\.weight' has a hook on its gradient"):
+        lc.lift(model, torch.randn(4, 3))
