@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lagcompile.ir.base import BindError, DataError
+from lagcompile.ir.arguments import expect
+from lagcompile.ir.base import BindError, DataError, SpecError
 from lagcompile.ir.reading import read_text
 
 LARGEST = 1 << 30
@@ -160,20 +161,27 @@ def read_csv(
         rows: which data rows to keep.
 
     Raises:
+        SpecError: the names are no names of columns.
         DataError: the file or a column is missing or twice there, a row is too short or too long, or a cell is no
             number; each problem names a line.
     """
+    expect("time", time, str, "the name of a column")
+    for role, names in (("outputs", outputs), ("inputs", inputs)):
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+            raise SpecError(f"{role} takes a list of names of columns, got {names!r:.60}")
+    if not outputs:
+        raise SpecError("outputs takes at least one name of a column")
     lines = csv.reader(read_text(path, kind="CSV", largest=LARGEST).splitlines(keepends=True), strict=True)
     found = _Rows(str(path), lines)
-    wanted = [*outputs, *inputs, *([time] if time else [])]
+    wanted = [*outputs, *inputs, *([time] if time is not None else [])]
     column = {name: found.column(name) for name in wanted}
     found.check()
     table = {name: torch.tensor(found.numbers(name, at), dtype=torch.float64)[rows] for name, at in column.items()}
     found.check()
-    values = torch.stack([table[name] for name in outputs], 1) if outputs else torch.zeros(found.count, 0)
+    values = torch.stack([table[name] for name in outputs], 1)
     return Trajectory(
         observations=values,
-        times=table[time] if time else None,
+        times=table[time] if time is not None else None,
         inputs=torch.stack([table[name] for name in inputs], 1) if inputs else None,
         mask=~torch.isnan(values),
         name=Path(path).stem,
@@ -201,10 +209,6 @@ class _Rows:
             if len(cells) != len(self.header):
                 self.problems.append(f"{source}:{line}: {len(cells)} cells, but {len(self.header)} names above")
 
-    @property
-    def count(self) -> int:
-        return len(self.rows)
-
     def column(self, name: str) -> int:
         """Number of a column."""
         if self.header.count(name) == 1:
@@ -213,8 +217,9 @@ class _Rows:
         if name in self.header:
             self.problems.append(f"{self.source}:1: the column {name!r} is there twice: rename one of them")
         elif len(self.header) == 1 and (other := next((c for c in ";\t| " if c in has), "")):
-            self.problems.append(
-                f"{self.source} has no column {name!r}: cells are separated by commas, here it seems to be {other!r}"
+            raise DataError(
+                f"{self.source} has no column {name!r}: cells are separated by commas (and decimals by a point), "
+                f"here it seems to be {other!r}"
             )
         else:
             self.problems.append(f"{self.source} has no column {name!r}; it has {has}")

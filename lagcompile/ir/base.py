@@ -63,6 +63,13 @@ class Measured(Frozen):
     BOUNDED: ClassVar[bool] = False
 
 
+def printable(text: str) -> str:
+    """A text in which control characters, which a terminal would obey, are written as Python writes them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 class LagcompileError(Exception):
     """Base of every error that lagcompile raises on purpose.
 
@@ -71,7 +78,7 @@ class LagcompileError(Exception):
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        listed = (problems,) if isinstance(problems, str) else tuple(problems)
+        listed = map(printable, (problems,) if isinstance(problems, str) else tuple(problems))
         # A file may hold a word of megabytes where a name is expected; nobody reads a line that repeats it.
         self.problems: tuple[str, ...] = tuple(p if len(p) <= 2000 else f"{p[:1500]} ... {p[-300:]}" for p in listed)
         super().__init__("\n".join(self.problems))

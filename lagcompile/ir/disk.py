@@ -61,12 +61,20 @@ def read_bytes(path: Path) -> bytes:
 
 
 def replace(path: Path, *chunks: bytes | memoryview) -> None:
-    """Replace a file, or make it.
+    """Replace a file, or make it; what is a device or a pipe is written to.
 
     Raises:
         DataError: it cannot be written; what stood there is as it was.
     """
     with naming(path, "written"):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if _is_device(path):
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.set_blocking(handle, True)
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(chunks)
+            return
         part = path.with_name(f".{path.name}.part")
         _remove(part)
         handle = os.open(part, _NEW, 0o666)
@@ -82,6 +90,16 @@ def replace(path: Path, *chunks: bytes | memoryview) -> None:
             _remove(part)
             raise
         _sync(path.parent)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is written to where it stands, such as /dev/null: a file would take its place for everybody."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    stream = stat.S_ISLNK(mode) and path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return stream or stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
 def append(path: Path, data: bytes) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import errno
+import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,8 +69,10 @@ def read_text(
             was written with the list of digests beside it.
     """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(largest + 1)
+        with open(Path(path), "rb", opener=_opened) as file:
+            found = os.fstat(file.fileno())
+            # What is too large is not read first; devices have no size.
+            data = b"" if found.st_size > largest else file.read(largest + 1)
     except FileNotFoundError:
         raise error(f"{path}: there is no such file") from None
     except IsADirectoryError:
@@ -77,13 +81,22 @@ def read_text(
         raise error(f"{path}: the file cannot be read: {os_problem(caught, '').removeprefix(': ')}") from None
     except ValueError as caught:  # a NUL byte in the name
         raise error(f"{str(path)!r} is no name of a file: {caught}") from None
-    if len(data) > largest:
+    if not data and stat.S_ISFIFO(found.st_mode):
+        raise error(f"{path}: expected a {kind} file, got a pipe that nobody writes to")
+    if max(len(data), found.st_size) > largest:
         raise error(f"{path}: the file is larger than {largest // 2**10:,} KiB, the most for a {kind} file")
     try:
         sums.check(Path(path), data)
     except DataError as caught:
         raise error(caught.problems) from None
     return decoded(data, str(path), error=error)
+
+
+def _opened(path: str, flags: int) -> int:
+    """A file for reading; a pipe that nobody writes to does not keep us waiting."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
+    return handle
 
 
 def decoded(data: bytes, source: str, *, error: type[LagcompileError] = DataError) -> str:

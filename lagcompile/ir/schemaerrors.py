@@ -20,6 +20,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from lagcompile.ir.base import NAME
+
 KeyPath: TypeAlias = tuple[str | int, ...]
 Problem: TypeAlias = tuple[KeyPath, str]
 
@@ -288,6 +290,8 @@ def _message(details: Mapping[str, Any]) -> str:
     if details["type"] in ("too_short", "too_long"):
         few = details["type"] == "too_short"
         return f"expected at {'least' if few else 'most'} {context['min_length' if few else 'max_length']} entries"
+    if context.get("pattern") == NAME:
+        return "expected a name of up to 100 letters, digits, '.', '_' and '-' that begins with a letter or a digit"
     return str(context.get("error") or details["msg"])
 
 

@@ -26,7 +26,7 @@ from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from lagcompile.ir import reading
+from lagcompile.ir import disk, reading
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.schemaerrors import KeyPath, explain, show_path
 
@@ -277,8 +277,12 @@ def problems_of(
 
 
 def dump(model: BaseModel, path: str | Path) -> None:
-    """Write a model as YAML that `validate` reads back as an equal model."""
-    Path(path).write_text(dumps(model), encoding="utf-8")
+    """Write a model as YAML that `validate` reads back as an equal model.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    disk.replace(Path(path), dumps(model).encode())
 
 
 def dumps(model: BaseModel) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -258,7 +259,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own advice there is to run what the file holds
+            reason = "it is no pickle of tensors and plain values, and nothing else is read"
         raise DataError(f"{path} is damaged, or no file of tensors: {reason}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}, expected tensors by name")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise DataError(f"{path} holds a {type(found).__name__}, expected a dictionary of tensors by name")
     return found

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lagcompile.ir.base import SpecError
+from lagcompile.ir.base import SpecError, printable
 from lagcompile.ir.trust import NOTHING, trusting
 from lagcompile.workbench import bench, boundary, exporting
 from lagcompile.workbench.trusted import Trust
@@ -232,7 +232,7 @@ def verify(
     if saved is not None and not saved.ok:
         found = [f"{against}: {saved.verdict}", *(f"{against}: {reason}" for reason in saved.reasons), *found]
     for difference in found:
-        typer.echo(difference, err=True)
+        typer.echo(printable(difference), err=True)
     if saved is not None and not found:
         typer.echo(f"{against} holds: same program, inputs and weights, every residual within its tolerance")
     raise typer.Exit(1 if found else measured.exit_code)

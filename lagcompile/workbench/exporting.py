@@ -16,7 +16,7 @@ import typer
 from torch import Tensor
 
 from lagcompile.ir import disk
-from lagcompile.ir.base import DataError, Frozen, SpecError
+from lagcompile.ir.base import DataError, Frozen, SpecError, printable
 from lagcompile.ir.program import Program
 from lagcompile.workbench.trusted import Trust
 
@@ -98,10 +98,10 @@ def _program(
     prepared = prepare(loaded)
     if to is not None:
         with loaded.importing(), placing(loaded):
-            lifted = prepared.lifted if weights is None else relift(prepared, load_weights(prepared, weights))
             try:
+                lifted = prepared.lifted if weights is None else relift(prepared, load_weights(prepared, weights))
                 lifted.save(to, (prepared.data.train_x[:4],), replace=force)
-            except DataError as error:  # of the folder, not of the spec's data
+            except DataError as error:  # of the folder or the weights, not of the spec's data
                 raise SpecError(error.problems) from error
     return prepared.program, loaded.spec.method
 
@@ -126,7 +126,7 @@ def show_folder(folder: Path, *, as_json: bool = False, receipt: bool = False) -
     manifest = parts.manifest
     made = f"lagcompile {manifest.lagcompile}, torch {manifest.torch}, batch size {manifest.batch}"
     shown = f"{parts.program}exported from {manifest.model} by {made}\n"
-    return f"{shown}\n{parts.receipt}\n" if receipt else shown
+    return printable(f"{shown}\n{parts.receipt}\n" if receipt else shown)
 
 
 def refuse(folder: Path, options: Mapping[str, object]) -> None:

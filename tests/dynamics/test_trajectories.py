@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lagcompile.dynamics import Trajectories, Trajectory, read_csv
-from lagcompile.ir.base import DataError
+from lagcompile.ir.base import DataError, SpecError
 
 
 def test_unequal_lengths_are_padded_and_masked() -> None:
@@ -74,3 +75,22 @@ def test_csv(tmp_path: Path) -> None:
     assert data.times[0].tolist() == [0.0, 0.1, 0.2]
     with pytest.raises(DataError, match=r"has no column 'speed'; it has t, angle, torque"):
         read_csv(file, outputs=["speed"])
+
+
+def test_csv_of_other_tongues_and_names_of_a_wrong_kind(tmp_path: Path) -> None:
+    file = tmp_path / "run.csv"
+    file.write_text("t;angle\n0,0;1,5\n0,1;2,5\n")
+    with pytest.raises(DataError, match=r"separated by commas .and decimals by a point., here it seems to be ';'$"):
+        read_csv(file, outputs=["angle"], time="t")
+    file.write_text("t,angle\n0,1\n1,2\n")
+    wrong: list[dict[str, Any]] = [
+        {"outputs": "angle"},
+        {"outputs": None},
+        {"outputs": []},
+        {"outputs": [1]},
+        {"outputs": ["angle"], "time": 0},
+        {"outputs": ["angle"], "inputs": "t"},
+    ]
+    for names in wrong:
+        with pytest.raises(SpecError, match=r"(outputs|inputs|time) takes"):
+            read_csv(file, **names)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 import lagcompile as lc
+from lagcompile.dynamics import read_csv
 from lagcompile.ir.text import from_json, from_yaml, to_json
 from tests.nets import deep
 
@@ -83,3 +85,57 @@ def test_a_program_names_line_and_key(program: str) -> None:
 def test_yaml_that_is_nested_or_long_beyond_reason(text: str) -> None:
     with pytest.raises(lc.SpecError, match=r"program\.yaml"):
         from_yaml(text)
+
+
+def test_a_pipe_that_nobody_writes_to_keeps_nobody_waiting(tmp_path: Path) -> None:
+    pipe = tmp_path / "x"
+    os.mkfifo(pipe)
+    with pytest.raises(lc.DataError, match="expected a JSON file, got a pipe that nobody writes to"):
+        lc.Certificate.load(pipe)
+    with pytest.raises(lc.DataError, match="expected a CSV file, got a pipe"):
+        read_csv(pipe, outputs=["a"])
+    with pytest.raises(lc.SpecError, match="expected a YAML file, got a pipe"):
+        lc.lift(deep(3), (torch.randn(4, 5),), split=pipe)
+
+
+def test_what_is_too_large_is_not_read_first(tmp_path: Path) -> None:
+    with (tmp_path / "x.csv").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(lc.DataError, match="larger than"):
+        read_csv(tmp_path / "x.csv", outputs=["a"])
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text('split: {policy: at, after: ["\\e[2Jx"], "\\a": 1}\n')
+    with pytest.raises(lc.SpecError) as caught:
+        lc.lift(deep(3), (torch.randn(4, 5),), split=tmp_path / "x.yaml")
+    assert str(caught.value).replace("\n", "").isprintable()
+    (tmp_path / "x.yaml").write_text('split: {policy: at, after: ["\\e[2Jx"]}\n')
+    with pytest.raises(lc.SplitError, match=r"'\\x1b\[2Jx'"):
+        lc.lift(deep(3), (torch.randn(4, 5),), split=tmp_path / "x.yaml")
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    x, y = torch.randn(6, 5), torch.randn(6, 5)
+    lifted = lc.lift(deep(3), (x,), split=2)
+    made = lifted.verify(x, y, loss=torch.nn.functional.mse_loss)
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "no" / "x", tmp_path / "file" / "x", Path()):
+        for write in (lifted.save_split, made.save):
+            with pytest.raises(lc.DataError, match="cannot be written"):
+                write(place)
+
+
+def test_devices_and_pipes_are_written_to_not_replaced(tmp_path: Path) -> None:
+    lifted = lc.lift(deep(3), (torch.randn(4, 5),), split=2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    lifted.save_split(pipe)
+    assert os.read(reader, 1000).startswith(b"split:")
+    assert pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(lc.DataError, match="cannot be written"):
+        lifted.save_split(pipe)
+    lifted.save_split(os.devnull)
+    assert Path(os.devnull).is_char_device()

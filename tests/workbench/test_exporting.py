@@ -65,6 +65,23 @@ def test_weights_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert all(torch.equal(saved[n], state[n]) for n in saved)
 
 
+def test_weights_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    spec = moons(tmp_path)
+    kinds: list[tuple[object, str]] = [
+        ({1: torch.ones(2)}, "m.pt holds a dict, expected a dictionary of tensors by name"),
+        ([torch.ones(2)], "m.pt holds a list, expected a dictionary of tensors by name"),
+        ({"a": Path("x")}, "m.pt is damaged, or no file of tensors: it is no pickle of tensors and plain values"),
+    ]
+    for value, problem in kinds:
+        torch.save(value, tmp_path / "m.pt")
+        for command in (("verify", spec), ("export", spec, "--to", "out")):
+            capsys.readouterr()
+            assert call(monkeypatch, *command, "--weights", "m.pt") == 2
+            said = capsys.readouterr().err
+            assert said.startswith(problem)
+            assert said.count("\n") == 1
+
+
 def test_a_spec_solves_an_exported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     lc.lift(MLP([2, 6, 6, 2]), (torch.randn(4, 2),), split=2).save("out")
     spec = replaced(tmp_path, "split: {policy: at, after: [layers.2, layers.4]}", "split: 3")

@@ -431,7 +431,7 @@ def test_a_name_is_the_name_of_a_folder(name: str, project: Path, monkeypatch: P
     before = hostile.files(project.parent)
     for path in (project / "s.yaml", spec(project, ("name: moons", f'name: "{name}"'))):
         assert run(monkeypatch, ("solve", "--steps", "1"), path) == 2
-        assert "name:" in capsys.readouterr().err
+        assert "name: expected a name of up to 100 letters, digits" in capsys.readouterr().err
     assert hostile.files(project.parent) - before == {"project/x.yaml"}
 
 
