@@ -111,7 +111,7 @@ class Keeping:
             "made": {"device": str(device), "torch": str(torch.__version__)},
             "executor": self.executor.state_dict(),
             "hidden": hidden(self.executor.instance.module),
-            "random": random_state(device),
+            "random": random_state(device) if self.executor.instance.draws else None,
             "best": self._best.state_dict(),
             "rows": self.rows,
             "ended": None if self._ended is None else self._ended.name,
@@ -128,7 +128,8 @@ class Keeping:
             self.executor.load_state_dict(state["executor"])
             device = self.executor.instance.device
             load_hidden(self.executor.instance.module, state["hidden"])
-            set_random_state(device, state["random"])
+            if state["random"] is not None:
+                set_random_state(device, state["random"])
             self._best.load_state_dict(state["best"])
             self.rows += state["rows"]
             ended = state["ended"] and Status[state["ended"]]
@@ -140,6 +141,9 @@ class Keeping:
                     )
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise DataError(f"{folder.path} holds a checkpoint that does not fit this program and method") from error
+        made, wanted = self.executor.steps, self.options.steps
+        if made > wanted:
+            folder.notice(f"{folder.path} holds {made} steps already, more than the {wanted} asked for: none is made")
         limit = self.options.time_limit
         late = limit is not None and bool(self.rows) and self.rows[-1]["seconds"] > limit
         self._ended = ended if ended is Status.DIVERGED or (ended is Status.TIME_LIMIT and late) else None
@@ -286,13 +290,20 @@ def solve_in_folder(
     if not resume:
         check_free(place, force=False)
         begin(instance, start)
-    with stop.listening(), seeded(instance, options):
+
+    def run_kept() -> Solution:
         executor = method.executor(instance, seed=options.seed)
         keeping = Keeping(executor, options, stop=stop, look=watch)
         with opened(place, keeping, files, fingerprint(fixed), resume=resume, notice=notice) as kept:
             solution = certified(keeping.solve(original=original, evaluate=evaluate))
             kept.finish(_last(solution), keeping.rows)
-    return solution
+        return solution
+
+    with stop.listening():
+        with seeded(instance, options):
+            if instance.draws:
+                return run_kept()
+        return run_kept()
 
 
 def _last(solution: Solution) -> dict[str, bytes]:

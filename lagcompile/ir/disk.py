@@ -117,7 +117,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left of files that they were writing; for who holds the folder's lock."""
+    """Remove what dead processes left of files that they were writing; for who holds the folder's lock."""
     with naming(folder, "written"):
         for entry in list(os.scandir(folder)):
             if entry.name.startswith(".") and entry.name.endswith(".part") and not entry.is_dir(follow_symlinks=False):
@@ -188,10 +188,10 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         DataError: another process has it, or it cannot be written.
     """
-    with naming(folder, "written"):
-        os.makedirs(folder, exist_ok=True)
+    make(folder)
     handle = lock(folder)
     try:
+        remove_parts(folder)
         yield
     finally:
         unlock(folder, handle)
@@ -217,18 +217,33 @@ def _same(handle: int, path: Path) -> bool:
 
 
 # ---------------------------------------------------------------- folders
+def make(folder: Path) -> None:
+    """Make a folder where there is none, its parents too, and have their names on the disk.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    with naming(folder, "written"):
+        new = [p for p in (folder, *folder.parents) if not os.path.lexists(p)]
+        os.makedirs(folder, exist_ok=True)
+        for made in new:
+            _sync(made.parent)
+
+
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A new folder beside `path` to write to, which takes its place where no exception was raised.
 
     Args:
-        path: where the folder is to be; a folder that stands there is replaced. Parents are made.
+        path: where the folder is to be; a folder that stands there is replaced. Parents are made. Where it is a link,
+            the folder that it names is meant.
 
     Raises:
         DataError: the folder cannot be made.
     """
+    path = _meant(path)
+    make(path.parent)
     with naming(path, "written"):
-        os.makedirs(path.parent, exist_ok=True)
         restore(path)
         token = secrets.token_hex(4)
         part, old = (path.parent / f".{path.name}.{kind}-{token}" for kind in ("part", "old"))
@@ -254,17 +269,24 @@ def appearing(path: Path) -> Iterator[Path]:
 
 def restore(path: Path) -> None:
     """Undo what a killed process left half done of `appearing`: what stood there comes back, the rest goes."""
+    path = _meant(path)
     if not path.parent.is_dir():
         return
     for entry in list(os.scandir(path.parent)):
         left, folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
         if folder and entry.name.startswith(f".{path.name}.old-"):
             if os.path.lexists(path):
+                _sync(path.parent)
                 shutil.rmtree(left)
             else:
                 os.replace(left, path)
         elif folder and entry.name.startswith(f".{path.name}.part-") and not _in_use(left):
             shutil.rmtree(left)
+
+
+def _meant(path: Path) -> Path:
+    """Where a folder really stands: a link's target, the name of `.`."""
+    return Path(os.path.realpath(path)) if path.is_symlink() or path.name in {"", ".."} else path
 
 
 def _in_use(folder: Path) -> bool:

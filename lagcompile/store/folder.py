@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -143,7 +144,10 @@ class RunFolder:
             raise DataError(list(dict.fromkeys(bad)))
         if not found:
             return None
-        _, self._slot[name], state = max(found, key=lambda f: f[0])
+        newest, self._slot[name], state = max(found, key=lambda f: f[0])
+        absent = [p for p in (self.path / _slot(name, i) for i in range(len(SLOTS))) if not os.path.lexists(p)]
+        if name == STATE and newest:  # all but the first state have another beside them
+            bad += [f"{p} is gone" for p in absent]
         for problem in bad:
             self.notice(f"{problem}; going on from {_slot(name, self._slot[name])}")
         return state
@@ -186,6 +190,10 @@ class RunFolder:
             DataError: a file cannot be written.
         """
         disk.remove_parts(self.path)
+        if not (self.path / sums.SUMS).exists():
+            self.notice(
+                f"{self.path / sums.SUMS} is gone: whether files were damaged cannot be said; it is written anew"
+            )
         for problem in sums.problems(self.path):
             if not problem.startswith("there is no file "):
                 self.notice(problem)
@@ -239,6 +247,8 @@ def check_free(path: Path, *, force: bool) -> None:
         ours = path.is_dir() and any((path / name).is_file() for name in (SPEC, sums.SUMS))
         if not ours and not (path.is_dir() and not any(path.iterdir())):
             raise DataError(f"{path} is not a run folder (it has no {SPEC}); --force does not replace it")
+        if Path.cwd().is_relative_to(path.resolve()):
+            raise DataError(f"{path} is the folder that this runs in: --force replaces it from outside only")
 
 
 def tensor_bytes(value: Any) -> bytes:

@@ -83,9 +83,9 @@ class Run:
         """Number of operations on files of the unbroken run."""
         return died(self.root, None, lambda: self(name)).done
 
-    def broken(self, name: str, at: int) -> Machine:
+    def broken(self, name: str, at: int, lost: float = 0.0) -> Machine:
         """The run, dying at an operation."""
-        return died(self.root, at, lambda: self(name))
+        return died(self.root, at, lambda: self(name), lost=lost)
 
     def mended(self, name: str) -> list[str]:
         """Go on, or begin where nothing is there yet; what was said."""

@@ -115,3 +115,26 @@ def test_force_takes_no_folder_from_a_run_that_goes_on(spec: Path, capsys: Captu
             assert call("solve", spec, "--quiet", "--out", "run", option) == 2
             assert "run is in use by process " in capsys.readouterr().err
     assert files(Path("run")) == before
+
+
+def test_force_does_not_replace_the_folder_that_it_runs_in(
+    spec: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("solve", spec, "--quiet", "--out", "run") == 0
+    before = files(Path("run").absolute())
+    monkeypatch.chdir("run")
+    capsys.readouterr()
+    for place in (".", Path.cwd(), "../run"):
+        assert call("solve", spec, "--quiet", "--out", place, "--force") == 2
+        assert "is the folder that this runs in" in capsys.readouterr().err
+    assert call("solve", spec, "--quiet", "--out", ".", "--resume") == 0
+    assert files(Path.cwd()) == before
+
+
+def test_fewer_steps_than_were_made_are_said(spec: Path, capsys: Captured) -> None:
+    assert call("solve", spec, "--quiet", "--out", "run") == 0
+    model = Path("run/model.pt").read_bytes()
+    capsys.readouterr()
+    assert call("solve", spec, "--quiet", "--out", "run", "--resume", "--steps", "2") == 0
+    assert "run holds 4 steps already, more than the 2 asked for: none is made" in capsys.readouterr().err
+    assert Path("run/model.pt").read_bytes() == model

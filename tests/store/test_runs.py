@@ -320,3 +320,60 @@ def test_what_cannot_be_resumed_is_said(run: Run) -> None:
         run("exact", resume=True)
     run("exact")
     assert {"log.jsonl", "model.pt", "program.json", "run.json"} <= set(files(run.root / "exact"))
+
+
+def test_a_folder_may_be_named_by_a_link(run: Run) -> None:
+    """What it points to is made, gone on with and replaced; the link stays."""
+    from lagcompile.store.folder import RunFolder
+
+    run.operations("whole")
+    wanted = files(run.root / "whole")
+    (run.root / "link").symlink_to("target")
+    for keywords in ({}, {"resume": True}):
+        run("link", **keywords)
+        assert files(run.root / "target") == wanted
+    RunFolder.create(run.root / "link", {"spec.yaml": b""}, {}, force=True).close()
+    assert set(files(run.root / "target")) == {"spec.yaml", "lagcompile.sums"}
+    assert (run.root / "link").is_symlink()
+    assert sorted(p.name for p in run.root.iterdir()) == ["link", "target", "whole"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint-a.state", "checkpoint-b.state", "lagcompile.sums"])
+def test_a_file_that_is_gone_is_named(name: str, run: Run) -> None:
+    run.operations("whole")
+    wanted = files(run.root / "whole")
+    assert run.mended("whole") == []
+    (run.root / "whole" / name).unlink()
+    (said,) = run.mended("whole")
+    assert f"whole/{name} is gone" in said
+    assert files(run.root / "whole") == wanted
+
+
+def test_runs_of_threads_do_not_wait_for_each_other(run: Run) -> None:
+    """Where the network draws no random numbers: each run is seen in the middle of the other's."""
+    run = Run(run.root, "altmin")
+    meeting = threading.Barrier(2, timeout=60)
+    met: list[int] = []
+
+    def one(i: int) -> None:
+        def watch(row: Mapping[str, float]) -> None:
+            if row["step"] == 2.0:
+                met.append(meeting.wait())
+
+        options = run.options
+        run.lifted.solve(
+            run.data,
+            loss=torch.nn.functional.cross_entropy,
+            method=run.method,
+            options=options,
+            watch=watch,
+            folder=run.root / str(i),
+        )
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(met) == [0, 1]
+    assert (run.root / "0" / "model.pt").read_bytes() == (run.root / "1" / "model.pt").read_bytes()
