@@ -392,7 +392,7 @@ class Lifted:
     def _certificate(self, instance: Instance, solution: Solution) -> Certificate:
         """Of a solution, on a few of its rows."""
         count = instance.sizes.near(min(CERTIFIED, instance.examples), instance.examples)
-        rows = torch.linspace(0, instance.examples - 1, count).round().long()
+        rows = torch.linspace(0, instance.examples - 1, count, dtype=torch.float64).round().long()
         solved: Mapping[str, torch.Tensor] = solution.details.get("inputs") or {}
         given = dict(zip(self.network.capture.signature.names, instance.inputs, strict=True)) | dict(solved)
         tensors = [v[rows.to(v.device)] for v in given.values()]

@@ -128,7 +128,8 @@ def solution_of(
     weights = {name: v for (role, name), v in values.items() if role == "weight"}
     bounds = {_text(k): v.clone() for k, v in exact.variables.unpack(result.multipliers_bounds).items()}
     status, message = STATUS[result.status], result.message
-    if status is Status.SOLVED and result.iterations.count == 0 and not _told(exact, result):
+    stayed = bool(list(result.iterations)) and result.iterations.count == 0  # solvers at once have no iterations
+    if status is Status.SOLVED and stayed and not _told(exact, result):
         status = Status.STALLED
         message = "the start meets the tolerance because the objective hardly varies: scale the loss to values near 1"
     return Solution(

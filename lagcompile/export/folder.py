@@ -321,7 +321,7 @@ def _tensor_records(
                 kinds.setdefault(name, {"kind": "constant", "persistent": False})
     wrong = [n for n in (*kinds, *other) if not is_path(n)]
     if wrong:
-        raise LiftError(f"the tensor {wrong[0]!r} cannot be written: quotes, braces and keywords are no part of a name")
+        raise LiftError(f"the tensor {wrong[0]!r} cannot be written: a name has no quotes and no braces")
     return {
         n: TensorRecord(dtype=str(known[n].dtype).removeprefix("torch."), shape=tuple(known[n].shape), **kind)
         for n, kind in kinds.items()

@@ -25,7 +25,7 @@ _TABLE: Mapping[str, Mapping[str, Any]] = {
         for key, kind in _TYPES.items()
     },
 }
-_RESERVED = frozenset({"self", "torch", "device", "inf", "nan", "NoneType", "getattr", "fx_pytree", "pytree"})
+_RESERVED = frozenset({"torch", "device", "inf", "nan", "NoneType", "getattr", "fx_pytree", "pytree"})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}", re.ASCII)
 
 
@@ -51,8 +51,7 @@ def is_path(name: object) -> bool:
     if not isinstance(name, str) or len(name) > 2000:
         return False
     return all(
-        p and p.isprintable() and not set(p) & set("\"'\\{}") and not p.startswith("__") and not keyword.iskeyword(p)
-        for p in name.split(".")
+        p and p.isprintable() and not set(p) & set("\"'\\{}") and not p.startswith("__") for p in name.split(".")
     )
 
 

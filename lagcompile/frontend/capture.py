@@ -41,7 +41,9 @@ class Sizes(Frozen):
 
     def near(self, size: int, most: int) -> int:
         """The allowed size next below a number, else next above it, up to `most`; the number itself where none is."""
-        found = (n for n in (*range(size, 0, -1), *range(size + 1, most + 1)) if self.allow(n))
+        top = size if self.most is None else min(size, self.most)
+        below = top - (top - self.least) % self.step
+        found = (n for n in (below, self.least) if 1 <= n <= max(size, most) and self.allow(n))
         return next(found, size)
 
     def portion(self, count: int, most: int) -> int:

@@ -52,7 +52,7 @@ class History:
         rows: mappings such as {"step": 50, "seconds": 1.2, "loss": 0.3, "accuracy": 0.9, "defect": 1e-3, ...}.
     """
 
-    rows: tuple[Mapping[str, float], ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
 
     def column(self, name: str) -> list[float]:
         """One quantity over the rows that have it."""
@@ -64,7 +64,7 @@ class History:
         return [s for s, _ in found], [v for _, v in found]
 
     @property
-    def last(self) -> Mapping[str, float]:
+    def last(self) -> Mapping[str, Any]:
         """The last row; empty where there is none."""
         return self.rows[-1] if self.rows else {}
 
@@ -122,6 +122,7 @@ class Solution:
         return f"Solution({self})"
 
     def __str__(self) -> str:
-        last = ", ".join(f"{k} {v:.4g}" for k, v in self.history.last.items() if k not in {"step", "seconds"})
+        shown = ((k, v) for k, v in self.history.last.items() if k not in {"step", "seconds"})
+        last = ", ".join(f"{k} {v:.4g}" if isinstance(v, int | float) else f"{k} {v}" for k, v in shown)
         said = "" if self.certificate is None else f"; certificate {self.certificate.verdict}"
         return f"{self.status.name.lower()} after {self.steps} steps in {self.seconds:.1f} s: {last}{said}"

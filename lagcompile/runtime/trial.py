@@ -98,7 +98,7 @@ def try_receipt(instance: Instance) -> None:
     problems: dict[str, None] = {}
     for training, most in ((False, COMPARED), (True, FEWER)):
         count = instance.sizes.near(min(most, instance.examples), instance.examples)
-        rows = torch.linspace(0, instance.examples - 1, count).round().long()
+        rows = torch.linspace(0, instance.examples - 1, count, dtype=torch.float64).round().long()
         trial = Trial(training, tuple(t[rows.to(t.device)].to(instance.device) for t in instance.inputs), slopes=True)
         network.capture.sizes.check(signature.names, trial.tensors)
         try:

@@ -123,7 +123,7 @@ def test_a_tied_weight_is_frozen_by_each_of_its_names() -> None:
 @pytest.mark.parametrize("build", [lc.Range, lc.InputFormulation])
 def test_bounds_that_hold_nothing_are_refused(build: Any) -> None:
     assert build(lower=1.0, upper=1.0).lower == 1.0
-    with pytest.raises(ValueError, match=r"lower \(1\) must not be above upper \(-1\)"):
+    with pytest.raises(lc.SpecError, match=r"lower \(1\) must not be above upper \(-1\)"):
         build(lower=1.0, upper=-1.0)
 
 

@@ -84,7 +84,7 @@ def test_a_terminal_without_the_character(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     moons(tmp_path)
     replaced(tmp_path, "name: moons", "name: moons\nnote: Übergröße")
-    (tmp_path / "ß.yaml").write_text("Ü: 1\n")
+    (tmp_path / "ß.yaml").write_text("lagcompile: 1\nÜ: 1\n")
     done = run(tmp_path, "show", "ß.yaml", stdout=subprocess.PIPE)
     assert done.returncode == 2
     assert "unknown key" in done.stderr

@@ -64,7 +64,7 @@ def _spec(folder: Path, text: str) -> Path:
 
 
 def test_backends_stand_side_by_side(tmp_path: Path) -> None:
-    comparison = verify_exact(prepare(load(_spec(tmp_path, SPEC))))
+    comparison = verify_exact(prepare(load(_spec(tmp_path, SPEC), trust=["tests"])))
     assert comparison.ok
     names = ["sqp", "ipopt", "extragradient", "sqp from extragradient"]
     assert [line.backend for line in comparison.lines] == names
@@ -84,7 +84,7 @@ def test_a_method_that_ends_near_another_minimum_is_compared_with_that_one(tmp_p
         "  weight: {kind: constant, value: 1.0}",
         "  weight: {kind: augmented, value: 1.0}\n  transform: {kind: softshrink, epsilon: 0.05}",
     )
-    comparison = verify_exact(prepare(load(_spec(tmp_path, text))))
+    comparison = verify_exact(prepare(load(_spec(tmp_path, text), trust=["tests"])))
     polished = comparison.lines[-1]
     assert polished.status == "solved"
     assert polished.distance is not None
@@ -96,7 +96,7 @@ def test_a_method_that_ends_near_another_minimum_is_compared_with_that_one(tmp_p
 def test_a_run_by_sqp_shows_its_iterations_on_the_screen_and_in_the_report(tmp_path: Path) -> None:
     method = SPEC[SPEC.index("method:") : SPEC.index("run:")]
     path = _spec(tmp_path, SPEC.replace(method, "method: {kind: sqp, hessian: bfgs, tolerance: 1.0e-6}\n"))
-    found = CliRunner().invoke(app, ["solve", str(path), "--out", str(tmp_path / "run")])
+    found = CliRunner().invoke(app, ["solve", str(path), "--trust", "tests", "--out", str(tmp_path / "run")])
     assert found.exit_code == 1, found.output  # solved to 1e-6: the certificate asks for 1e-8, and says so
     assert "solved: the KKT conditions hold to the tolerance asked for" in found.output
     header = "iter        objective  primal inf    dual inf      step  regular.  kind"
@@ -116,7 +116,7 @@ def test_an_infeasible_spec_names_what_excludes_each_other(tmp_path: Path) -> No
         SPEC[: SPEC.index("formulation:")] + "formulation: {frozen: ['*'], domain: {kind: range, lower: 2, upper: 3}}\n"
     )
     path = _spec(tmp_path, text + "method: {kind: sqp, solver: osqp}\n")
-    found = CliRunner().invoke(app, ["solve", str(path), "--out", str(tmp_path / "run")])
+    found = CliRunner().invoke(app, ["solve", str(path), "--trust", "tests", "--out", str(tmp_path / "run")])
     assert found.exit_code == 1
     assert "infeasible: the constraints contradict each other" in found.output
     assert "the smallest set found that excludes each other: c_h1: stage f0, state h1, example" in found.output
@@ -129,7 +129,7 @@ def test_inputs_that_were_solved_for_count_in_the_defects_of_the_report(tmp_path
     text = text.replace("loss: mse", "loss: mse" if method == "sqp" else "loss: l1")
     text += "formulation: {frozen: ['*'], inputs: {input_1: {lower: -0.5, upper: 0.5}}}\n"
     path = _spec(tmp_path, text + f"method: {{kind: {method}}}\n")
-    found = CliRunner().invoke(app, ["solve", str(path), "--out", str(tmp_path / "run"), "--quiet"])
+    found = CliRunner().invoke(app, ["solve", str(path), "--trust", "tests", "--out", str(tmp_path / "run"), "--quiet"])
     assert found.exit_code == 0, found.output
     kept = json.loads((tmp_path / "run" / "report.json").read_text())
     assert kept["defects"][0]["largest"] <= 1e-6
@@ -141,7 +141,7 @@ def test_inputs_that_were_solved_for_count_in_the_defects_of_the_report(tmp_path
 def test_a_refused_spec_says_how_much_it_would_need(tmp_path: Path) -> None:
     method = SPEC[SPEC.index("method:") : SPEC.index("run:")]
     path = _spec(tmp_path, SPEC.replace(method, "method: {kind: sqp, memory_limit: 1000}\n"))
-    found = CliRunner().invoke(app, ["solve", str(path), "--out", str(tmp_path / "run"), "--quiet"])
+    found = CliRunner().invoke(app, ["solve", str(path), "--trust", "tests", "--out", str(tmp_path / "run"), "--quiet"])
     assert "refused: the program does not fit this backend" in found.output
     assert "variables and" in found.output
     assert "the limit is" in found.output
@@ -151,12 +151,12 @@ def test_a_refused_spec_says_how_much_it_would_need(tmp_path: Path) -> None:
 def test_what_is_too_large_is_refused_with_what_would_fit(tmp_path: Path) -> None:
     path = _spec(tmp_path, SPEC.replace(":net", ":wide"))
     with pytest.raises(lc.SpecError, match=r"14,002 variables .*, more than 5,000: it fits with no example at all"):
-        verify_exact(prepare(load(path)))
+        verify_exact(prepare(load(path, trust=["tests"])))
 
 
 def test_spy_draws_the_bands(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need Matplotlib: pip install 'lagcompile[plots]'")
-    found = spy(prepare(load(_spec(tmp_path, SPEC))), tmp_path / "spy.png", examples=3)
+    found = spy(prepare(load(_spec(tmp_path, SPEC), trust=["tests"])), tmp_path / "spy.png", examples=3)
     assert (tmp_path / "spy.png").stat().st_size > 5_000
     assert found.jacobian.shape == (6, 20)
     assert [b.label for b in found.columns] == ["f0 0.weight", "f0 0.bias", "h1", "f1 2.weight", "f1 2.bias"]
