@@ -196,7 +196,7 @@ class _Body:
         self.env[name] = value
 
     def _node(self, data: Any) -> Typed:
-        if isinstance(data, dict) and data.get("operator") in _SETTINGS:
+        if isinstance(data, dict) and isinstance(called := data.get("operator"), str) and called in _SETTINGS:
             return self._region(
                 *_fields(data, "a node", name=str, operator=str, args=list, setting=list, body=dict)[1:]
             )

@@ -61,7 +61,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def replace(path: Path, *chunks: bytes | memoryview) -> None:
-    """Replace a file, or make it; what is a device or a pipe is written to.
+    """Replace a file, or make it; what is a device or a stream is written to.
 
     Raises:
         DataError: it cannot be written; what stood there is as it was.
@@ -70,9 +70,7 @@ def replace(path: Path, *chunks: bytes | memoryview) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if _is_device(path):
-            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.set_blocking(handle, True)
-            with os.fdopen(handle, "wb") as file:
+            with path.open("wb") as file:
                 file.writelines(chunks)
             return
         part = path.with_name(f".{path.name}.part")
@@ -93,13 +91,13 @@ def replace(path: Path, *chunks: bytes | memoryview) -> None:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a path is written to where it stands, such as /dev/null: a file would take its place for everybody."""
+    """Whether a path is written to where it stands, such as /dev/null or /dev/fd/5: no file takes its place."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return False
     stream = stat.S_ISLNK(mode) and path.absolute().parts[1:2] in (("dev",), ("proc",))
-    return stream or stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+    return stream or stat.S_ISCHR(mode)
 
 
 def append(path: Path, data: bytes) -> None:

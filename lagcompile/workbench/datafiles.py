@@ -176,9 +176,12 @@ def _first_line(error: Exception) -> str:
 
 def _read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Of a damaged archive, NumPy would leave the file open that it opened itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except TypeError:
+        raise DataError(f"{path}: expected an archive of arrays (np.savez), got a single array") from None
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: the archive is damaged: {error}") from None
 
 

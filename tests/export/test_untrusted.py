@@ -345,6 +345,20 @@ def test_manifests_that_lie(what: str, folder: Path) -> None:
     assert len(caught.value.problems) == 1
 
 
+def test_a_node_whose_operator_is_no_text_and_stages_without_number(folder: Path) -> None:
+    operators: list[Any] = [{}, [], [1], None]
+    for operator in operators:
+        program = read(folder, "stage_0.json")
+        program["train"]["nodes"][0]["operator"] = operator
+        edited(folder, "stage_0.json", program)
+        with pytest.raises(lc.DataError, match=r"stage_0\.json: .*operator"):
+            lc.load(folder)
+    edited(folder, "manifest.json", {**read(folder, "manifest.json"), "stages": 100_000})
+    with pytest.raises(lc.DataError, match="more of its entries") as caught:
+        lc.load(folder)
+    assert len(caught.value.problems) <= 11
+
+
 def test_a_folder_holds_no_functions_of_constraints(folder: Path, tmp_path: Path) -> None:
     call = lc.ValueConstraint(name="c", reads=("h1",), function="subprocess:check_output")
     lifted = lc.lift(_two(), (torch.randn(4, 5),), split=2, formulation=lc.Formulation(constraints=(call,)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import os
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +275,21 @@ def test_cifar_original_pixels_and_their_note(cifar_folder: Path) -> None:
     pixels = (splits.test_x[0].permute(1, 2, 0) * std + mean) * 255
     torch.testing.assert_close(pixels, torch.from_numpy(images[0]).float(), atol=1e-3, rtol=0)
     assert splits.note.startswith("CIFAR-10, original pixels;")
+
+
+def test_a_cut_archive_is_closed_and_a_single_array_is_none(cifar_folder: Path) -> None:
+    path = cifar_folder / "train.npz"
+    path.write_bytes(path.read_bytes()[:-30])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(DataError, match=r"train.npz: the archive is damaged"):
+            data.cifar10(validation=5)
+        gc.collect()
+    assert not caught
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(DataError, match=r"train.npz: expected an archive of arrays \(np.savez\), got a single array"):
+        data.cifar10(validation=5)
 
 
 @pytest.mark.parametrize(
