@@ -15,7 +15,7 @@ from lagcompile.frontend.partition import Partition
 from lagcompile.ir.arguments import expect_count
 from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared, Table, Transient
 from lagcompile.ir.base import Measured
-from lagcompile.ir.program import Program, StateVariable, TensorType
+from lagcompile.ir.program import Program, StateVariable
 
 
 class StagePlan(Measured):
@@ -190,17 +190,9 @@ def _width(s: StateVariable) -> int:
     return dtype_of(dtype).itemsize
 
 
-def _features(kind: TensorType) -> int:
-    total = kind.count or 0
-    for d in kind.shape or ():
-        if isinstance(d, str) and d.removesuffix("B").isdigit():
-            total *= int(d.removesuffix("B"))
-    return total
-
-
 def _counts(program: Program, s: StateVariable, examples: int, batch: int) -> tuple[int, int, int]:
     """Variables, scalar constraints and multipliers of one state."""
-    features = _features(s.type)
+    features = s.type.count or 0
     storage = s.storage
     if isinstance(storage, Eliminated):
         return 0, 0, 0

@@ -37,12 +37,12 @@ class TensorType(Frozen):
 
     @property
     def count(self) -> int | None:
-        """Numbers in one example."""
-        if self.features is None:
+        """Numbers in one example; a batch axis "16B" holds 16 of each."""
+        if self.shape is None:
             return None
         total = 1
-        for d in self.features:
-            total *= d
+        for d in self.shape:
+            total *= d if isinstance(d, int) else int(d.removesuffix("B")) if d.removesuffix("B").isdigit() else 1
         return total
 
     def __str__(self) -> str:

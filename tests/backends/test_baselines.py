@@ -352,3 +352,25 @@ def test_they_learn_the_digits(name: str) -> None:
     )
     accuracy = float((solution.model.eval()(splits.test_x).argmax(1) == splits.test_y).float().mean())
     assert accuracy > 0.9
+
+
+class Folds(nn.Module):
+    """Folds time into the batch axis and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = torch.tanh(self.first(x.unsqueeze(1).expand(-1, 5, -1).reshape(-1, 4)))
+        return self.second(folded).reshape(-1, 5, 3).mean(1)
+
+
+@pytest.mark.parametrize("method", [FeedbackAlignment(), DifferenceTargetPropagation()])
+def test_a_state_with_several_rows_for_each_example(method: Method) -> None:
+    formulation = lc.Formulation.model_validate(PASSING)
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    lifted = lc.lift(Folds(), x[:4], split=2, formulation=formulation)
+    assert [s.type.count for s in lifted.program.states] == [30]
+    solution = lifted.solve((x, y), loss=F.cross_entropy, method=method, options=lc.RunOptions(steps=2, batch_size=5))
+    assert solution.status in (lc.Status.STEPS_DONE, lc.Status.WORSE)
