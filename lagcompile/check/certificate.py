@@ -42,6 +42,8 @@ Identity = tuple[str, str, str]
 
 LARGEST_TOLERANCE = 1e-2
 """Above it a residual that holds says nothing."""
+SAME_LOSS = 1e-8
+"""Relative difference of the values of one loss on two machines."""
 EXIT: Mapping[Verdict, int] = {"ok": 0, "failed": 1, "not assessed": 3}
 """Exit status of a command that certifies."""
 MODES: Mapping[Claim, tuple[str, ...]] = {"network": ("train", "eval"), "solution": ("eval",)}
@@ -106,6 +108,8 @@ class Certificate(Measured):
     """Digest of a solution's states, multipliers and free inputs."""
     loss: str
     """Name of the loss."""
+    losses: tuple[float, ...] = ()
+    """Its value in each mode: many losses have one name."""
     rows: int
     inputs: str
     """Digest of the inputs and targets that were used."""
@@ -276,16 +280,21 @@ def differences(saved: Certificate, measured: Certificate) -> list[str]:
     Residuals are compared against the saved tolerances, not for equality: rounding may differ between machines.
     """
     found = [_differs(k, getattr(saved, k), getattr(measured, k)) for k in BOUND if _other(k, saved, measured)]
+    if len(saved.losses) != len(measured.losses):
+        found.append("the loss: its values were not measured in the same modes")
+    for mode, old, new in zip(saved.modes, saved.losses, measured.losses, strict=False):
+        if not math.isclose(old, new, rel_tol=SAME_LOSS):
+            found.append(f"the loss: in {mode} mode it was {old:.9g}, here it is {new:.9g}")
     by_name = {(r.kind, r.name, r.mode): r for r in measured.residuals}
-    for old in saved.residuals:
-        again = by_name.pop((old.kind, old.name, old.mode), None)
-        words = f"{old.kind} of {old.name} in {old.mode} mode"
+    for was in saved.residuals:
+        again = by_name.pop((was.kind, was.name, was.mode), None)
+        words = f"{was.kind} of {was.name} in {was.mode} mode"
         if again is None:
             found.append(f"{words}: no longer measured")
-        elif not 0.0 <= again.value <= old.tolerance:
+        elif not 0.0 <= again.value <= was.tolerance:
             found.append(
-                f"{words}: {again.value:.1e} is above the tolerance {old.tolerance:.0e} "
-                f"(the certificate says {old.value:.1e})"
+                f"{words}: {again.value:.1e} is above the tolerance {was.tolerance:.0e} "
+                f"(the certificate says {was.value:.1e})"
             )
     return found + [f"{kind} of {name} in {mode} mode: not in the certificate" for kind, name, mode in by_name]
 

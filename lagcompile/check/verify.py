@@ -73,6 +73,7 @@ def verify_network(
     rows = min((t.shape[0] for t in tensors if t.dim()), default=1)
     residuals: list[Residual] = []
     unassessed: list[str] = []
+    losses: list[float] = []
     if rows:
         copied = convert(copied, torch.device("cpu"), wide=True)
         inputs = [widened(t.detach().cpu()) for t in tensors]
@@ -85,9 +86,11 @@ def verify_network(
                     for kind, name, value, scale in run.measured()
                 ]
                 unassessed += [f"in {mode} mode {reason}" for reason in run.doubts]
+                losses.append(run.number)
     return Certificate.made(
         network_identities(program),
         **_described(bound, loss, rows, tensors, target),
+        losses=tuple(losses),
         residuals=tuple(residuals),
         unassessed=tuple(unassessed),
     )
@@ -130,11 +133,7 @@ def certify_solved(
 
 
 def _described(
-    bound: Mapping[str, str],
-    loss: Callable[[Any, Any], Tensor],
-    rows: int,
-    tensors: Sequence[Tensor],
-    target: Any,
+    bound: Mapping[str, str], loss: Callable[[Any, Any], Tensor], rows: int, tensors: Sequence[Tensor], target: Any
 ) -> dict[str, Any]:
     return {
         **bound,
@@ -174,6 +173,7 @@ class _Mode:
         self.nodes = [s.node for s in program.states]
         self.by_node = {s.node: s for s in program.states}
         self.doubts: list[str] = []
+        self.number = math.nan
 
     def _output(self) -> Any:
         """What the user's own module gives."""
@@ -200,7 +200,8 @@ class _Mode:
             weights = {n: self.parameters[n] for n in names}
             with _same_start(network):
                 output = self._output()
-                gradients = _gradients(self._number(output), weights)
+                value = self._number(output)
+                self.number, gradients = float(value.detach()), _gradients(value, weights)
             if number == 0:
                 with _same_start(network):
                     recorder = _Recorder(network, self.nodes)

@@ -459,3 +459,17 @@ def test_a_solution_that_cannot_be_certified_says_why() -> None:
     assert solution.certificate is not None
     assert solution.certificate.verdict == "not assessed"
     assert "float32 only" in solution.certificate.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda out, y: F.mse_loss(out, F.one_hot(y, out.shape[1]).to(out.dtype)),
+        lambda out, y: -F.cross_entropy(out, y),
+        lambda out, y: F.cross_entropy(out, y) * (1 + 1e-6),
+    ],
+)
+def test_a_loss_of_the_same_name_is_another_loss(other: Any) -> None:
+    own = lifted().verify(X, Y, loss=lambda out, y: F.cross_entropy(out, y))
+    assert own.check(lifted(), X, Y, loss=lambda out, y: F.cross_entropy(out, y)) == []
+    assert any(p.startswith("the loss: in train mode it was") for p in own.check(lifted(), X, Y, loss=other))
