@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
+from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch, fits
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, certify_solved, verify_network
@@ -363,9 +363,8 @@ class Lifted:
         if not isinstance(chosen, Solver):
             raise SpecError(f"method takes an object such as lagcompile.Extragradient(), got {method!r}")
         expect("options", options, RunOptions, "a lagcompile.RunOptions")
-        expect("start", start, Solution, "a lagcompile.Solution")
-        instance = self.bind(dataset, loss=loss, device=device)
-        given = options or RunOptions()
+        fits(start, self.module)
+        instance, given = self.bind(dataset, loss=loss, device=device), options or RunOptions()
 
         def certified(found: Solution) -> Solution:
             return replace(found, certificate=self._certificate(instance, found))

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lagcompile.backends.best import Best, Probe, finite, judged
 from lagcompile.ir.alone import ALONE
-from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.arguments import expect
+from lagcompile.ir.base import Frozen, ProgramError, SpecError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.trial import try_batches
@@ -164,6 +165,23 @@ def begin(instance: Instance, start: Solution | None) -> None:
     if start is not None:
         instance.module.load_state_dict(start.model.state_dict())
         instance.weights.adopt()
+
+
+def fits(start: Solution | None, module: nn.Module) -> None:
+    """Check that a solution to start from has the weights of this network.
+
+    Raises:
+        SpecError: it is no solution.
+        ProgramError: names the first weight that is of another network.
+    """
+    expect("start", start, Solution, "a lagcompile.Solution")
+    if start is None:
+        return
+    given, own = start.model.state_dict(), module.state_dict()
+    for name in {**own, **given}:
+        if name not in given or name not in own or given[name].shape != own[name].shape:
+            has, needs = (f"{list(s[name].shape)}" if name in s else "none" for s in (given, own))
+            raise ProgramError(f"start is a solution of another network: '{name}' is {has} there, {needs} here")
 
 
 @contextmanager
@@ -361,6 +379,9 @@ def _evaluated(executor: Executor, evaluate: Evaluate) -> Mapping[str, float]:
     module.eval()
     try:
         with torch.no_grad():
-            return evaluate(module)
+            found: object = evaluate(module)
+        if not isinstance(found, Mapping):
+            raise SpecError(f"evaluate gives a mapping such as {{'accuracy': 0.98}}, it gave {type(found).__name__}")
+        return {name: float(value) for name, value in found.items()}
     finally:
         module.train(training)

@@ -155,3 +155,24 @@ def test_judging_changes_no_run() -> None:
         found.append(lc.lift(model, X[:4], split=2).solve((X, Y), loss=F.cross_entropy, options=options))
     a, b = (s.model.state_dict() for s in found)
     assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_a_start_of_another_network_is_refused_by_name() -> None:
+    _, other = solved(lc.Backprop(), {}, steps=1)
+    lifted = lc.lift(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), X[:4], split=2)
+    for method in (lc.Extragradient(), lc.SQP()):
+        with pytest.raises(lc.ProgramError, match=r"another network: '0.weight' is \[8, 5\] there, \[7, 5\] here"):
+            lifted.solve((X[:3], Y[:3]), loss=F.cross_entropy, method=method, start=other)
+
+
+def test_numbers_of_an_evaluation_are_numbers() -> None:
+    lifted = lc.lift(net(), X[:4], split=2)
+
+    def numbers(found: Any) -> Any:
+        return lambda model: found
+
+    run: dict[str, Any] = {"loss": F.cross_entropy, "options": lc.RunOptions(steps=1)}
+    found = lifted.solve((X, Y), evaluate=numbers({"accuracy": torch.tensor(0.5)}), **run)
+    assert type(found.history.rows[-1]["accuracy"]) is float
+    with pytest.raises(lc.SpecError, match="evaluate gives a mapping"):
+        lifted.solve((X, Y), evaluate=numbers(3.0), **run)
