@@ -135,7 +135,7 @@ def _validated(
 
 def _integer(digits: str) -> int:
     if len(digits) > LONGEST_INTEGER:
-        raise ValueError(f"a number of {len(digits)} digits, which begins with {digits[:20]}, is too long")
+        raise ValueError(f"a number of {len(digits)} digits is too long")
     return int(digits)
 
 

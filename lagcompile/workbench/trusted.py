@@ -33,12 +33,24 @@ FILE = Path("lagcompile") / "trusted.json"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
+class _HomelessError(DataError):
+    """The system knows no home of who calls."""
+
+
 def configuration() -> Path:
-    """The file that remembers trusted folders."""
+    """The file that remembers trusted folders.
+
+    Raises:
+        DataError: there is no place for it.
+    """
     given = os.environ.get("XDG_CONFIG_HOME", "")
     # A relative path would lie in whatever folder the command runs in.
-    base = Path(given) if Path(given).is_absolute() else Path.home() / ".config"
-    return base / FILE
+    if Path(given).is_absolute():
+        return Path(given) / FILE
+    try:
+        return Path.home() / ".config" / FILE
+    except RuntimeError:
+        raise _HomelessError("you have no home folder here: set HOME or XDG_CONFIG_HOME to remember trust") from None
 
 
 def folders() -> tuple[Path, ...]:
@@ -47,15 +59,15 @@ def folders() -> tuple[Path, ...]:
     Raises:
         DataError: the file is damaged, or others than the person could have written it.
     """
-    path = configuration()
     try:
-        with path.open(encoding="utf-8") as file:
+        path = configuration()
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
             held = os.fstat(file.fileno())
             if held.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or held.st_uid not in {os.geteuid(), 0}:
                 raise DataError(f"{path} can be written by others: nothing in it counts; chmod 600 it once you read it")
             found = json.load(file)["folders"]
-    except FileNotFoundError:
-        return ()
+    except (FileNotFoundError, NotADirectoryError, PermissionError, _HomelessError):
+        return ()  # whoever has no configuration here, as a service or in a container, has trusted nothing
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}): remove it, then trust folders anew") from None
     if not isinstance(found, list) or not all(isinstance(f, str) and Path(f).is_absolute() for f in found):

@@ -39,7 +39,7 @@ def program() -> str:
         (b"[" * 90 + b"]" * 90, "x.json: the values are nested too deeply"),
         (
             b"[" + b"7" * 5000 + b"]",
-            "x.json: a number of 5000 digits, which begins with 77777777777777777777, is too long",
+            "x.json: a number of 5000 digits is too long",
         ),
         (b"[1]", "x.json: expected a mapping of keys to values, got a list"),
     ],

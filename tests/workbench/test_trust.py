@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -175,6 +176,31 @@ def test_what_cannot_be_trusted(tmp_path: Path, monkeypatch: Patch, capsys: Capt
         (config / "trusted.json").write_text(text)
         assert run(monkeypatch, ("show",), "moons.yaml") == 2
         assert "then trust folders anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["none", "file", "device", "pipe"])
+def test_who_can_have_no_configuration_has_trusted_nothing(
+    kind: str, project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
+) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    if kind == "none":
+        monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    elif kind == "file":
+        (tmp_path / "home").write_text("")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    elif kind == "device":
+        monkeypatch.setenv("HOME", os.devnull)
+    else:
+        (tmp_path / "home/.config/lagcompile").mkdir(parents=True)
+        os.mkfifo(tmp_path / "home/.config/lagcompile/trusted.json", 0o600)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    wanted = 2 if kind == "pipe" else 0  # a file that is no list of folders is told, as before
+    assert run(monkeypatch, ("show",), spec(project)) == wanted
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["lagcompile", "trust", str(project)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_relative_configuration_is_not_the_persons(project: Path, tmp_path: Path, monkeypatch: Patch) -> None:
