@@ -160,6 +160,9 @@ def _guesses(functions: CellFunctions, starts: Tensor | int, spread: float, seed
             f"starts have shape {tuple(starts.shape)}; the rollout has {functions.p} parameters "
             f"({', '.join(functions.layout.labels()[:6])}): pass (starts, {functions.p})"
         )
+    bad = (~guesses.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise BindError(f"starts: guess {bad[0]} holds numbers that are not finite: no fit can start there")
     return guesses
 
 

@@ -274,3 +274,12 @@ def test_wrong_input_is_refused_in_the_words_of_the_user() -> None:
     frozen = copy.deepcopy(rollout).requires_grad_(False)
     with pytest.raises(BindError, match="no parameter with requires_grad=True"):
         fit(frozen, data)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_guesses_that_are_not_finite_are_refused(number: float) -> None:
+    example = examples()["logistic"]
+    starts = torch.tensor([[6.0], [number]], dtype=torch.float64)
+    for method in (Shooting(), ShootingExtragradient()):
+        with pytest.raises(BindError, match="guess 1 holds numbers that are not finite"):
+            fit(example.rollout(), example.data(), starts=starts, noise=example.noise, method=method)
