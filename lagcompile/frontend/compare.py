@@ -129,7 +129,7 @@ def _said(a: Tensor | None, b: Tensor | None, off: float) -> str:
 
 
 def _where(expected: Outcome, name: str) -> str:
-    if name.endswith("second call") and expected.attributes:
+    if name.endswith(" call") and expected.attributes:
         return (
             f": the forward changes the attribute {', '.join(expected.attributes[:3])}, and its result hangs on it "
             "(make it a buffer)"

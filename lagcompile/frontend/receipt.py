@@ -333,8 +333,7 @@ def _gap(
     captured: Capture,
     graphs: Sequence[nn.Module] = (),
 ) -> Gap:
-    twice = bool(wanted.outcome.attributes)
-    got = run(model, call, wanted.trial, graphs=(captured.module, *graphs), twice=twice)
+    got = run(model, call, wanted.trial, graphs=(captured.module, *graphs), calls=wanted.outcome.calls)
     return gap(wanted.outcome, got, lambda: expected.rounded(wanted))
 
 

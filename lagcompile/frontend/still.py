@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lagcompile.frontend.symbolic import restore_buffers
 
 SEED = 20211006
+RUNS = 10_000
 _CONTAINERS = (list, set, deque)
 _TRACED = "_tensor_constant"
 """torch.fx puts the constants of a trace on the module under such names, and its graph reads them there."""
@@ -63,6 +64,14 @@ class Before:
     def changed(self) -> list[str]:
         """Python attributes that are others now, as `module.attribute`."""
         return [f"{n}.{a}".lstrip(".") for n, kept in self.attributes.items() for a in kept.changed()]
+
+    def count_on(self) -> None:
+        """Move the numbers that a run changed to where many such runs would take them."""
+        for kept in self.attributes.values():
+            now = vars(kept.module)
+            for name, value in kept.held.items():
+                if type(value) in {int, float} and type(now.get(name)) is type(value) and now[name] != value:
+                    now[name] += RUNS * (now[name] - value)
 
     def put_back(self) -> None:
         """Undo what a run changed."""

@@ -7,7 +7,7 @@ outputs, buffers, random numbers, gradients. Invariant: nothing is left changed;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +62,8 @@ class Outcome:
         changed: names of buffers that changed.
         drawn: states of the random generators afterwards.
         random: whether they moved.
-        again: of a second call, where the first changed Python attributes; what these are.
+        attributes: Python attributes that the first call changed.
+        calls: how often it was called: more than once where there are such.
     """
 
     structure: Any
@@ -72,6 +73,7 @@ class Outcome:
     drawn: tuple[Any, ...]
     random: bool
     attributes: tuple[str, ...] = ()
+    calls: int = 1
 
 
 def run(
@@ -81,7 +83,7 @@ def run(
     *,
     graphs: Sequence[nn.Module] = (),
     rounding: bool = False,
-    twice: bool = False,
+    calls: int = 0,
 ) -> Outcome:
     """Run a trial.
 
@@ -90,7 +92,8 @@ def run(
         call: what runs: the model, or what was made of it.
         graphs: graphs over the model's parts that run.
         rounding: move weights and inputs in their last place, to learn how much rounding does to the result.
-        twice: call it twice; what changes Python attributes is called twice anyway.
+        calls: how often to call it; 0: once, and where that changes Python attributes twice more, the last time with
+            counters far ahead.
 
     Raises:
         Exception: what the user's own code raises.
@@ -106,9 +109,16 @@ def run(
         drawn = random_states(model)
         values = tuple(v for v in leaves(first) if not isinstance(v, Tensor))
         structure = transform(first, lambda v: (v.dtype, v.device) if isinstance(v, Tensor) else None)
-        if attributes or twice:
+        made = 1
+        if attributes or calls > 1:
             numbers |= _once(model, call, trial, rounding, " of a second call")[0]
-        return Outcome(structure, values, numbers, changed, drawn, drawn != start, attributes)
+            made = 2
+            before.count_on()
+            with suppress(Exception):  # the user's own code, on a counter that never gets so far
+                if calls != 2:
+                    numbers |= _once(model, call, trial, rounding, " of a later call")[0]
+                    made = 3
+        return Outcome(structure, values, numbers, changed, drawn, drawn != start, attributes, made)
 
 
 def _once(

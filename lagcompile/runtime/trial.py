@@ -106,7 +106,7 @@ def try_receipt(instance: Instance) -> None:
         except Exception:  # a mode that the model does not run in, or one without gradients, on such rows
             continue
         try:
-            got = run(model, network.call, trial, graphs=network.graphs, twice=bool(expected.attributes))
+            got = run(model, network.call, trial, graphs=network.graphs, calls=expected.calls)
         except Exception as error:
             problems[f"it does not run in {trial.mode} mode ({first_line(error)})"] = None
             continue

@@ -381,3 +381,36 @@ def test_the_receipt_says_on_what_it_was_compared() -> None:
     assert {m.mode: sorted(set(m.batches)) for m in receipt.modes} == {"eval": [1, 2, 8], "train": [3, 8]}
     assert all(m.slopes == 0 for m in receipt.modes)
     assert "6 runs with batches of 1, 2, 8: outputs bit-equal; gradients bit-equal" in str(receipt)
+
+
+class Warming(Two):
+    """Does something else after a while, which a counter tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        self.steps += 1
+        return h if self.steps <= 100 else 0.5 * h
+
+
+class Wrapping(Warming):
+    """A counter that may not run on: it is an index."""
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        scale = (1.0, 1.0, 1.0)[self.steps]
+        self.steps = (self.steps + 1) % 3
+        return scale * h
+
+
+def test_a_counter_that_matters_only_after_many_calls_is_refused_by_name() -> None:
+    with pytest.raises(lc.LiftError, match=r"attribute steps, and its result hangs on it"):
+        lc.lift(Warming(), X, split=2)
+
+
+def test_a_counter_that_wraps_and_does_not_matter_is_lifted() -> None:
+    model = Wrapping()
+    lifted = lc.lift(model, X, split=2)
+    assert model.steps == 0
+    torch.testing.assert_close(lifted(X), model(X))
