@@ -165,19 +165,26 @@ def _dependent(steps: Sequence[Step], outputs: Sequence[Pair]) -> tuple[int, int
     def runs(*nodes: fx.Node) -> set[int]:
         return {place[n] for n in nodes if n in place and not steps[place[n]].equal}
 
+    def torn(*pair: fx.Node) -> tuple[int, int] | None:
+        """Steps that make two values to choose between: at the end of one run both must be known."""
+        spots = runs(*pair)
+        if spots and (last := max(place.get(n, -1) for n in pair)) > min(spots):
+            return min(spots), last
+        return None
+
     for i, step in enumerate(steps):
         if step.equal:
             for a, b in argument_pairs(step.train[0], step.evaluation[0]):
-                if isinstance(a, fx.Node) and len(spots := runs(a, b)) > 1:
-                    return min(spots), max(spots)
+                if isinstance(a, fx.Node) and (span := torn(a, b)):
+                    return span
             continue
         for node in (*step.train, *step.evaluation):
             spots = runs(*node.all_input_nodes) - {i}
             if spots:
                 return min(*spots, i), max(*spots, i)
     for pair in outputs:
-        if len(spots := runs(*pair)) > 1:
-            return min(spots), max(spots)
+        if span := torn(*pair):
+            return span
     return None
 
 

@@ -167,8 +167,7 @@ class _Search:
         return self._capture(traced, "torch.export")
 
     def _exported_twice(self) -> Capture:
-        train, evaluation = self._traced("torch.export", {}, (True, False))
-        return self._capture(merge(self.model, train, evaluation), "torch.export")
+        return self._merged(self._traced("torch.export", {}, (True, False)), "torch.export")
 
     def _exported_fixed(self) -> Capture:
         assert self.tensors is not None
@@ -176,11 +175,26 @@ class _Search:
         for training in (True, False):
             with in_mode(self.model, training):
                 both.append(export(self.model, self.signature, self.tensors, {}, dynamic=False))
-        return self._capture(merge(self.model, *both), "torch.export")
+        return self._merged(both, "torch.export")
 
     def _both(self, front_end: FrontEnd, whole: Mapping[str, str]) -> Capture:
-        train, evaluation = self._traced(front_end, whole, (True, False))
-        return self._capture(merge(self.model, train, evaluation), front_end)
+        return self._merged(self._traced(front_end, whole, (True, False)), front_end)
+
+    def _merged(self, both: Sequence[Traced], front_end: FrontEnd) -> Capture:
+        """One graph of both modes; where what shares memory hangs on the mode, of both in functional form."""
+        try:
+            return self._capture(merge(self.model, *both), front_end)
+        except LiftError:
+            forms = [self._form(t, front_end, mode) for t, mode in zip(both, (True, False), strict=True)]
+            return self._capture(merge(self.model, *forms), front_end)
+
+    def _form(self, traced: Traced, front_end: FrontEnd, training: bool) -> Traced:
+        """The functional form of one mode's graph."""
+        found = self._capture(traced, front_end, (training,))
+        read = {str(n.target) for n in found.module.graph.nodes if n.op in {"call_module", "get_attr"}}
+        own = {n for n in read if "." not in n and not hasattr(self.model, n)}
+        attributes = {n: getattr(found.module, n) for n in sorted(own)}
+        return replace(traced, graph=found.module.graph, output=found.output, attributes=attributes)
 
     def _traced(self, front_end: FrontEnd, whole: Mapping[str, str], modes: Sequence[bool]) -> list[Traced]:
         """A graph for each mode; the copy's own modes are put back."""
@@ -204,7 +218,7 @@ class _Search:
         except Exception:
             return export(self.model, self.signature, self.tensors, whole, dynamic=False)
 
-    def _capture(self, traced: Traced, front_end: FrontEnd) -> Capture:
+    def _capture(self, traced: Traced, front_end: FrontEnd, modes: Sequence[bool] = (False, True)) -> Capture:
         root: nn.Module = self.model
         if traced.attributes:
             root = nn.Module()
@@ -221,7 +235,7 @@ class _Search:
         ties = ties_of(self.model)
         whole = dict(traced.whole)
         captured = Capture(module, self.model, signature, traced.output, front_end, whole, ties, sizes=traced.sizes)
-        return functional_form(captured, self.tensors)
+        return functional_form(captured, self.tensors, modes)
 
     def _checked(self, captured: Capture) -> Captured | None:
         assert self.expected is not None

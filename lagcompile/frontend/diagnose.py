@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lagcompile.frontend.capture import is_users, user_line
+from lagcompile.frontend.proxies import DataAsDetach
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.still import as_it_was
 from lagcompile.frontend.structure import leaves
@@ -56,7 +57,32 @@ def diagnosis(model: nn.Module, signature: Signature, tensors: Sequence[Tensor])
                     f"the model returns an object of class {type(value).__name__}, which cannot be taken apart: return "
                     "tensors, tuples, dictionaries or dataclasses"
                 ] = None
+        found |= dict.fromkeys(_hidden_writes(model, signature, tensors, training))
     return list(found)
+
+
+def _hidden_writes(model: nn.Module, signature: Signature, tensors: Sequence[Tensor], training: bool) -> list[str]:
+    """Places of `.data` by which a model changes what autograd kept, which PyTorch lets pass."""
+    data = DataAsDetach()
+    with as_it_was(model, training, slopes=True), data:
+        output = signature.call(model, [t.clone() for t in tensors])
+        found = [v for v in leaves(output) if isinstance(v, Tensor) and v.requires_grad]
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        try:
+            torch.autograd.grad(found, wanted, [torch.ones_like(v) for v in found], allow_unused=True)
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                return [
+                    f"{place}: `{_text(place)}` writes through .data into what autograd kept for a gradient, so that "
+                    "the model's own gradients are not those of what it computes: write into .detach().clone()"
+                    for place in data.places
+                ]
+        return []
+
+
+def _text(place: str) -> str:
+    path, _, line = place.rpartition(":")
+    return linecache.getline(path, int(line)).strip()
 
 
 @contextmanager
@@ -117,6 +143,5 @@ class _Watched(TorchFunctionMode):
         if what is not None and args and isinstance(args[0], Tensor):
             place = user_line(2)
             if place:
-                path, _, line = place.rpartition(":")
-                self.found[f"{place}: `{linecache.getline(path, int(line)).strip()}` {what}"] = None
+                self.found[f"{place}: `{_text(place)}` {what}"] = None
         return func(*args, **(kwargs or {}))

@@ -22,7 +22,7 @@ from lagcompile.frontend.capture import is_users
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.guards import sizes_of
 from lagcompile.frontend.leaves import Calls, layers_as_calls, operator
-from lagcompile.frontend.proxies import Custom
+from lagcompile.frontend.proxies import Custom, DataAsDetach
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, leaves, transform
@@ -78,7 +78,7 @@ def export(
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     try:
-        with quietly(), torch.enable_grad(), layers_as_calls(model, whole) as calls:
+        with quietly(), torch.enable_grad(), DataAsDetach(), layers_as_calls(model, whole) as calls:
             adapter = _Adapter(model, signature, calls)
             program = torch.export.export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False

@@ -20,6 +20,7 @@ from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from lagcompile.frontend.capture import user_line
 from lagcompile.frontend.structure import fill, transform
 
 IN_PLACE = ("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
@@ -168,3 +169,23 @@ class Reads(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__":
             return getattr(new_args[0], name)
         return fx.Proxy.__torch_function__(func, tuple(types), new_args, new_kwargs)
+
+
+class DataAsDetach(TorchFunctionMode):
+    """Within: `h.data` is read as `h.detach()`, which torch.export knows, and behind which autograd sees writes.
+
+    Attributes:
+        places: lines of the user's that read `.data`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, None] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+            self.places[user_line()] = None
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))

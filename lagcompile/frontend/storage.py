@@ -141,8 +141,10 @@ def assumed(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> tuple[Sharing,
                 target = node.kwargs.get("out")
                 name = target.name if isinstance(target, fx.Node) else inputs[0]
                 found.writes[node.name] = (name,)
-                found.same[node.name] = name
-                found.memory[node.name] = found.memory[name]
+                gives = getattr(node.target, "__name__", "") not in {"setitem", "delitem"}
+                found.memory[node.name] = found.memory[name] if gives else frozenset()
+                if gives:
+                    found.same[node.name] = name
     return least, most
 
 

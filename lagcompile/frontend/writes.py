@@ -48,6 +48,10 @@ class Versions(Protocol):
 
     env: dict[fx.Node, Value]
     modules: Mapping[str, nn.Module]
+    split: dict[fx.Node, tuple[fx.Node, tuple[int, ...]]]
+
+    def family(self, node: fx.Node) -> fx.Node | None:
+        """The detach() behind which a value of some memory lies, None where there is none."""
 
     def read(self, node: fx.Node) -> fx.Node:
         """The new node that holds an old one's value now."""
@@ -89,15 +93,30 @@ def _copy(base: Tensor, operands: Sequence[Any]) -> Tensor:
     return torch.where(torch.zeros_like(deepest.sum(), dtype=torch.bool), base, base)
 
 
-class Body:
-    """What a write does, as a graph of its own."""
+def overlaid(own: Tensor, now: Tensor) -> Tensor:
+    """Numbers of one value with the gradients of another: memory was written where autograd does not look."""
+    copy = _copy(own, [now])
+    copy.detach().copy_(now.detach())
+    return copy
 
-    def __init__(self, owner: Versions, roots: Sequence[Key]) -> None:
+
+class Body:
+    """What a write does, as a graph of its own.
+
+    Args:
+        owner: what is known of the old graph's values.
+        roots: the memory that is copied.
+        cut: a detached value that is copied in its place, as autograd sees it.
+    """
+
+    def __init__(self, owner: Versions, roots: Sequence[Key], cut: fx.Node | None = None) -> None:
         self.owner = owner
+        self.cut = cut
         self.graph, self.root = fx.Graph(), nn.Module()
-        self.copies = [self.graph.placeholder(f"copy_{i}") for i in range(len(roots))]
-        self.of_root = dict(zip(roots, self.copies, strict=True))
+        self.copies = [self.graph.placeholder(f"copy_{i}") for i in range(len(roots) or 1)]
+        self.of_root = dict(zip(roots, self.copies, strict=False))
         self.operands: list[fx.Node] = []
+        self.through: set[fx.Node | None] = set()
         self.inner: dict[fx.Node, fx.Node] = {}
         self.views: dict[fx.Node, fx.Node] = {}
 
@@ -112,6 +131,8 @@ class Body:
         value = self.owner.env[node]
         if value.same is not None:
             return self._view(value.same)
+        if node is self.cut:
+            return self.copies[0]
         if value.whole:
             return self.of_root[value.roots[0]]
         if node not in self.views:
@@ -124,7 +145,11 @@ class Body:
 
     def _shares(self, node: fx.Node) -> bool:
         """Whether a value is part of the memory that is written into: the operation may read it after it wrote."""
-        value = self.owner.env[node]
+        value, family = self.owner.env[node], self.owner.family(node)
+        if self.cut is not None:
+            return family is self.cut
+        if family in self.owner.split and family not in self.through:
+            return False  # its gradients are not those of the memory
         return any(root in self.of_root for root in value.roots) and bool(value.whole or value.parents or value.same)
 
     def _copied(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
@@ -139,8 +164,9 @@ class Body:
             args = (*weights, *args)
         return self.graph.create_node(node.op, target, args, kwargs)
 
-    def run(self, node: fx.Node) -> fx.Node:
-        """The operation itself."""
+    def run(self, node: fx.Node, bases: Sequence[fx.Node]) -> fx.Node:
+        """The operation itself, which writes into the bases."""
+        self.through = {self.owner.family(b) for b in bases}
         given = {
             n: self._view(n) if self._shares(n) else self._operand(self.owner.read(n)) for n in node.all_input_nodes
         }
