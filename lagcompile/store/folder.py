@@ -244,9 +244,10 @@ def check_free(path: Path, *, force: bool) -> None:
             raise DataError(
                 f"{path} exists: --force replaces it, --resume (resume=True) goes on, --out names another folder"
             )
-        ours = path.is_dir() and any((path / name).is_file() for name in (SPEC, sums.SUMS))
+        # A spec alone may be anybody's project; older run folders have no list of digests, but a log or a checkpoint.
+        ours = path.is_dir() and any((path / name).is_file() for name in (sums.SUMS, LOG, "checkpoint.pt"))
         if not ours and not (path.is_dir() and not any(path.iterdir())):
-            raise DataError(f"{path} is not a run folder (it has no {SPEC}); --force does not replace it")
+            raise DataError(f"{path} is not a run folder (it has no {sums.SUMS}); --force does not replace it")
         if Path.cwd().is_relative_to(path.resolve()):
             raise DataError(f"{path} is the folder that this runs in: --force replaces it from outside only")
 

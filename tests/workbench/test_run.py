@@ -152,8 +152,10 @@ def test_a_folder_that_is_there(tmp_path: Path) -> None:
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.tex").write_text("precious")
-    with pytest.raises(DataError, match="is not a run folder"):
-        run(path, other, force=True)
+    for name in ("notes", "spec.yaml"):  # somebody's project may hold a spec of that name
+        (other / name).write_text("mine")
+        with pytest.raises(DataError, match="is not a run folder"):
+            run(path, other, force=True)
     assert (other / "thesis.tex").read_text() == "precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "moons.yaml", "run"]
 
