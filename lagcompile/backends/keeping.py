@@ -275,6 +275,9 @@ def solve_in_folder(
     """
     if folder is None:
         raise DataError("resume=True needs the folder of the run: folder=...")
+    given: object = folder
+    if not isinstance(given, str | Path) or "\0" in str(given):
+        raise DataError(f"folder takes the path of a folder, got {folder!r}")
     place = Path(folder)
     stop, run = Stop(), {"method": method.model_dump(mode="json"), "options": options.model_dump(mode="json")}
     fixed = {**run, "options": options.model_dump(mode="json", exclude=FREE)}

@@ -21,7 +21,7 @@ import torch
 
 from lagcompile.ir import disk, sums
 from lagcompile.ir.base import DataError
-from lagcompile.store.pack import pack, unpack
+from lagcompile.store.pack import fingerprint, pack, unpack
 
 SPEC, PROGRAM, PROGRAM_JSON, LOG = "spec.yaml", "program.txt", "program.json", "log.jsonl"
 MODEL, SOLUTION, CERTIFICATE, KKT = "model.pt", "solution.pt", "certificate.json", "kkt.json"
@@ -35,7 +35,7 @@ OTHER = {
         "device and baseline may change when a run is resumed"
     ),
     "program": "was run with another program",
-    "data": "was run with other data",
+    "data": "was run with other data, or with its rows in another order (as a loader that shuffles gives them)",
 }
 """What may not change when a run is resumed, and what is said where it did."""
 
@@ -76,6 +76,8 @@ class RunFolder:
             DataError: something is there that may not be replaced, or the folder cannot be written.
         """
         check_free(path, force=force)
+        if state is not None:
+            identity = {**identity, "start": fingerprint(state)}
         old, handle = disk.lock(path) if path.exists() else None, None
         try:
             with disk.appearing(path) as part:
@@ -130,13 +132,18 @@ class RunFolder:
         Raises:
             DataError: all that were kept are damaged, or of another run.
         """
-        found, bad = list[tuple[int, int, Any]](), list[str]()
+        found, starts, bad = (
+            list[tuple[int, int, Any]](),
+            {v for k, v in self._identity.items() if k == "start"},
+            list[str](),
+        )
         for index in range(len(SLOTS)):
             path = self.path / _slot(name, index)
             if not path.exists():
                 continue
             try:
-                moment, state = self._opened(path)
+                moment, start, state = self._opened(path)
+                starts.add(start)
                 found.append((moment, index, state))
             except DataError as error:
                 bad += error.problems
@@ -144,6 +151,11 @@ class RunFolder:
             raise DataError(list(dict.fromkeys(bad)))
         if not found:
             return None
+        if len(starts) > 1:
+            raise DataError(
+                f"{self.path} holds checkpoints of two runs that began differently: take all from one of them"
+            )
+        self._identity["start"] = starts.pop()
         newest, self._slot[name], state = max(found, key=lambda f: f[0])
         absent = [p for p in (self.path / _slot(name, i) for i in range(len(SLOTS))) if not os.path.lexists(p)]
         if name == STATE and newest:  # all but the first state have another beside them
@@ -152,16 +164,17 @@ class RunFolder:
             self.notice(f"{problem}; going on from {_slot(name, self._slot[name])}")
         return state
 
-    def _opened(self, path: Path) -> tuple[int, Any]:
+    def _opened(self, path: Path) -> tuple[int, str, Any]:
         kept = unpack(disk.read_bytes(path), str(path))
         try:
             identity, moment, state = kept["identity"], int(kept["moment"]), kept["state"]
+            start = str(identity["start"])
             for word, text in OTHER.items():
                 if identity[word] != self._identity[word]:
                     raise DataError(f"{self.path} {text.format(old=identity[word], new=self._identity[word])}")
         except (TypeError, KeyError, ValueError) as error:
             raise DataError(f"{path} is no checkpoint of this lagcompile") from error
-        return moment, state
+        return moment, start, state
 
     def commit(self, state: Any, moment: int, name: str = STATE, *, final: bool = False) -> None:
         """Keep a state in the place of the older of the two.

@@ -377,3 +377,18 @@ def test_runs_of_threads_do_not_wait_for_each_other(run: Run) -> None:
         thread.join()
     assert sorted(met) == [0, 1]
     assert (run.root / "0" / "model.pt").read_bytes() == (run.root / "1" / "model.pt").read_bytes()
+
+
+def test_checkpoints_of_two_runs_are_refused(run: Run) -> None:
+    run("whole", start=run("other"))
+    shutil.copy(run.root / "other" / "checkpoint-a.state", run.root / "whole")
+    before = files(run.root / "whole")
+    with pytest.raises(lc.DataError, match="holds checkpoints of two runs that began differently"):
+        run("whole", resume=True)
+    assert files(run.root / "whole") == before
+
+
+@pytest.mark.parametrize("folder", [3, b"x", "a\0b"])
+def test_what_is_no_path_is_refused(folder: object, run: Run) -> None:
+    with pytest.raises(lc.DataError, match="folder takes the path of a folder"):
+        run.lifted.solve(run.data, loss=torch.nn.functional.cross_entropy, folder=folder)  # type: ignore[arg-type]
