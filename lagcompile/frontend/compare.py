@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lagcompile.frontend.still import Attributes
 from lagcompile.frontend.trials import Call, Outcome, Trial, identical, run
 
 UNITS = 8
@@ -80,15 +81,17 @@ def gap(expected: Outcome, got: Outcome, moved: Callable[[], Outcome]) -> Gap:
     return Gap(worst["output"], worst["gradient"], buffers, random, tuple(problems))
 
 
-def rounded(model: nn.Module, call: Call, trial: Trial, expected: Outcome) -> Outcome:
+def rounded(
+    model: nn.Module, call: Call, trial: Trial, expected: Outcome, known: dict[str, Attributes] | None = None
+) -> Outcome:
     """The model's own run with weights and inputs moved in their last place.
 
     The run itself where it is not the same when it is repeated: then what moves is not rounding.
     """
-    again = run(model, call, trial)
+    again = run(model, call, trial, known=known)
     if any(distance(value, again.numbers.get(name)) > REPEATED for name, value in expected.numbers.items()):
         return expected
-    return run(model, call, trial, rounding=True)
+    return run(model, call, trial, rounding=True, known=known)
 
 
 def distance(a: Tensor | None, b: Tensor | None) -> float:

@@ -84,7 +84,7 @@ def export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False
             )
     finally:
-        restore_buffers(model, held, before)
+        restore_buffers(dict(model.named_modules()), held, before)
     traced = _Converter(model, signature, program, calls).traced(calls.output, whole)
     return replace(traced, sizes=sizes_of(program, tensors))
 

@@ -34,6 +34,7 @@ from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.observe import Recorder, observations
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network
+from lagcompile.frontend.still import Attributes
 from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, identical, negated, resized, run, with_values
 from lagcompile.ir.base import Measured
 
@@ -156,7 +157,8 @@ class Expectations:
         self.own = batch_of(tensors) or 1
         self.fixed = ""
         self.asked: set[str] = set()
-        self._known: dict[tuple[str, bool, int, bool, bool], Expected | None] = {}
+        self.known: dict[str, Attributes] = {}
+        self._done: dict[tuple[str, bool, int, bool, bool], Expected | None] = {}
         try:
             self.base(Sizes())
         except Exception as error:
@@ -195,12 +197,12 @@ class Expectations:
 
     def rounded(self, expected: Expected) -> Outcome:
         """The same run with weights and inputs moved in their last place."""
-        return rounded(self.model, self._call, expected.trial, expected.outcome)
+        return rounded(self.model, self._call, expected.trial, expected.outcome, self.known)
 
     def differs_from_itself(self) -> bool:
         """Whether two runs from one seed differ."""
         for expected in self.base(Sizes()):
-            again = run(self.model, self._call, expected.trial)
+            again = run(self.model, self._call, expected.trial, known=self.known)
             for name, value in expected.outcome.numbers.items():
                 other = again.numbers.get(name)
                 if (value is None) != (other is None) or (
@@ -231,16 +233,15 @@ class Expectations:
 
     def _run(self, kind: str, training: bool, size: int, varied: bool = False, slopes: bool = False) -> Expected:
         key = (kind, training, size, varied, slopes)
-        if key not in self._known:
+        if key not in self._done:
             tensors = self.tensors if size == self.own else resized(self.tensors, size)
             trial = Trial(training, tuple(tensors), varied, slopes)
             if kind:
                 trial = with_values(trial, {"negated": negated, "grown": grown, "emptied": emptied}[kind])
-            self._known[key] = None
-            self._known[key] = Expected(
-                trial, run(self.model, self._call if varied or slopes or kind else self._watched, trial)
-            )
-        found = self._known[key]
+            self._done[key] = None
+            call = self._call if varied or slopes or kind else self._watched
+            self._done[key] = Expected(trial, run(self.model, call, trial, known=self.known))
+        found = self._done[key]
         if found is None:
             raise RuntimeError("this run failed before")
         return found
@@ -333,7 +334,8 @@ def _gap(
     captured: Capture,
     graphs: Sequence[nn.Module] = (),
 ) -> Gap:
-    got = run(model, call, wanted.trial, graphs=(captured.module, *graphs), calls=wanted.outcome.calls)
+    graphs = (captured.module, *graphs)
+    got = run(model, call, wanted.trial, graphs=graphs, calls=wanted.outcome.calls, known=expected.known)
     return gap(wanted.outcome, got, lambda: expected.rounded(wanted))
 
 

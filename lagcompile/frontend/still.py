@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import torch
@@ -21,14 +23,20 @@ from lagcompile.frontend.symbolic import restore_buffers
 
 SEED = 20211006
 RUNS = 10_000
-_CONTAINERS = (list, set, deque)
+_CONTAINERS = (list, set, deque, dict)
+_MISSING = object()
 _TRACED = "_tensor_constant"
 """torch.fx puts the constants of a trace on the module under such names, and its graph reads them there."""
 
 
 @contextmanager
 def as_it_was(
-    module: nn.Module, training: bool, *, also: Sequence[nn.Module] = (), slopes: bool = False
+    module: nn.Module,
+    training: bool,
+    *,
+    also: Sequence[nn.Module] = (),
+    slopes: bool = False,
+    known: dict[str, Attributes] | None = None,
 ) -> Iterator[Before]:
     """Run in a mode with seeded generators.
 
@@ -38,28 +46,38 @@ def as_it_was(
         also: graphs over the module's parts; their own flags are set, the module's parts keep the mode that the
             module's `train` gives them.
         slopes: with autograd.
+        known: attributes as an earlier run met them; those that have changed since are looked at again.
     """
-    modes = [(m, m.training) for root in (module, *also) for m in root.modules()]
-    before = Before(module)
+    before = Before(module, known)
+    others = _outside(before.modules.values(), also)
+    modes = [(m, m.training) for m in (*before.modules.values(), *others)]
     with _generators(_devices(module)), torch.set_grad_enabled(slopes):
         module.train(training)
-        set_mode(module, also, training)
+        for m in others:
+            m.training = training
         try:
             yield before
         finally:
             for m, mode in modes:
-                m.training = mode
+                if m.training != mode:
+                    m.training = mode
             before.put_back()
 
 
 class Before:
     """What a model held besides its weights ahead of a run."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.held = dict(module.named_buffers())
+    def __init__(self, module: nn.Module, known: dict[str, Attributes] | None = None) -> None:
+        self.modules = dict(module.named_modules())
+        self.module, self.held = module, _buffers(self.modules)
         self.buffers = {n: b.detach().clone() for n, b in self.held.items()}
-        self.attributes = {n: _Attributes(m) for n, m in module.named_modules()}
+        self.attributes = known if known is not None else {}
+        for n in self.attributes.keys() - self.modules.keys():
+            del self.attributes[n]
+        for n, m in self.modules.items():
+            kept = self.attributes.get(n)
+            if kept is None or kept.module is not m or not kept.untouched():
+                self.attributes[n] = Attributes(m)
 
     def changed(self) -> list[str]:
         """Python attributes that are others now, as `module.attribute`."""
@@ -73,20 +91,41 @@ class Before:
                 if type(value) in {int, float} and type(now.get(name)) is type(value) and now[name] != value:
                     now[name] += RUNS * (now[name] - value)
 
+    def buffers_now(self) -> dict[str, Tensor]:
+        """The buffers after a run, which may have put others in their places."""
+        untouched = all(kept.untouched() for kept in self.attributes.values())
+        return _buffers(self.modules if untouched else dict(self.module.named_modules()))
+
     def put_back(self) -> None:
         """Undo what a run changed."""
         for kept in self.attributes.values():
             kept.put_back()
-        restore_buffers(self.module, self.held, self.buffers)
+        restore_buffers(self.modules, self.held, self.buffers)
+
+
+def _buffers(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What `named_buffers` gives, without another walk through the modules."""
+    found = {f"{p}.{n}" if p else n: b for p, m in modules.items() for n, b in m._buffers.items() if b is not None}
+    first = {id(b): n for n, b in reversed(found.items())}
+    return {n: b for n, b in found.items() if first[id(b)] == n}
 
 
 def set_mode(module: nn.Module, graphs: Sequence[nn.Module], training: bool) -> None:
     """Put graphs over a module's parts in a mode; what the module itself decided for its parts stands."""
-    own = set(module.modules())
-    for root in graphs:
-        for m in root.modules():
-            if m not in own:
-                m.training = training
+    for m in _outside(module.modules(), graphs):
+        m.training = training
+
+
+def _outside(own: Iterable[nn.Module], graphs: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules of graphs that are no parts of a module."""
+    seen, found, left = set(own), [], list(graphs)
+    while left:
+        m = left.pop()
+        if m not in seen:
+            seen.add(m)
+            found.append(m)
+            left += [c for c in m._modules.values() if c is not None]
+    return found
 
 
 @contextmanager
@@ -120,21 +159,40 @@ def random_states(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _devices(module: nn.Module) -> list[torch.device]:
+    if not torch.cuda.is_initialized():
+        return []
     tensors = (*module.parameters(), *module.buffers())
     return list(dict.fromkeys(t.device for t in tensors if t.device.type == "cuda"))
 
 
-class _Attributes:
+class Attributes:
     """What a module holds besides parameters and buffers: references, and the contents of containers and tensors."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.held = {n: v for n, v in vars(module).items() if n != "training"}
-        self.contents = {n: _contents(v) for n, v in self.held.items() if isinstance(v, (*_CONTAINERS, dict))}
+        self.held = dict(vars(module))
+        self.held.pop("training", None)
+        containers = {n: v for n, v in self.held.items() if isinstance(v, _CONTAINERS)}
+        self.contents = {n: _contents(v) if len(v) else [] for n, v in containers.items()}
         self.tensors = {n: v.detach().clone() for n, v in self.held.items() if isinstance(v, Tensor)}
+        self.empty = [containers[n] for n, v in self.contents.items() if not v]
+        self.filled = [(containers[n], v) for n, v in self.contents.items() if v]
+
+    def untouched(self) -> bool:
+        """Whether nothing is another object or holds others: what `changed` and `put_back` would find, but quickly."""
+        now = vars(self.module)
+        return (
+            len(now) == len(self.held) + ("training" in now)
+            and all(map(is_, map(now.get, self.held, repeat(_MISSING)), self.held.values()))
+            and not any(map(len, self.empty))
+            and all(_same(_contents(v), before) for v, before in self.filled)
+            and all(torch.equal(self.held[n], v) for n, v in self.tensors.items())
+        )
 
     def changed(self) -> list[str]:
         """Names of the attributes that are other objects, or hold others."""
+        if self.untouched():
+            return []
         now = {n: v for n, v in vars(self.module).items() if n != "training"}
         both = {**self.held, **now}
         names = [n for n in both if n not in now or n not in self.held or now[n] is not self.held[n]]
@@ -146,6 +204,8 @@ class _Attributes:
 
     def put_back(self) -> None:
         """Undo what a run changed."""
+        if self.untouched():
+            return
         now = vars(self.module)
         for name in [n for n in now if n not in self.held and n != "training"]:
             if not name.startswith(_TRACED):
@@ -156,10 +216,14 @@ class _Attributes:
             if _same(_contents(container), before):
                 continue
             container.clear()
-            if isinstance(container, list | deque):
-                container.extend(before)
-            else:
+            if isinstance(container, dict):
+                half = len(before) // 2
+                for key, value in zip(before[:half], before[half:], strict=True):
+                    container[key] = value
+            elif isinstance(container, set):
                 container.update(before)
+            else:
+                container.extend(before)
         with torch.no_grad():
             for name, value in self.tensors.items():
                 if not torch.equal(self.held[name], value):
@@ -167,10 +231,10 @@ class _Attributes:
 
 
 def _contents(container: Any) -> list[Any]:
-    return list(container.items()) if isinstance(container, dict) else list(container)
+    """References to all that it holds: of mappings, keys and values."""
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
 
 
 def _same(a: list[Any], b: list[Any]) -> bool:
     """The same objects in the same order."""
-    flat = [[x for v in side for x in (v if isinstance(v, tuple) else (v,))] for side in (a, b)]
-    return len(flat[0]) == len(flat[1]) and all(x is y for x, y in zip(*flat, strict=True))
+    return len(a) == len(b) and all(map(is_, a, b))

@@ -108,7 +108,7 @@ def _trace(model: nn.Module, signature: Signature, whole: Mapping[str, str], *, 
                 tracer.faults[""] = _RANDOM
         changed = [n for n, b in model.named_buffers() if b is not held.get(n) or b._version != versions[n]]
     finally:
-        restore_buffers(model, held, before)
+        restore_buffers(dict(model.named_modules()), held, before)
     faults = tracer.faults | {n.rpartition(".")[0]: f"its forward changes the buffer '{n}'" for n in changed}
     _stopped(graph, model)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -139,9 +139,10 @@ def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
     return not torch.equal(a, b) and not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
-def restore_buffers(model: nn.Module, held: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> None:
-    """Put back a model's buffers: the same tensors, with the values that they had."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+def restore_buffers(
+    modules: Mapping[str, nn.Module], held: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back the buffers of a model's modules: the same tensors, with the values that they had."""
     with torch.no_grad():
         for name, buffer in held.items():
             path, _, last = name.rpartition(".")

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.capture import batch_of
-from lagcompile.frontend.still import as_it_was, random_states
+from lagcompile.frontend.still import Attributes, Before, as_it_was, random_states
 from lagcompile.frontend.structure import leaves, transform
 
 Call = Callable[[list[Tensor]], Any]
@@ -84,6 +85,7 @@ def run(
     graphs: Sequence[nn.Module] = (),
     rounding: bool = False,
     calls: int = 0,
+    known: dict[str, Attributes] | None = None,
 ) -> Outcome:
     """Run a trial.
 
@@ -94,42 +96,42 @@ def run(
         rounding: move weights and inputs in their last place, to learn how much rounding does to the result.
         calls: how often to call it; 0: once, and where that changes Python attributes twice more, the last time with
             counters far ahead.
+        known: the model's attributes, as earlier runs met them.
 
     Raises:
         Exception: what the user's own code raises.
     """
     weights = _varied(model, trial.varied, rounding) if trial.varied or rounding else nullcontext()
-    with weights, as_it_was(model, trial.training, also=graphs, slopes=trial.slopes) as before:
+    with weights, as_it_was(model, trial.training, also=graphs, slopes=trial.slopes, known=known) as before:
         start = random_states(model)
-        numbers, first = _once(model, call, trial, rounding, "")
+        numbers, first = _once(model, call, trial, rounding, before, "")
         attributes = tuple(before.changed())
-        changed = tuple(
-            n for n, b in model.named_buffers() if n not in before.buffers or not identical(b, before.buffers[n])
-        )
+        now = before.buffers_now().items()
+        changed = tuple(n for n, b in now if n not in before.buffers or not identical(b, before.buffers[n]))
         drawn = random_states(model)
         values = tuple(v for v in leaves(first) if not isinstance(v, Tensor))
         structure = transform(first, lambda v: (v.dtype, v.device) if isinstance(v, Tensor) else None)
         made = 1
         if attributes or calls > 1:
-            numbers |= _once(model, call, trial, rounding, " of a second call")[0]
+            numbers |= _once(model, call, trial, rounding, before, " of a second call")[0]
             made = 2
             before.count_on()
             with suppress(Exception):  # the user's own code, on a counter that never gets so far
                 if calls != 2:
-                    numbers |= _once(model, call, trial, rounding, " of a later call")[0]
+                    numbers |= _once(model, call, trial, rounding, before, " of a later call")[0]
                     made = 3
         return Outcome(structure, values, numbers, changed, drawn, drawn != start, attributes, made)
 
 
 def _once(
-    model: nn.Module, call: Call, trial: Trial, rounding: bool, suffix: str
+    model: nn.Module, call: Call, trial: Trial, rounding: bool, before: Before, suffix: str
 ) -> tuple[dict[str, Tensor | None], Any]:
     given = {f"input {i}": _input(t, trial.slopes, rounding) for i, t in enumerate(trial.tensors)}
     # clones: a forward that writes into its inputs may not write into leaves of autograd
     output = call([t.clone() for t in given.values()])
     tensors = [(i, v) for i, v in enumerate(leaves(output)) if isinstance(v, Tensor)]
     numbers: dict[str, Tensor | None] = {f"output {i}{suffix}": v.detach().clone() for i, v in tensors}
-    numbers |= {f"buffer {n}{suffix}": b.detach().clone() for n, b in model.named_buffers()}
+    numbers |= {f"buffer {n}{suffix}": b.detach().clone() for n, b in before.buffers_now().items()}
     if trial.slopes:
         wanted = {n: t for n, t in {**dict(model.named_parameters()), **given}.items() if t.requires_grad}
         numbers |= {f"gradient of {n}{suffix}": g for n, g in _slopes([v for _, v in tensors], wanted).items()}
@@ -173,10 +175,18 @@ _TILE = 4099
 
 
 def _tile(like: Tensor, seed: int) -> Tensor:
-    """At most `_TILE` numbers in [-1, 1]; drawn from no generator that the model draws from."""
-    generator = torch.Generator().manual_seed(seed)
-    few = 2 * torch.rand(min(_TILE, like.numel()), generator=generator, dtype=torch.float64) - 1
-    return few.to(like.device, like.dtype)
+    """At most `_TILE` numbers in [-1, 1]: the same few, from another start for each seed."""
+    start = seed * 577 % _TILE
+    return _drawn(like.device, like.dtype)[start : start + min(_TILE, like.numel())]
+
+
+@cache
+def _drawn(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers in [-1, 1]; drawn from no generator that the model draws from."""
+    with torch.inference_mode(mode=False):
+        generator = torch.Generator().manual_seed(11)
+        few = torch.rand(2 * _TILE, generator=generator, dtype=torch.float64, device="cpu")
+        return (2 * few - 1).to(device, dtype)
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:
