@@ -65,7 +65,7 @@ ODD = [
     ".zz_beside:net",
     "zz_beside:net:net",
     "../zz_beside:net",
-    "zz_beside.py:net",
+    "zz_besides:net",
     "zz_beside:net()",
     "zz_beside:net\\x1b[2J",
     "/etc/passwd:net",
