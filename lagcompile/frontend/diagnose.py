@@ -64,6 +64,10 @@ def diagnosis(model: nn.Module, signature: Signature, tensors: Sequence[Tensor])
 def _hidden_writes(model: nn.Module, signature: Signature, tensors: Sequence[Tensor], training: bool) -> list[str]:
     """Places of `.data` by which a model changes what autograd kept, which PyTorch lets pass."""
     data = DataAsDetach()
+    with as_it_was(model, training), data:
+        signature.call(model, [t.clone() for t in tensors])
+    if not data.places:  # with gradients, PyTorch warns of numbers made of tensors, which others are to blame for
+        return []
     with as_it_was(model, training, slopes=True), data:
         output = signature.call(model, [t.clone() for t in tensors])
         found = [v for v in leaves(output) if isinstance(v, Tensor) and v.requires_grad]

@@ -121,7 +121,6 @@ NODES: dict[str, tuple[Any, str]] = {
     "new line": (node("v9\nimport os", "aten.tanh.default", INPUT), "is no name of a node"),
     "keyword": (node("lambda", "aten.tanh.default", INPUT), "is no name of a node"),
     "dunder": (node("__import__", "aten.tanh.default", INPUT), "is no name of a node"),
-    "self": (node("self", "aten.tanh.default", INPUT), "is no name of a node"),
     "torch": (node("torch", "aten.tanh.default", INPUT), "is no name of a node"),
     "no text": (node(7, "aten.tanh.default", INPUT), "'name'"),
     "twice": (node("v0", "aten.tanh.default", INPUT), "two nodes are called v0"),

@@ -89,7 +89,8 @@ def text(draw: random.Random, genuine: lc.Certificate, check: Callable[[lc.Certi
         if draw.random() < 0.3:
             data[key] = []
     else:
-        data[key] = {"rows": -1, "modes": ["eval"], "claim": "solution", "unassessed": ["something"]}.get(key, "0" * 16)
+        other = {"rows": -1, "modes": ["eval"], "claim": "solution", "unassessed": ["something"], "losses": [0.5]}
+        data[key] = other.get(key, "0" * 16)
     forged = lc.Certificate.model_validate_json(json.dumps(data))
     assert not forged.ok, f"{key} was changed"
     sealed = forged.model_copy(update={"digest": forged.own_digest()})
