@@ -184,9 +184,12 @@ class _Search:
         """One graph of both modes; where what shares memory hangs on the mode, of both in functional form."""
         try:
             return self._capture(merge(self.model, *both), front_end)
-        except LiftError:
-            forms = [self._form(t, front_end, mode) for t, mode in zip(both, (True, False), strict=True)]
-            return self._capture(merge(self.model, *forms), front_end)
+        except LiftError as error:
+            try:
+                forms = [self._form(t, front_end, mode) for t, mode in zip(both, (True, False), strict=True)]
+                return self._capture(merge(self.model, *forms), front_end)
+            except Exception:  # the first one speaks of the user's own operations
+                raise error from None
 
     def _form(self, traced: Traced, front_end: FrontEnd, training: bool) -> Traced:
         """The functional form of one mode's graph."""

@@ -44,11 +44,11 @@ def functional_form(
         return captured
     if tensors is None or not open_:
         try:
-            return functional(captured, None)
+            return functional(captured, None, pure=len(modes) == 1)
         except LiftError:
             if tensors is None:
                 raise
-    return functional(captured, [*_runs(captured, tensors, modes)])
+    return functional(captured, [*_runs(captured, tensors, modes)], pure=len(modes) == 1)
 
 
 def _runs(captured: Capture, tensors: Sequence[Tensor], modes: Sequence[bool]) -> Iterator[Sharing]:
@@ -65,12 +65,13 @@ def _runs(captured: Capture, tensors: Sequence[Tensor], modes: Sequence[bool]) -
                     raise
 
 
-def functional(captured: Capture, runs: Sequence[Sharing] | None) -> Capture:
+def functional(captured: Capture, runs: Sequence[Sharing] | None, *, pure: bool = False) -> Capture:
     """A capture whose graph is in functional form.
 
     Args:
         captured: any capture.
         runs: what runs of it showed; None to go by what is known of the operations.
+        pure: also make values of writes that nobody else sees, so that no part of the graph may hide one.
 
     Raises:
         LiftError: a write whose readers depend on the batch size or the mode, or that changes a parameter.
@@ -79,7 +80,7 @@ def functional(captured: Capture, runs: Sequence[Sharing] | None) -> Capture:
     chosen = list(runs if runs is not None else assumed(captured.module.graph, modules))
     if not any(run.writes for run in chosen):
         return captured
-    rewriter = Rewriter(captured, modules, chosen, known=runs is not None)
+    rewriter = Rewriter(captured, modules, chosen, known=runs is not None, pure=pure)
     names = rewriter.rewritten()
     if not rewriter.changed:
         return captured

@@ -35,9 +35,9 @@ class Rewriter:
     """Copies a graph node by node; a write makes a new version of the memory that it writes into."""
 
     def __init__(
-        self, captured: Capture, modules: Mapping[str, nn.Module], runs: Sequence[Sharing], *, known: bool
+        self, captured: Capture, modules: Mapping[str, nn.Module], runs: Sequence[Sharing], *, known: bool, pure: bool
     ) -> None:
-        self.modules, self.runs, self.known = modules, runs, known
+        self.modules, self.runs, self.known, self.pure = modules, runs, known, pure
         self.old = list(captured.module.graph.nodes)
         self.graph = fx.Graph()
         self.attributes: dict[str, nn.Module] = {}
@@ -211,7 +211,13 @@ class Rewriter:
             self._doubts(root, node)
         gained = self._gain(node, bases)
         first = self.env[bases[0]]
-        simple = len(bases) == 1 and back is bases[0] and self._is_whole(bases[0]) and node.meta.get("grad", True)
+        simple = (
+            not self.pure
+            and len(bases) == 1
+            and back is bases[0]
+            and self._is_whole(bases[0])
+            and node.meta.get("grad", True)
+        )
         alone = node.all_input_nodes == bases
         reach = self.influence[self.current[roots[0]]]
         if simple and self._unread(node, roots[0]) and (alone or len(reach) == 2):

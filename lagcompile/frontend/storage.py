@@ -73,8 +73,14 @@ class _Watcher(Runner):
 
     def run_node(self, n: fx.Node) -> Any:
         before = {s.name: (t, t._version, _form(t)) for s in n.all_input_nodes if isinstance(t := self.env[s], Tensor)}
+        hides = unclear(n, self.submodules)  # a write through .data, which no version tells of
+        held = {name: t.clone() for name, (t, _, _) in before.items()} if hides else {}
         value = super().run_node(n)
-        written = tuple(name for name, (t, version, _) in before.items() if t._version != version)
+        written = tuple(
+            name
+            for name, (t, version, _) in before.items()
+            if t._version != version or (hides and not _unmoved(t, held[name]))
+        )
         if written:
             self.found.writes[n.name] = written
             if any(_form(before[name][0]) != before[name][2] for name in written):
@@ -103,6 +109,10 @@ def _form(tensor: Tensor) -> Form:
     if tensor.layout is not torch.strided:
         return 0, tuple(tensor.shape), ()
     return int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
+
+
+def _unmoved(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0.0, 0.0, equal_nan=True))
 
 
 def _is(a: Tensor, b: Tensor) -> bool:

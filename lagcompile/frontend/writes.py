@@ -113,7 +113,7 @@ class Body:
         self.owner = owner
         self.cut = cut
         self.graph, self.root = fx.Graph(), nn.Module()
-        self.copies = [self.graph.placeholder(f"copy_{i}") for i in range(len(roots) or 1)]
+        self.copies = [self.graph.placeholder(f"copy_{i}") for i in range(len(roots) if cut is None else 1)]
         self.of_root = dict(zip(roots, self.copies, strict=False))
         self.operands: list[fx.Node] = []
         self.through: set[fx.Node | None] = set()

@@ -201,25 +201,6 @@ def test_memory_of_a_parameter_under_another_name_is_refused_by_name() -> None:
         lc.lift(Aliased(), (X,))
 
 
-class Sometimes(nn.Module):
-    """Dropout gives back its input in eval mode: what is written into it is seen in one mode only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.a(x)
-        d = functional.dropout(h, 0.5, self.training)
-        d += 1.0
-        return self.b(torch.tanh(h) + d)
-
-
-def test_memory_that_is_shared_in_one_mode_only_is_refused_by_name() -> None:
-    with pytest.raises(lc.LiftError, match=r"test_capture.py:\d+.* writes into memory that .* modes only"):
-        lc.lift(Sometimes(), (X,))
-
-
 def test_two_outputs_one_of_them_without_parameters() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -63,6 +63,40 @@ class OneBranch(_Base):
         return out
 
 
+class QuietRegion(_Base):
+    """A write through a view under `no_grad`, of what is read behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        with torch.no_grad():
+            h[:, :2] = 0.5 * x[:, 2:4]
+        out: Tensor = self.b(x) + h
+        return out
+
+
+class InputInEval(_Base):
+    """`.data` of the caller's tensor in eval mode, of a new one in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 1.0
+        if self.training:
+            x = x + 0.1 * h
+        x.data.clamp_(-0.5, 0.5)
+        out: Tensor = self.b(h) + x
+        return out
+
+
+class Functional(_Base):
+    """The function gives its input back in eval mode, as the layer does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        d = nn.functional.dropout(h, 0.5, self.training)
+        d += 1.0
+        out: Tensor = self.b(torch.tanh(h) + d)
+        return out
+
+
 class Hidden(_Base):
     """Writes through `.data` into what autograd kept."""
 
@@ -74,7 +108,10 @@ class Hidden(_Base):
         return out
 
 
-@pytest.mark.parametrize("kind", [ThroughData, ThroughDetach, SharedInEval, OneBranch])
+KINDS = [ThroughData, ThroughDetach, SharedInEval, OneBranch, QuietRegion, InputInEval, Functional]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_and_values_are_the_models(kind: type[nn.Module], training: bool) -> None:
     torch.manual_seed(0)
@@ -87,7 +124,9 @@ def test_gradients_and_values_are_the_models(kind: type[nn.Module], training: bo
     for call, owner in ((model, model), (lifted, lifted.module)):
         given = x.clone().requires_grad_()
         torch.manual_seed(1)
-        output = call(given.clone())
+        passed = given.clone()
+        output = call(passed)
+        assert owner is model or torch.equal(passed, x)
         parts = output if isinstance(output, tuple) else (output,)
         loss = torch.stack([t.sin().sum() for t in parts]).sum()
         slopes = torch.autograd.grad(loss, [given, *owner.parameters()], allow_unused=True, materialize_grads=True)
