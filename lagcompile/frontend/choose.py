@@ -81,6 +81,7 @@ class _Search:
         self.faults: Mapping[str, str] = {}
         self.traced: list[Traced] = []
         self.stuck: tuple[str, str] | None = None
+        self.exported = False
         self.free = False
         """Whether torch.export made a graph for more than one batch size."""
 
@@ -141,7 +142,10 @@ class _Search:
         faults = dict(self.faults)
         if self.traced and "" not in faults:
             yield "torch.fx in both modes", lambda: self._both("torch.fx", faults)
-        yield "torch.export", self._exported_twice if self._asks() else self._exported_once
+        asks = self._asks()
+        yield "torch.export", self._exported_twice if asks else self._exported_once
+        if self.exported and not asks:  # a graph that is not the model: torch.export unfolded a layer that asks
+            yield "torch.export in both modes", self._exported_twice
         if self.stuck is not None and "" not in faults:
             path, why = self.stuck
             yield f"torch.fx with '{path}' kept whole", lambda: self._both("torch.fx", {**faults, path: why})
@@ -164,6 +168,7 @@ class _Search:
 
     def _exported_once(self) -> Capture:
         (traced,) = self._traced("torch.export", {}, (True,))
+        self.exported = True
         return self._capture(traced, "torch.export")
 
     def _exported_twice(self) -> Capture:

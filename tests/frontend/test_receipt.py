@@ -27,7 +27,7 @@ class Two(nn.Module):
 
     def between(self, h: Tensor, x: Tensor) -> Tensor:
         """What the cases differ in."""
-        raise NotImplementedError
+        return h
 
     def forward(self, x: Tensor) -> Any:
         return self.b(self.between(torch.tanh(self.a(x)), x))
@@ -414,3 +414,25 @@ def test_a_counter_that_wraps_and_does_not_matter_is_lifted() -> None:
     lifted = lc.lift(model, X, split=2)
     assert model.steps == 0
     torch.testing.assert_close(lifted(X), model(X))
+
+
+class Sized(nn.Module):
+    """Layers whose work hangs on the mode, and Python that decides by a feature size, which torch.fx cannot trace."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(5, 5)).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.layers(x)
+        return h - h.mean(1, keepdim=True) if h.shape[1] > 1 else h
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_modes_that_torch_export_tells_apart_do_not_fix_the_batch_size(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    lifted = lc.lift(Sized(dtype), torch.randn(6, 5, dtype=dtype), split=2)
+    assert lifted.receipt is not None
+    assert lifted.receipt.ok
+    assert lifted.receipt.batch == "dynamic"
+    assert lifted(torch.randn(9, 5, dtype=dtype)).shape == (9, 5)

@@ -107,7 +107,7 @@ PATHS = [
 ]
 NAMES = [
     "../x",
-    "/tmp/x",
+    "/x",
     "a/b",
     "..",
     ".hidden",
