@@ -300,7 +300,8 @@ class FirstOrderExecutor(Executor):
             "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
-            "random": torch.get_rng_state(),
+            # of a network that draws nothing it would be the caller's
+            "random": torch.get_rng_state() if self.instance.draws else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -313,4 +314,5 @@ class FirstOrderExecutor(Executor):
             optimizer.load_state_dict(state["optimizers"][name])
         self.steps = int(state["steps"])
         self.gradient_evaluations = int(state["gradient_evaluations"])
-        torch.set_rng_state(state["random"])
+        if state["random"] is not None:
+            torch.set_rng_state(state["random"])

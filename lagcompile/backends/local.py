@@ -258,7 +258,8 @@ class StageExecutor(Executor):
             "extra": {n: t.detach().clone() for n, t in self.extra_state().items()},
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
-            "random": torch.get_rng_state(),
+            # of a network that draws nothing it would be the caller's
+            "random": torch.get_rng_state() if self.instance.draws else None,
             "generator": self.generator.get_state(),
         }
 
@@ -273,7 +274,8 @@ class StageExecutor(Executor):
             tensor.copy_(state["extra"][name])
         self.steps = int(state["steps"])
         self.gradient_evaluations = int(state["gradient_evaluations"])
-        torch.set_rng_state(state["random"])
+        if state["random"] is not None:
+            torch.set_rng_state(state["random"])
         self.generator.set_state(state["generator"])
 
 

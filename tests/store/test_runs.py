@@ -392,3 +392,18 @@ def test_checkpoints_of_two_runs_are_refused(run: Run) -> None:
 def test_what_is_no_path_is_refused(folder: object, run: Run) -> None:
     with pytest.raises(lc.DataError, match="folder takes the path of a folder"):
         run.lifted.solve(run.data, loss=torch.nn.functional.cross_entropy, folder=folder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_callers_random_numbers_are_neither_kept_nor_moved(tmp_path: Path, kind: str) -> None:
+    run = Run(tmp_path, kind)
+    for number in (1, 2):
+        torch.manual_seed(number)
+        before = torch.get_rng_state()
+        run(str(number))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    run("1", resume=True, options=run.options.model_copy(update={"steps": 6}))
+    assert torch.equal(torch.get_rng_state(), before)
