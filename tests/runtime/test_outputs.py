@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lagcompile as lc
 from tests.checks import assert_descends_as_pytorch
+from tests.unseen._nets import tensors_of
 
 X = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(10, generator=torch.Generator().manual_seed(2))
@@ -84,21 +85,9 @@ OUTPUTS: Mapping[str, Callable[[Values], Any]] = {
 }
 
 
-def tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in tensors(v)]
-    if isinstance(value, tuple | list):
-        return [t for v in value for t in tensors(v)]
-    if dataclasses.is_dataclass(value):
-        return [t for f in dataclasses.fields(value) for t in tensors(getattr(value, f.name))]
-    return []
-
-
 def every_output(output: Any, target: Tensor) -> Tensor:
     """A loss that reads every tensor of an output, each with a weight of its own."""
-    found = tensors(output)
+    found = tensors_of(output)
     terms = [(i + 1) * (t.double() - 0.5).square().mean().float() for i, t in enumerate(found)]
     return torch.stack(terms).sum() + 0.0 * target.mean()
 
