@@ -102,8 +102,8 @@ class StageNetwork:
         """
         problems = []
         for k, code in enumerate(self.codes):
-            following = self.stages[k + 1 : k + 2]
-            if code.writer is not self.stages[k] or code.readers != following:
+            own, following = self.stages[k : k + 1], self.stages[k + 1 : k + 2]  # there may be more states than stages
+            if (code.writer,) != own or code.readers != following:
                 problems.append(
                     f"{method} needs a chain, in which each stage reads the one state ahead of it, but "
                     f"{code.state.name} (after {code.state.node}, {code.state.module}) goes from "

@@ -374,3 +374,26 @@ def test_a_state_with_several_rows_for_each_example(method: Method) -> None:
     assert [s.type.count for s in lifted.program.states] == [30]
     solution = lifted.solve((x, y), loss=F.cross_entropy, method=method, options=lc.RunOptions(steps=2, batch_size=5))
     assert solution.status in (lc.Status.STEPS_DONE, lc.Status.WORSE)
+
+
+def test_more_states_than_stages_are_no_chain() -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ways = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c = (torch.tanh(way(x)) for way in self.ways)
+            return self.head(a * b + c)
+
+    split = lc.AtSplit(after=(("node:tanh", "node:tanh_1", "node:tanh_2"),))
+    lifted = lc.lift(Three(), torch.randn(3, 4), split, lc.Formulation(storage=lc.Transient(), multiplier=None))
+    assert len(lifted.program.states) == 3
+    with pytest.raises(lc.ProgramError, match="dtp needs a chain"):
+        lifted.solve(
+            (torch.randn(6, 4), torch.randn(6, 2)),
+            loss=nn.functional.mse_loss,
+            method=lc.DifferenceTargetPropagation(),
+            options=lc.RunOptions(steps=1),
+        )
