@@ -27,13 +27,9 @@ from lagcompile.ir.axes import (
     ConstantWeight,
     Eliminated,
     Forward,
-    Free,
     GeometricWeight,
     LinearWeight,
     MultiplierOptions,
-    NonNegative,
-    OfActivation,
-    Range,
     Table,
     Transient,
     UnitSphere,
@@ -49,6 +45,7 @@ from lagcompile.ir.base import (
     SpecError,
     SplitError,
 )
+from lagcompile.ir.domains import Free, NonNegative, OfActivation, Range
 from lagcompile.ir.program import Program, Regulariser, ValueConstraint
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.ir.transforms import Abs, AbsTube, Hardshrink, Identity, NormTube, Softshrink, Squared

@@ -33,6 +33,7 @@ from lagcompile.backends.local import (
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime import kkt
+from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch, Instance
 from lagcompile.runtime.rules import SGD, Adam, RuleSpec
 from lagcompile.runtime.steps import Extra
@@ -127,9 +128,9 @@ class AltMinExecutor(StageExecutor):
         return moved
 
     def _code(self, batch: Batch, values: Values, code: Code) -> Tensor:
-        node, domain = code.state.node, code.state.domain
+        node, domain = code.state.node, inside(code.state.domain)
         start: Tensor = values[node].detach()
-        h = kkt.project(start.clone(), domain).requires_grad_()
+        h = domain.project(start.clone()).requires_grad_()
         optimizer = Extra([h], self.method.codes, "descent")
         for _ in range(self.method.code_steps):
             with torch.enable_grad():
@@ -138,7 +139,7 @@ class AltMinExecutor(StageExecutor):
             if self.instance.program.objective.reduction == "mean":
                 h.grad = h.grad * batch.size  # gradients in states are per example
             optimizer.step()
-            h.data = kkt.project(h.data, domain)
+            h.data = domain.project(h.data)
         return h.detach()
 
     def local(self, batch: Batch, values: Values, code: Code, target: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ from lagcompile.backends.local import (
     weight_penalty,
 )
 from lagcompile.frontend.graph import dtype_of
-from lagcompile.ir.axes import NonNegative, Range
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import StateVariable
+from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch, Instance, to_rows, to_value
 from lagcompile.runtime.rules import Adam, RuleSpec
 from lagcompile.runtime.steps import Extra
@@ -183,13 +183,7 @@ class TargetPropagationExecutor(StageExecutor):
         """g_k: flattened state k+1 -> flattened state k, inside the range of the state's domain."""
         weight, bias = self.inverses[k]
         value = nn.functional.linear(above.to(weight.dtype), weight, bias)
-        domain = self.network.codes[k].state.domain
-        if isinstance(domain, NonNegative):
-            return value.relu()
-        if isinstance(domain, Range):
-            middle, half = 0.5 * (domain.upper + domain.lower), 0.5 * (domain.upper - domain.lower)
-            return middle + half * torch.tanh(value)
-        return value
+        return inside(self.network.codes[k].state.domain).squashed(value)
 
     def step(self, rows: Tensor) -> None:
         """Inverses learn, targets go down, every stage steps towards its target."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import Executor, Method
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.axes import Eliminated, NonNegative, Transient
+from lagcompile.ir.axes import Eliminated, Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
 from lagcompile.ir.transforms import Identity
@@ -124,9 +124,9 @@ def _problems(instance: Instance, method: str) -> Iterator[str]:
                 f"{method} starts its states anew in each batch, but {where} is kept as {s.storage.kind}: write "
                 "'storage: {kind: transient}', or use method extragradient, descent_ascent or augmented_lagrangian"
             )
-        elif isinstance(s.domain, NonNegative) and s.domain.by != "project":
+        elif s.domain.map:
             yield (
-                f"{method} keeps states in their domain by projection, but {where} is mapped by {s.domain.by}: write "
+                f"{method} keeps states in their domain by projection, but {where} is mapped by {s.domain.map}: write "
                 "'domain: {kind: free}' or 'domain: {kind: nonnegative, by: project}'"
             )
         if s.start.kind != "forward":

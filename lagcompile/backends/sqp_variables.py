@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Range
+from lagcompile.ir.axes import ClassGaussian, Eliminated
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program, StateVariable, ValueConstraint
 from lagcompile.runtime.instance import Instance, quiet, to_rows, to_value
@@ -158,7 +158,7 @@ def variables_of(instance: Instance) -> Variables:
         for name in stage.writes:
             state = states.get(name)
             if state is not None and not isinstance(state.storage, Eliminated):
-                add("state", name, stage.name, rows[name], _domain(state))
+                add("state", name, stage.name, rows[name], state.domain.bounds)
                 if _needs_slack(program, state):
                     blocks.append(Block("slack", f"c_{name}", stage.name, rows[name], 0.0))
     if not blocks:
@@ -200,14 +200,6 @@ def _refuse_gaussians(program: Program) -> None:
     ]
     if problems:
         raise ProgramError(problems)
-
-
-def _domain(state: StateVariable) -> tuple[float, float]:
-    if isinstance(state.domain, NonNegative):
-        return 0.0, torch.inf
-    if isinstance(state.domain, Range):
-        return state.domain.lower, state.domain.upper
-    return -torch.inf, torch.inf
 
 
 def _within(program: Program, name: str, bounds: tuple[float, float]) -> tuple[float, float]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from lagcompile.backends.tables import Tables, refuse, starts_at_adjoint
 from lagcompile.ir.axes import ClassGaussian, Shared, Table
 from lagcompile.ir.base import ProgramError
-from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.allocation import WithinMemory
+from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
 from lagcompile.runtime.rules import SGD, Rule, Scheme
@@ -115,7 +115,7 @@ class Store:
         for i in self.tables.passing:
             bank = self.banks[i]
             start = values[i] if bank.first.start.kind == "forward" else torch.zeros_like(values[i])
-            states.append(kkt.from_domain(start, bank.first.domain))
+            states.append(inside(bank.first.domain).stored(start))
             if bank.multiplier is not None:
                 shape = self.tables.dual_shape(i, values[i].shape[1])
                 duals.append(sweep[i] if starts_at_adjoint(bank) else values[i].new_zeros(shape))
@@ -172,7 +172,7 @@ class Store:
     def _inside(self, bank: int, value: Tensor, dual: bool) -> Tensor:
         if dual:
             return value.clamp_min(0.0) if self.lagrangian.dual_signed(bank) else value
-        return kkt.project(value, self.banks[bank].first.domain)
+        return inside(self.banks[bank].first.domain).project(value)
 
     def set_multipliers(self, multipliers: list[Tensor]) -> None:
         """Replace the multipliers of the batch's rows."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lagcompile.frontend.graph import dtype_of
-from lagcompile.ir.axes import ClassGaussian, NonNegative, Shared, Table, Transient
+from lagcompile.ir.axes import ClassGaussian, Shared, Table, Transient
 from lagcompile.ir.base import BindError, ProgramError
-from lagcompile.runtime import kkt
 from lagcompile.runtime.adjoint import dual_sweep
+from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Instance, batch_axis
 from lagcompile.runtime.lagrangian import Lagrangian, gaussian
 from lagcompile.runtime.layout import Bank
@@ -142,7 +142,7 @@ class Tables:
                     sums.setdefault(i, torch.zeros_like(table[:, :, 0])).index_add_(1, batch.labels, values[i])
                 else:
                     at = None if isinstance(bank.first.storage, Shared) else batch.rows
-                    _write(table, at, kkt.from_domain(values[i], bank.first.domain))
+                    _write(table, at, inside(bank.first.domain).stored(values[i]))
             if adjoint:
                 sweep = dual_sweep(self.instance, batch, values)
                 for table, i in zip(self.multipliers, self.dual, strict=True):
@@ -165,7 +165,7 @@ class Tables:
                     mu, sigma = gaussian(table)
                     states |= {f"{state.name}.mu": mu[k].cpu(), f"{state.name}.sigma": sigma[k].cpu()}
                 else:
-                    states[state.name] = kkt.to_domain(table[k].to(self.dtype(bank)), bank.first.domain).cpu()
+                    states[state.name] = inside(bank.first.domain).value(table[k].to(self.dtype(bank))).cpu()
         program = self.instance.program
         duals: dict[str, Tensor] = {}
         for table, i in zip(self.multipliers, self.dual, strict=True):
@@ -223,11 +223,10 @@ def _problems(instance: Instance, sweep: bool) -> Iterator[str]:
             )
         if bank.first.start.kind == "observed":
             yield f"the state {name} starts from observed values, which trajectories give (method gauss_newton)"
-        domain = bank.first.domain
-        if bank.first.start.kind == "zeros" and isinstance(domain, NonNegative) and domain.by == "relu":
+        if bank.first.start.kind == "zeros" and bank.first.domain.flat:
             yield (
-                f"the state {name} starts from zeros, where relu has no slope, and would never move: "
-                "write 'domain: {kind: nonnegative, by: project}', or start from a forward pass"
+                f"the state {name} starts from zeros, where {bank.first.domain.map} has no slope, and would never "
+                "move: write 'domain: {kind: nonnegative, by: project}', or start from a forward pass"
             )
         if isinstance(storage, Transient) and bank.first.start.kind == "unit_sphere":
             yield f"the state {name} is transient and starts by a forward pass or from zeros, not on the unit sphere"

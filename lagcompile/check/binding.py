@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from lagcompile.check.certificate import MODES, Identity, Kind, digest
 from lagcompile.frontend.stages import Network
-from lagcompile.ir.axes import Eliminated, NonNegative, Range
+from lagcompile.ir.axes import Eliminated
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -91,7 +91,7 @@ def solution_identities(program: Program) -> Iterator[Identity]:
     for name in others:
         yield "state stationarity", name, mode
     for state in kept:
-        if isinstance(state.domain, NonNegative | Range):
+        if state.domain.bounded:
             yield "primal feasibility", f"bounds of {state.name}", mode
     for c in program.constraints:
         if isinstance(c, DefectConstraint):

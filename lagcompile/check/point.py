@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from lagcompile.check.kinks import Kink, KinkRecorder
 from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.ir import trust
-from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, NonNegative, Range
+from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
@@ -84,11 +84,7 @@ class CheckPoint:
         role, name = leaf
         low, high = -torch.inf, torch.inf
         if role == "state":
-            domain = self.program.state(name).domain
-            if isinstance(domain, NonNegative):
-                low = 0.0
-            elif isinstance(domain, Range):
-                low, high = domain.lower, domain.upper
+            low, high = self.program.state(name).domain.bounds
         for d in self.program.data:
             if role == "input" and d.name == name:
                 low, high = low if d.lower is None else d.lower, high if d.upper is None else d.upper

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from lagcompile.dynamics.rollout import Rollout
 from lagcompile.dynamics.trajectories import Trajectories
-from lagcompile.ir.axes import Free, Observed, Range, Table
+from lagcompile.ir.axes import Observed, Table
+from lagcompile.ir.domains import Free, Range
 from lagcompile.ir.program import (
     DataVariable,
     DefectConstraint,

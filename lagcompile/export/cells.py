@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lagcompile.export.symbols import features, shapes_known
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.plan import size
-from lagcompile.ir.axes import Eliminated, NonNegative, Range
+from lagcompile.ir.axes import Eliminated
 from lagcompile.ir.program import Program, Stage, StateVariable, TensorType
 
 MOST, ENDS = 60, 20
@@ -123,12 +123,7 @@ def _cell(program: Program, k: int, largest: int) -> Cell:
 
 
 def _label(state: StateVariable, near: bool) -> Label:
-    domain = state.domain
-    within = ""
-    if isinstance(domain, NonNegative):
-        within = ", \u2265 0"
-    elif isinstance(domain, Range):
-        within = f", in [{domain.lower:g}, {domain.upper:g}]"
+    within = f", {state.domain.short}" if state.domain.bounded else ""
     found = features(state.type)
     held = 0
     if found is not None:

@@ -20,8 +20,9 @@ from lagcompile.export.latex_terms import (
     weight_lines,
 )
 from lagcompile.export.symbols import Symbols, between, code, count, space, text
-from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Shared, Table
+from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared, Table
 from lagcompile.ir.base import Frozen
+from lagcompile.ir.domains import NonNegative
 from lagcompile.ir.program import DataVariable, Program, StateVariable, ValueConstraint
 from lagcompile.ir.tex import number
 

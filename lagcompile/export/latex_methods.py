@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lagcompile.export.symbols import Symbols
-from lagcompile.ir.axes import ClassGaussian, NonNegative, Range
+from lagcompile.ir.axes import ClassGaussian
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.tex import number
 
@@ -61,9 +61,8 @@ def _rules(options: Options, names: Mapping[str, str]) -> str:
 
 def _projection(symbols: Symbols) -> tuple[str, str]:
     """Symbol and sentence of the projection onto the domains; empty where no state is projected."""
-    for s in symbols.variables():
-        if isinstance(s.domain, Range) or (isinstance(s.domain, NonNegative) and s.domain.by == "project"):
-            return r"\Pi\bigl(", r" $\Pi$ projects states onto their sets."
+    if any(s.domain.projected for s in symbols.variables()):
+        return r"\Pi\bigl(", r" $\Pi$ projects states onto their sets."
     if any(c.relation == "<=" for c in symbols.program.defects):
         return r"\Pi\bigl(", r" $\Pi$ keeps multipliers of inequalities $\ge 0$."
     return "", ""

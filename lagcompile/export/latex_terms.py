@@ -16,7 +16,6 @@ from lagcompile.ir.axes import (
     ConstantWeight,
     GeometricWeight,
     LinearWeight,
-    NonNegative,
     Weight,
 )
 from lagcompile.ir.program import DefectConstraint, Multiplier, StateVariable
@@ -200,11 +199,7 @@ def _alike(symbols: Symbols, state: StateVariable) -> tuple[object, ...]:
 def definitions(symbols: Symbols) -> list[str]:
     """What operators and maps mean, each once."""
     found = [m for m in dict.fromkeys(c.transform.meaning for c in symbols.program.defects) if m]
-    maps = {s.domain.by for s in symbols.variables() if isinstance(s.domain, NonNegative)}
-    if "relu" in maps:
-        found.append(r"states $h \ge 0$ are kept as $h = \max(\tilde{h}, 0)$")
-    if "softplus" in maps:
-        found.append(r"states $h \ge 0$ are kept as $h = \log(1 + e^{\tilde{h}})$")
+    found += [m for m in dict.fromkeys(s.domain.meaning for s in symbols.variables()) if m]
     if any(isinstance(s.storage, ClassGaussian) for s in symbols.program.states):
         found.append(r"$\sigma = \log(1 + e^{\tilde{\sigma}})$")
     return found

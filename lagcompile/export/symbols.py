@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lagcompile.ir.axes import ClassGaussian, Eliminated, NonNegative, Range, Shared
+from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared
+from lagcompile.ir.domains import Domain
 from lagcompile.ir.program import Program, Stage, StateVariable, TensorType
 from lagcompile.ir.tex import number
 
@@ -109,7 +110,7 @@ class Symbols:
     # ---------------------------------------------------------------- sets
     def set_of(self, state: StateVariable) -> str:
         """The set in which a state lies."""
-        return space(state.type, state.domain if isinstance(state.domain, NonNegative | Range) else None)
+        return space(state.type, state.domain)
 
     def variables(self) -> list[StateVariable]:
         """States that are variables."""
@@ -147,14 +148,12 @@ def dimension(kind: TensorType) -> str:
     return r" \times ".join(map(str, shape)) if shape else "1"
 
 
-def space(kind: TensorType, domain: NonNegative | Range | None = None) -> str:
+def space(kind: TensorType, domain: Domain | None = None) -> str:
     """R^d, R_{>= 0}^d or [a, b]^d."""
     power = dimension(kind)
     above = "" if power == "1" else f"^{{{power}}}"
-    if isinstance(domain, NonNegative):
-        return rf"\mathbb{{R}}_{{\ge 0}}{above}"
-    if isinstance(domain, Range):
-        return f"[{number(domain.lower)}, {number(domain.upper)}]{above}"
+    if domain is not None and domain.bounded:
+        return domain.tex(above)
     if kind.dtype == "bool":
         return rf"\{{0, 1\}}{above}"
     return (r"\mathbb{Z}" if "int" in kind.dtype else r"\mathbb{R}") + above

@@ -15,14 +15,9 @@ from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.stages import Network, StageModule
 from lagcompile.ir.axes import (
     ClassGaussian,
-    Domain,
     Eliminated,
     Forward,
-    Free,
     MultiplierOptions,
-    NonNegative,
-    OfActivation,
-    Range,
     Shared,
     Start,
     Storage,
@@ -30,6 +25,7 @@ from lagcompile.ir.axes import (
     Weight,
 )
 from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.domains import Domain, Free, NonNegative, OfActivation, Range
 from lagcompile.ir.program import (
     DataVariable,
     DefectConstraint,

@@ -1,4 +1,4 @@
-"""The axes on which the systems differ: where a state lives, its domain and start, the weight of a defect.
+"""The axes on which the systems differ: where a state lives and starts, the weight of a defect, its multiplier.
 
 In: nothing. Out: small tagged records (a union of pydantic classes is the registry). Invariant: a record says *what* is
 meant; how it is computed is the runtime's business (`runtime/kkt.py`, `runtime/tables.py`).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lagcompile.ir.base import Frozen
 
@@ -55,46 +55,6 @@ class Shared(Frozen):
 
 
 Storage = Annotated[Eliminated | Transient | Table | ClassGaussian | Shared, Field(discriminator="kind")]
-
-
-# ---------------------------------------------------------------- domain: which values a state may take
-class Free(Frozen):
-    """Any real value."""
-
-    kind: Literal["free"] = "free"
-
-
-class NonNegative(Frozen):
-    """Values >= 0, kept by a map of the stored variable or by projection after each step."""
-
-    kind: Literal["nonnegative"] = "nonnegative"
-    by: Literal["relu", "softplus", "project"] = "relu"
-
-
-class Range(Frozen):
-    """Values in [lower, upper], kept by projection after each step."""
-
-    kind: Literal["range"] = "range"
-    lower: float
-    upper: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
-        if not self.lower <= self.upper:
-            raise ValueError(f"lower ({self.lower:g}) must not be above upper ({self.upper:g})")
-        return self
-
-
-class OfActivation(Frozen):
-    """The range of the operation that makes the state: ReLU >= 0, tanh in [-1, 1], sigmoid in [0, 1], else free.
-
-    Lowering replaces it by one of the others.
-    """
-
-    kind: Literal["activation"] = "activation"
-
-
-Domain = Annotated[Free | NonNegative | Range | OfActivation, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- starts

@@ -17,8 +17,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Domain, Eliminated, Free, Start, Storage, Weight
+from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, Start, Storage, Weight
 from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.domains import Domain, Free
 from lagcompile.ir.transforms import Transform
 
 FORMAT = 1

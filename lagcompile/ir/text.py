@@ -13,11 +13,8 @@ from lagcompile.ir.axes import (
     ClassGaussian,
     ConstantWeight,
     Eliminated,
-    Free,
     GeometricWeight,
     LinearWeight,
-    NonNegative,
-    Range,
     Table,
     Weight,
 )
@@ -145,16 +142,8 @@ def _state(s: StateVariable) -> tuple[str, str, str, str]:
         where = f"class_gaussian({storage.samples} samples, {storage.noise} noise)"
     elif isinstance(storage, Table) and storage.dtype:
         where = f"table({storage.dtype})"
-    domain = s.domain
-    inside = "free"
-    if isinstance(domain, NonNegative):
-        inside = f">= 0 ({domain.by})"
-    elif isinstance(domain, Range):
-        inside = f"in [{domain.lower:g}, {domain.upper:g}]"
-    elif not isinstance(domain, Free):
-        inside = "range of its activation"
     start = "" if isinstance(storage, Eliminated) else f"start {s.start.kind}"
-    return _rows(s.type, s), where, inside, f"{start}, after {s.node}" if start else f"after {s.node}"
+    return _rows(s.type, s), where, s.domain.text, f"{start}, after {s.node}" if start else f"after {s.node}"
 
 
 def _rows(t: TensorType, s: StateVariable) -> str:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (PyTorch's own custom)
 
-from lagcompile.ir.axes import Domain, NonNegative, Range
 from lagcompile.ir.transforms import Transform
 from lagcompile.runtime.transforms import behaviour
 
@@ -95,32 +93,6 @@ def dual_gradient(g: Tensor, layout: str, labels: Tensor | None, classes: int, *
     axes = tuple(range(2, g.dim()))
     summed = g.sum(dim=axes, keepdim=True) if axes else g
     return summed.mean(dim=1, keepdim=True) if layout == "scalar" else summed
-
-
-def to_domain(stored: Tensor, domain: Domain) -> Tensor:
-    """Value of a state from what is stored (relu and softplus are maps; projections act after steps)."""
-    if isinstance(domain, NonNegative) and domain.by == "relu":
-        return F.relu(stored)
-    if isinstance(domain, NonNegative) and domain.by == "softplus":
-        return F.softplus(stored)
-    return stored
-
-
-def from_domain(value: Tensor, domain: Domain) -> Tensor:
-    """Something to store whose value is (closest to) the given one; inverse of `to_domain` on the domain's interior."""
-    if isinstance(domain, NonNegative) and domain.by == "softplus":
-        value = value.clamp_min(1e-4)
-        return value + torch.log(-torch.expm1(-value))
-    return project(value, domain)
-
-
-def project(stored: Tensor, domain: Domain) -> Tensor:
-    """Nearest point of a domain that is kept by projection; others pass."""
-    if isinstance(domain, NonNegative) and domain.by == "project":
-        return stored.clamp_min(0.0)
-    if isinstance(domain, Range):
-        return stored.clamp(domain.lower, domain.upper)
-    return stored
 
 
 def size(value: Tensor, kind: str) -> Tensor:

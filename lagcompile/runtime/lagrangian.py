@@ -19,6 +19,7 @@ from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Table
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
 from lagcompile.runtime import kkt
+from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch, Instance, Known
 from lagcompile.runtime.transforms import behaviour
 
@@ -167,9 +168,9 @@ class Lagrangian:
                 assert eps is not None
                 mu, sigma = gaussian(raw)
                 drawn = mu.index_select(1, labels) + eps * sigma.index_select(1, labels)
-                result.append(kkt.to_domain(drawn, bank.first.domain))
+                result.append(inside(bank.first.domain).value(drawn))
             else:
-                result.append(kkt.to_domain(raw, bank.first.domain))
+                result.append(inside(bank.first.domain).value(raw))
         return result
 
     def terms(
