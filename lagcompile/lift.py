@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch, fits
+from lagcompile.backends.base import RunOptions, Solver, Watch, fits
+from lagcompile.backends.best import Evaluate
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, certify_solved, verify_network

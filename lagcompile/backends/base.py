@@ -17,16 +17,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lagcompile.backends.best import Best, Probe, finite, judged
+from lagcompile.backends.best import Best, Evaluate, Probe, evaluated, finite, judged
 from lagcompile.ir.alone import ALONE
 from lagcompile.ir.arguments import expect
-from lagcompile.ir.base import Frozen, ProgramError, SpecError
+from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.trial import try_batches
 from lagcompile.store.stop import StoppedError
 
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Watch = Callable[[Mapping[str, float]], None]
 
 
@@ -283,7 +282,8 @@ def drive(
             if not (best.offer(executor.steps) and all(math.isfinite(v) for v in measures.values())):
                 status = Status.DIVERGED
             if evaluate is not None and status is not Status.DIVERGED and (due or done):
-                measures |= dict(_evaluated(executor, evaluate))
+                instance.weights.publish()
+                measures |= dict(evaluated(instance.module, evaluate))
             paused += time.perf_counter() - now
             elapsed = before + time.perf_counter() - begin - paused
             row = {"step": float(executor.steps), "seconds": elapsed} | measures
@@ -370,18 +370,3 @@ def conclude(
 def _load(instance: Instance, weights: Mapping[str, Tensor]) -> None:
     instance.module.load_state_dict(weights)
     instance.weights.adopt()
-
-
-def _evaluated(executor: Executor, evaluate: Evaluate) -> Mapping[str, float]:
-    executor.instance.weights.publish()
-    module = executor.instance.module
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            found: object = evaluate(module)
-        if not isinstance(found, Mapping):
-            raise SpecError(f"evaluate gives a mapping such as {{'accuracy': 0.98}}, it gave {type(found).__name__}")
-        return {name: float(value) for name, value in found.items()}
-    finally:
-        module.train(training)

@@ -7,6 +7,7 @@ that are kept with it; judging changes nothing (buffers, modes, random numbers);
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.capture import Sizes
+from lagcompile.ir.base import SpecError
 from lagcompile.ir.solution import Status
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Instance, quiet
 
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+"""Numbers of a module on held-out data."""
 FEWEST, MOST = 64, 256
 """Rows of the probe: as many as a batch has, within these limits."""
 ROUNDING = 1e-6
@@ -156,6 +160,31 @@ def at_rest(module: nn.Module, *, training: bool = False) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def evaluated(module: nn.Module, evaluate: Evaluate) -> dict[str, float]:
+    """What an evaluation says of a module, in eval mode. The run goes on as if it had not been: all is put back.
+
+    Raises:
+        SpecError: it gives no mapping of names to numbers.
+    """
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    with at_rest(module):
+        found: object = evaluate(module)
+    changed = [
+        n for n, p in module.named_parameters() if p.dtype != before[n].dtype or not torch.equal(p.detach(), before[n])
+    ]
+    if changed:
+        for name in changed:
+            module.get_parameter(name).data = before[name]
+        warnings.warn(
+            f"evaluate changed the weight '{changed[0]}' ({len(changed)} of {len(before)} weights), which were put "
+            "back: let it change a copy of the module",
+            stacklevel=2,
+        )
+    if not isinstance(found, Mapping):
+        raise SpecError(f"evaluate gives a mapping such as {{'accuracy': 0.98}}, it gave {type(found).__name__}")
+    return {name: float(value) for name, value in found.items()}
 
 
 def judged(score: float, tensors: Iterable[Tensor]) -> float:

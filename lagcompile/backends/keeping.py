@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.backends.base import (
-    Evaluate,
     Executor,
     Method,
     RunOptions,
@@ -28,6 +27,7 @@ from lagcompile.backends.base import (
     drive,
     seeded,
 )
+from lagcompile.backends.best import Evaluate
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.ir.text import to_json

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-from lagcompile.backends.base import Evaluate, RunOptions, Solver, Watch
+from lagcompile.backends.base import RunOptions, Solver, Watch
+from lagcompile.backends.best import Evaluate, evaluated
 from lagcompile.backends.sqp_program import ExactProgram
 from lagcompile.backends.sqp_result import row_of, solution_of
 from lagcompile.exact import IterationRow, Result
@@ -94,8 +94,7 @@ class ExactSolver(Solver):
             history = History(tuple(rows))
             solution = solution_of(exact, found.result, original=original, history=history, seconds=seconds)
             if evaluate is not None and rows and solution.status is not Status.REFUSED:
-                with torch.no_grad():
-                    rows[-1] = {**rows[-1], **evaluate(solution.model.eval())}
+                rows[-1] = {**rows[-1], **evaluated(solution.model.eval(), evaluate)}
         facts = (*found.facts, *solution.details["facts"], *found.remarks)
         details = {**solution.details, **found.details, "facts": facts}
         return Solution(**{**vars(solution), "details": details, "history": History(tuple(rows))})

@@ -8,13 +8,17 @@ run; no value is NaN or infinite.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import NoneType
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from lagcompile.ir.base import DataError
+
+_GIVES_EXAMPLES = (Dataset, Iterable)
 
 
 def as_tensors(dataset: object) -> tuple[Tensor, Tensor]:
@@ -43,7 +47,7 @@ def as_rows(dataset: object) -> tuple[tuple[Tensor, ...], Tensor]:
     """
     if isinstance(dataset, TensorDataset):
         *inputs, targets = dataset.tensors
-    elif isinstance(dataset, (tuple, list)) and len(dataset) == 2 and isinstance(dataset[1], (Tensor, np.ndarray)):
+    elif _is_pair(dataset):
         inputs, targets = _columns(dataset[0]), _tensor(dataset[1], "targets")
     else:
         inputs, targets = _joined(dataset)
@@ -79,6 +83,16 @@ def require_all_classes(labels: Tensor, classes: Sequence[str], *, name: str) ->
         )
 
 
+def _is_pair(dataset: object) -> TypeGuard[Sequence[object]]:
+    """Whether something is (inputs, targets), and not a list of two examples."""
+    arrays = (Tensor, np.ndarray)
+    return (
+        isinstance(dataset, (tuple, list))
+        and len(dataset) == 2
+        and (isinstance(dataset[0], arrays) or isinstance(dataset[1], (*arrays, NoneType)))
+    )
+
+
 def _columns(value: object) -> list[Tensor]:
     return [_tensor(item, "inputs") for item in (value if isinstance(value, (tuple, list)) else [value])]
 
@@ -88,21 +102,29 @@ def _tensor(value: object, what: str) -> Tensor:
         return value.detach()
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return torch.as_tensor(value)
-    raise DataError(f"expected {what} as a tensor or an array, got {type(value).__name__}")
+    advice = ": give a number an example that the loss leaves alone" if value is None and what == "targets" else ""
+    raise DataError(f"expected {what} as a tensor or an array, got {type(value).__name__}{advice}")
 
 
 def _joined(dataset: object) -> tuple[list[Tensor], Tensor]:
     """Columns of a data set that gives one example, or one batch, after another."""
     rows: list[object]
-    if isinstance(dataset, (str, bytes, dict, Tensor)):
-        raise DataError(f"expected a data set of (input, target) examples, got {type(dataset).__name__}")
+    bare = isinstance(dataset, (tuple, list)) and any(isinstance(item, (Tensor, np.ndarray)) for item in dataset)
+    if (
+        bare
+        or isinstance(dataset, (str, bytes, dict, Tensor, np.ndarray))
+        or not isinstance(dataset, (Dataset, Iterable))
+    ):
+        count = f" of {len(dataset)} entries" if isinstance(dataset, (tuple, list)) else ""
+        raise DataError(
+            f"expected a data set of (input, target) examples, got {type(dataset).__name__}{count}: give a pair "
+            "(inputs, targets); several inputs are a tuple of their own, ((a, b), targets)"
+        )
     if isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset):
         # A map-style data set has no iteration protocol of its own; its length is part of its contract.
         rows = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
-    elif isinstance(dataset, (DataLoader, Iterable)):
-        rows = list(dataset)
     else:
-        raise DataError(f"expected a data set of (input, target) examples, got {type(dataset).__name__}")
+        rows = list(dataset)
     if not rows:
         raise DataError("the data set is empty")
     pairs = [(_columns(row[0]), _tensor(row[1], "targets")) for row in map(_pair, rows)]

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from lagcompile.frontend.compare import gap, rounded
 from lagcompile.frontend.receipt import first_line
+from lagcompile.frontend.structure import fill, leaves, transform
 from lagcompile.frontend.trials import Trial, run
 from lagcompile.ir.base import BindError, ProgramError
-from lagcompile.ir.program import Program
+from lagcompile.ir.program import Program, ValueConstraint
 from lagcompile.runtime.instance import INTEGERS, Instance, quiet
 
 ROWS = 2
+LOOKED = 64
+"""Rows that are looked at one by one where the loss is undefined on the first."""
+IGNORED = -100
+"""The class that `cross_entropy` leaves out."""
 COMPARED, FEWER = 8, 5
 """Rows on which the network is compared with the model, in eval mode and in train mode."""
 
@@ -64,7 +69,7 @@ def try_out(instance: Instance) -> None:
     """One forward pass and loss on the first rows, and on those with the least and largest whole numbers.
 
     Raises:
-        BindError: the model or the loss fails, or the loss is not one number.
+        BindError: the model or the loss fails, or the loss is not one number, is undefined or says nothing.
         ProgramError: the loss reduces over examples otherwise than the formulation says.
     """
     count = instance.sizes.near(min(ROWS, instance.examples), instance.examples)
@@ -75,6 +80,7 @@ def try_out(instance: Instance) -> None:
             several = torch.tensor([row, *range(count - 1)])  # normalisation may need more than one
             _tried(instance, several, f"example {row}, whose {what} holds {value}")
     one_number(loss)
+    _try_loss(instance, rows, float(loss))
     said, does = instance.program.objective.reduction, _reduction(instance, rows, float(loss))
     if does is not None and does != said:
         weight = "less" if said == "mean" else "more"
@@ -114,6 +120,62 @@ def try_receipt(instance: Instance) -> None:
         problems |= dict.fromkeys(f"in {trial.mode} mode {p}" for p in gap(expected, got, moved).problems)
     if problems:
         raise BindError(["on these data the lifted network is not the model:", *problems])
+
+
+def _try_loss(instance: Instance, rows: Tensor, first: float) -> None:
+    """Whether a loss can be lowered at all: it is defined somewhere, and depends on what the model gives.
+
+    Raises:
+        BindError: it is NaN on all examples looked at, or takes no gradient.
+    """
+    if math.isnan(first):
+        count = min(LOOKED, instance.examples)
+        spread = torch.linspace(0, instance.examples - 1, count, dtype=torch.float64).round().long()
+        if all(_undefined(instance, r) for r in spread.split(instance.sizes.near(1, instance.examples))):
+            target = instance.target
+            ignored = isinstance(target, Tensor) and target.dtype in INTEGERS and bool((target == IGNORED).all())
+            why = (
+                f"each target is {IGNORED}, which cross_entropy ignores: give class numbers from 0"
+                if ignored
+                else "look for a logarithm, a root, a division or an overflow in the model or the loss; scale the data"
+            )
+            raise BindError(f"the loss is not a number (NaN) on each of the {count} examples looked at: {why}")
+    further = any(isinstance(c, ValueConstraint) for c in instance.program.constraints)
+    if not further and not instance.program.objective.regularisers and _silent(instance, rows):
+        raise BindError(
+            "the loss takes no gradient from the model's output: it is constant, or cut off by detach(), argmax() or "
+            "item(), so that nothing could lower it; write it in torch operations on the output"
+        )
+
+
+def _undefined(instance: Instance, rows: Tensor) -> bool:
+    try:
+        return math.isnan(float(_loss(instance, rows)))
+    except Exception:  # so few rows may be too few: nothing is known
+        return False
+
+
+def _silent(instance: Instance, rows: Tensor) -> bool:
+    """Whether the loss neither has a gradient in the model's output nor changes with it."""
+    with torch.no_grad(), quiet(instance.module):
+        batch = instance.batch(rows)
+        template = transform(instance.output(instance.forward(batch)[1]), lambda leaf: leaf)
+        tensors = [v for v in leaves(template) if isinstance(v, Tensor)]
+        moving = [v for v in tensors if v.is_floating_point() or v.is_complex()]
+
+        def value(moved: Sequence[Tensor]) -> Tensor:
+            new = dict(zip(map(id, moving), moved, strict=True))
+            return one_number(instance.loss(fill(template, lambda leaf: new.get(id(leaf), leaf)), batch.target))
+
+        with torch.enable_grad():
+            given = [v.detach().clone().requires_grad_() for v in moving]
+            here = value(given)
+            if not here.requires_grad:
+                return True
+            found = torch.autograd.grad(here, given, materialize_grads=True)
+        if any(bool(g.any()) for g in found):
+            return False
+        return torch.equal(here, value([v + torch.linspace(0.5, 1.5, v.numel()).view(v.shape).to(v) for v in moving]))
 
 
 def _reduction(instance: Instance, rows: Tensor, once: float) -> str | None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lagcompile.backends.base import Evaluate, Rows, RunOptions, Watch
-from lagcompile.backends.best import Best, at_rest, judged, probe_rows
+from lagcompile.backends.base import Rows, RunOptions, Watch
+from lagcompile.backends.best import Best, Evaluate, at_rest, evaluated, judged, probe_rows
 from lagcompile.backends.keeping import Clock, hidden, load_hidden, random_state, set_random_state
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import History, Status
@@ -117,7 +117,7 @@ def backprop(
             if not (best.offer(done) and math.isfinite(row["loss"])):
                 status = Status.DIVERGED
             elif evaluate is not None and (due(done) or done == evaluations):
-                row |= dict(evaluate(model))
+                row |= evaluated(model, evaluate)
             paused += time.perf_counter() - now
             history.append(row)
             if watch is not None:

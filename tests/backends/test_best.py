@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -155,6 +156,30 @@ def test_judging_changes_no_run() -> None:
         found.append(lc.lift(model, X[:4], split=2).solve((X, Y), loss=F.cross_entropy, options=options))
     a, b = (s.model.state_dict() for s in found)
     assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_an_evaluation_changes_no_run_and_what_it_writes_into_weights_is_put_back() -> None:
+    def meddling(module: nn.Module) -> Mapping[str, float]:
+        module.train()
+        module(torch.randn(16, 5))  # running means, random numbers
+        return {"number": 1.0}
+
+    def writing(module: nn.Module) -> Mapping[str, float]:
+        with torch.no_grad():
+            module.get_parameter("0.weight").zero_()
+        return meddling(module)
+
+    found = []
+    for evaluate in (None, meddling, writing):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+        lifted = lc.lift(model, X[:4], split=2)
+        options = lc.RunOptions(steps=6, batch_size=16, evaluate_every=2)
+        said = pytest.warns(UserWarning, match=r"evaluate changed the weight '0\.weight' \(1 of 6 weights\)")
+        with said if evaluate is writing else contextlib.nullcontext():
+            solution = lifted.solve((X, Y), loss=F.cross_entropy, options=options, evaluate=evaluate)
+        found.append(solution.model.state_dict())
+    assert all(torch.equal(found[0][n], other[n]) for other in found for n in found[0])
 
 
 def test_a_start_of_another_network_is_refused_by_name() -> None:

@@ -39,7 +39,7 @@ def test_a_loss_that_reduces_otherwise_than_the_formulation_is_refused() -> None
 def test_where_rows_that_stand_twice_do_not_tell_nothing_is_said() -> None:
     bound(SUM, "mean", rows=1)
     bound(lambda output, target: output.square().sum().sqrt(), "mean")
-    bound(lambda output, target: 0.0 * output.sum(), "sum")
+    bound(lambda output, target: 1e-14 * output.sum(), "sum")
 
 
 def test_what_fails_or_is_no_number_is_said() -> None:
@@ -47,6 +47,44 @@ def test_what_fails_or_is_no_number_is_said() -> None:
         bound(F.mse_loss, "mean")
     with pytest.raises(lc.BindError, match=r"one number for a batch, it gave \(2,\)"):
         bound(functools.partial(F.cross_entropy, reduction="none"), "mean")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda output, target: output.sum() * 0.0,
+        lambda output, target: torch.ones(()),
+        lambda output, target: MEAN(output.detach(), target),
+        lambda output, target: (output.argmax(1) != target).float().mean(),
+    ],
+    ids=["times zero", "a number", "detached", "wrong answers"],
+)
+@pytest.mark.parametrize("method", [None, lc.SQP(), lc.Backprop()], ids=["extragradient", "sqp", "backprop"])
+def test_a_loss_that_nothing_could_lower_is_refused_before_it_starts(
+    loss: Callable[[Tensor, Tensor], Tensor], method: lc.Method | None
+) -> None:
+    lifted = lc.lift(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)), X[:4], split=2)
+    with pytest.raises(lc.BindError, match="the loss takes no gradient from the model's output: it is constant, or"):
+        lifted.solve((X, Y), loss=loss, method=method)
+
+
+def test_a_start_that_cannot_be_better_is_no_loss_without_a_gradient() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    with torch.no_grad():
+        target = model(X)
+    solution = lc.lift(model, X[:4], split=2).solve((X, target), loss=F.mse_loss, options=lc.RunOptions(steps=2))
+    assert solution.status is not lc.Status.DIVERGED
+
+
+def test_a_loss_that_is_nan_on_every_row_is_refused_and_one_that_leaves_rows_out_is_not() -> None:
+    lifted = lc.lift(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)), X[:4], split=2)
+    options = lc.RunOptions(steps=2)
+    with pytest.raises(lc.BindError, match=r"NaN\) on each of the 8 examples looked at: each target is -100, which"):
+        lifted.solve((X, torch.full((8,), -100)), loss=MEAN, options=options)
+    with pytest.raises(lc.BindError, match=r"NaN\) on each of the 8 examples looked at: look for a logarithm"):
+        lifted.solve((X, Y), loss=lambda out, y: MEAN(out, y) + (-out.square().sum()).log(), options=options)
+    padded = torch.where(torch.arange(8) < 6, -100, Y)
+    assert lifted.solve((X, padded), loss=MEAN, options=options).status is lc.Status.STEPS_DONE
 
 
 def test_a_method_that_is_none_is_said() -> None:
