@@ -1,7 +1,7 @@
 """The command line's `bench`: tables of all systems, depth study, robustness study.
 
-In: arguments. Out: a folder of rows and the table. Invariant: a bench that was stopped goes on where it stopped, given
-the same folder.
+In: arguments. Out: a folder of rows and the table. Invariant: a bench that was stopped is resumed where it stopped,
+given the same folder.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def table1(
     )
     if systems is not None:
         options = options.model_copy(update={"systems": _names(systems)})
-    typer.echo(run(options, out or Path("results") / "tables" / data, say=_say))
+    typer.echo(run(options, out or Path("runs") / f"table1-{data}", say=_say))
 
 
 @app.command()
@@ -86,7 +86,7 @@ def depth(
     options = DepthOptions(depths=numbers, steps=steps, seeds=seeds, trials=trials, search_steps=search_steps)
     if systems is not None:
         options = options.model_copy(update={"systems": _names(systems)})
-    typer.echo(depth_study(options, out or Path("results") / "tables" / "depth", say=_say))
+    typer.echo(depth_study(options, out or Path("runs") / "depth", say=_say))
 
 
 @app.command()
@@ -100,7 +100,7 @@ def robustness(
     from lagcompile.workbench.studies import RobustnessOptions, robustness_study
 
     options = RobustnessOptions(data=data, runs=runs, steps=steps)
-    typer.echo(robustness_study(options, out or Path("results") / "tables" / "robustness", say=_say))
+    typer.echo(robustness_study(options, out or Path("runs") / f"robustness-{data}", say=_say))
 
 
 def _names(systems: str) -> tuple[str, ...]:

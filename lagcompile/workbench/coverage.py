@@ -27,7 +27,6 @@ from lagcompile.ir.disk import held
 from lagcompile.ir.jsonfile import check_list
 from lagcompile.ir.reading import read_text
 from lagcompile.lift import lift
-from lagcompile.workbench.search import again_without
 from lagcompile.workbench.subjects import Subject, subjects_of
 
 STAGES = 4
@@ -210,8 +209,10 @@ def _at_most(seconds: int) -> Iterator[None]:
 def _stored(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
-    with again_without(path):
+    try:
         return {r.name: r for r in check_list(read_text(path, kind="JSON"), str(path), Row, error=DataError)}
+    except DataError as error:
+        raise DataError([*error.problems, f"{path}: remove this file, and what it held is run again"]) from None
 
 
 def _store(folder: Path, family: str, rows: dict[str, Row], order: Sequence[str]) -> None:

@@ -1,28 +1,22 @@
 """Hyper-parameter search on a validation split: random or tree-structured Parzen, with a fixed number of trials.
 
 In: a space of dotted spec keys, a function from a draw to a score. Out: the trials. Invariant: a trial depends on
-(space, seed, its number, the scores before it) alone; trials that are stored are not run again.
+(space, seed, its number, the scores before it) alone; trials that were made before are not run again.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from lagcompile.ir import jsonfile, sums
-from lagcompile.ir.base import DataError, Frozen, Measured, MissingExtraError
-from lagcompile.ir.reading import read_text
+from lagcompile.ir.base import Frozen, Measured, MissingExtraError
 
 Value: TypeAlias = float | int | str | bool
 Draw: TypeAlias = dict[str, Value]
-Kept = TypeVar("Kept", bound=Frozen)
 
 
 class Span(Frozen):
@@ -71,18 +65,20 @@ def search(
     score: Callable[[Draw], tuple[float, str]],
     *,
     trials: int,
-    store: Path,
+    before: Sequence[Trial] = (),
+    keep: Callable[[Trial], None] = lambda trial: None,
     seed: int = 0,
     start: Draw | None = None,
     sampler: Literal["random", "tpe"] = "random",
 ) -> list[Trial]:
-    """Run trials until there are `trials` of them in the store.
+    """Run trials until there are `trials` of them.
 
     Args:
         space: what is searched.
         score: draw -> (score, a note); the score is taken on validation data.
-        trials: total number, stored ones included.
-        store: JSON file that holds the trials and is written after each.
+        trials: total number, those before included.
+        before: trials that were made before.
+        keep: called with each new trial.
         seed: of the draws.
         start: the first trial; None draws it too.
         sampler: random, or Optuna's TPE.
@@ -90,7 +86,7 @@ def search(
     Raises:
         MissingExtraError: `tpe` without Optuna.
     """
-    done = stored(store)
+    done = list(before)
     while len(done) < trials:
         number = len(done)
         if number == 0 and start is not None:
@@ -101,51 +97,13 @@ def search(
             draw = drawn(space, random.Random(f"{seed}/{number}"))
         value, note = score(draw)
         done.append(Trial(draw=draw, score=value, note=note))
-        write(store, [t.model_dump() for t in done])
+        keep(done[-1])
     return done
-
-
-def stored(store: Path) -> list[Trial]:
-    """Trials of a store; none where there is no file.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    if not store.exists():
-        return []
-    with again_without(store):
-        return jsonfile.check_list(read_text(store, kind="JSON"), str(store), Trial, error=DataError)
-
-
-def row_of(path: Path, kind: type[Kept]) -> Kept:
-    """A row that was written before.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    with again_without(path):
-        return jsonfile.validate(path, kind)
-
-
-@contextmanager
-def again_without(path: Path) -> Iterator[None]:
-    """Say of a damaged result how to get it anew."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError([*error.problems, f"{path}: remove this file, and what it held is run again"]) from None
 
 
 def best(trials: Sequence[Trial]) -> Trial:
     """The trial with the highest score, the earliest among equals."""
     return max(trials, key=lambda t: t.score)
-
-
-def write(path: Path, value: Any) -> None:
-    """A text, or a value as JSON, complete or not at all, its digest in its folder's list."""
-    text = value if isinstance(value, str) else json.dumps(value, indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sums.write(path.parent, {path.name: text.encode()})
 
 
 def _proposed(space: Space, done: Sequence[Trial], seed: int) -> Draw:

@@ -1,30 +1,29 @@
 """Two studies beside the tables: accuracy by depth and method, and how many random settings of DistProp do well.
 
-In: options and a folder. Out: one JSON file a run, `depth.json`/`depth.md`, `robustness.json`/`robustness.md`.
-Invariant: what is in the folder is not run again; the depth study cuts every method's net behind every layer.
+In: options and a folder. Out: trials and rows in `rows.jsonl`, and from them `table.md`. Invariant: what is in the
+folder is not run again; the depth study cuts every method's net behind every layer.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from lagcompile.ir.base import DataError, Frozen, Measured
+from lagcompile.ir.base import DataError, Frozen
 from lagcompile.ir.disk import held
 from lagcompile.workbench.benches import Bench, bench_of
-from lagcompile.workbench.protocol import keep_protocol
+from lagcompile.workbench.protocol import keep_protocol, protocol_of
 from lagcompile.workbench.references import DATA
-from lagcompile.workbench.rows import Row
-from lagcompile.workbench.search import Space, Span, Value, best, drawn, row_of, search, write
-from lagcompile.workbench.spec import RunSpec
+from lagcompile.workbench.rows import Row, Rows
+from lagcompile.workbench.search import Draw, Space, Span, Trial, best, drawn, search
 from lagcompile.workbench.systems import System, system_of
-from lagcompile.workbench.tables import run_row, score_of
+from lagcompile.workbench.tables import TableOptions, run_row, score_of, table, write_table
 
 Say = Callable[[str], None]
 DEPTH_SYSTEMS = (
@@ -47,6 +46,7 @@ DEPTH_SYSTEMS = (
 class DepthOptions(Frozen):
     """Plain tanh networks of several depths, cut behind every hidden layer."""
 
+    STUDY: ClassVar[str] = "depth"
     data: str = "digits"
     """A data set of `benches.BENCHES`; its network is replaced."""
     depths: tuple[int, ...] = (10, 30, 100)
@@ -64,16 +64,10 @@ class DepthOptions(Frozen):
 class RobustnessOptions(Frozen):
     """Random settings of DistProp, drawn evenly in the logarithm from the spaces that its authors swept."""
 
+    STUDY: ClassVar[str] = "robustness"
     data: str = "mnist"
     runs: int = Field(default=60, ge=1)
     steps: int = Field(default=1000, ge=1)
-
-
-class RobustnessRun(Measured):
-    """One random setting and what came of it."""
-
-    draw: dict[str, Value]
-    row: Row
 
 
 SWEPT: Space = {
@@ -109,7 +103,7 @@ def depth_system(name: str) -> System:
 
 
 def depth_study(options: DepthOptions, folder: Path, *, say: Say = print) -> str:
-    """Run what is missing and write `depth.md`; returns it.
+    """Run what is missing and write `table.md`; returns it.
 
     Raises:
         SpecError: an unknown system, or a folder that was begun with other options.
@@ -119,41 +113,39 @@ def depth_study(options: DepthOptions, folder: Path, *, say: Say = print) -> str
 
 
 def _depth_study(options: DepthOptions, folder: Path, say: Say) -> str:
-    keep_protocol(folder, options.model_dump(exclude={"systems", "seeds"}))
+    keep_protocol(folder, options.STUDY, options.model_dump(exclude={"systems", "seeds"}))
+    kept = Rows(folder)
     data = DATA[str(bench_of(options.data).data["name"])]()
+    first = depth_bench(options, options.depths[0])
     for seed in range(options.seeds):
         for depth in options.depths:
             bench = depth_bench(options, depth)
             for name in options.systems:
-                path = folder / "rows" / f"{name}-depth{depth}-seed{seed}.json"
-                if path.exists():
+                if kept.has(name, seed, depth):
                     continue
                 system = depth_system(name)
-                first = depth_bench(options, options.depths[0])
 
-                def score(draw: dict[str, Any], system: System = system, first: Bench = first) -> tuple[float, str]:
-                    spec = system.spec(first, draw, steps=options.search_steps, seed=10_000)
-                    return score_of(spec, data)
+                def score(draw: Draw, system: System = system) -> tuple[float, str]:
+                    return score_of(system.spec(first, draw, steps=options.search_steps, seed=10_000), data)
 
-                store = folder / "search" / f"{name}.json"
-                trials = search(system.space, score, trials=options.trials, store=store, start=system.start)
-                spec: RunSpec = system.spec(bench, best(trials).draw, steps=options.steps, seed=seed)
-                row = run_row(name, spec, data)
-                write(path, row.model_dump(mode="json"))
+                def keep(trial: Trial, name: str = name) -> None:
+                    kept.keep_trial(name, trial)
+
+                before = kept.trials(name)
+                trials = search(
+                    system.space, score, trials=options.trials, before=before, keep=keep, start=system.start
+                )
+                draw = best(trials).draw
+                spec = system.spec(bench, draw, steps=options.steps, seed=seed)
+                row = run_row(name, draw, spec, data, depth=depth)
+                kept.keep(row, spec)
                 say(f"depth {depth} {name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
-                _write_depth(options, folder)
-    return _write_depth(options, folder)
+                write_table(folder, depth_table(options, kept.rows))
+    return write_table(folder, depth_table(options, kept.rows))
 
 
-def _write_depth(options: DepthOptions, folder: Path) -> str:
-    found: dict[str, dict[int, list[float]]] = {}
-    for path in sorted((folder / "rows").glob("*.json")):
-        row = row_of(path, Row)
-        try:
-            depth = int(row.spec["model"]["args"]["depth"])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{path}: the spec of the row has no model.args.depth: remove the file") from None
-        found.setdefault(row.system, {}).setdefault(depth, []).append(row.accuracy)
+def depth_table(options: DepthOptions, rows: Sequence[Row]) -> str:
+    """Accuracy by system and depth as Markdown."""
     weights = "PyTorch's own" if options.gain is None else f"orthogonal, gain {options.gain:g}, biases zero"
     lines = [
         f"# {options.data}: plain tanh nets of width {options.width}, cut behind every layer, {options.steps:,} steps",
@@ -165,14 +157,12 @@ def _write_depth(options: DepthOptions, folder: Path) -> str:
         "| system | " + " | ".join(f"{d} layers" for d in options.depths) + " |",
         "|---" * (len(options.depths) + 1) + "|",
     ]
-    for name in options.systems:
-        if name in found:
-            cells = [_cell(found[name].get(d, [])) for d in options.depths]
+    for name in dict.fromkeys([*DEPTH_SYSTEMS, *(r.system for r in rows)]):
+        found = [r for r in rows if r.system == name]
+        if found:
+            cells = [_cell([r.accuracy for r in found if r.depth == d]) for d in options.depths]
             lines.append(f"| {system_of(name).title} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + "\n"
-    write(folder / "depth.json", {"options": options.model_dump(mode="json"), "accuracy": found})
-    write(folder / "depth.md", text)
-    return text
+    return "\n".join(lines) + "\n"
 
 
 def _cell(values: list[float]) -> str:
@@ -183,7 +173,7 @@ def _cell(values: list[float]) -> str:
 
 
 def robustness_study(options: RobustnessOptions, folder: Path, *, say: Say = print) -> str:
-    """Run what is missing and write `robustness.md`; returns it.
+    """Run what is missing and write `table.md`; returns it.
 
     Raises:
         SpecError: an unknown bench, or a folder that was begun with other options.
@@ -193,35 +183,49 @@ def robustness_study(options: RobustnessOptions, folder: Path, *, say: Say = pri
 
 
 def _robustness_study(options: RobustnessOptions, folder: Path, say: Say) -> str:
-    keep_protocol(folder, options.model_dump(exclude={"runs"}))
+    keep_protocol(folder, options.STUDY, options.model_dump(exclude={"runs"}))
+    kept = Rows(folder)
     bench, system = replace(bench_of(options.data), decay=0.0), system_of("distprop")  # only what the authors swept
     data = None
     for number in range(options.runs):
-        path = folder / "runs" / f"{number:03d}.json"
-        if path.exists():
+        if kept.has(system.name, number):
             continue
         data = data if data is not None else DATA[str(bench.data["name"])]()
         draw = drawn(SWEPT, random.Random(f"robustness/{number}")) | {"method.weights.kind": "adagrad"}
-        row = run_row("distprop", system.spec(bench, draw, steps=options.steps, seed=number), data)
-        write(path, {"draw": draw, "row": row.model_dump(mode="json")})
+        spec = system.spec(bench, draw, steps=options.steps, seed=number)
+        row = run_row(system.name, draw, spec, data)
+        kept.keep(row, spec)
         say(f"robustness {number}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
-        _write_robustness(options, folder)
-    return _write_robustness(options, folder)
+        write_table(folder, robustness_table(options, kept.rows))
+    return write_table(folder, robustness_table(options, kept.rows))
 
 
-def _write_robustness(options: RobustnessOptions, folder: Path) -> str:
-    runs = [row_of(p, RobustnessRun) for p in sorted((folder / "runs").glob("*.json"))]
-    accuracies = [r.row.accuracy for r in runs]
+def robustness_table(options: RobustnessOptions, rows: Sequence[Row]) -> str:
+    """How many settings do well, in words."""
+    accuracies = [r.accuracy for r in rows]
     top = max(accuracies, default=0.0)
     near = sum(a >= 0.9 * top for a in accuracies)
-    text = (
-        f"# DistProp's robustness on {options.data}: {len(runs)} random settings, {options.steps:,} steps each\n\n"
+    return (
+        f"# DistProp's robustness on {options.data}: {len(rows)} random settings, {options.steps:,} steps each\n\n"
         f"Settings are drawn log-uniformly from the ranges that the authors swept ({', '.join(SWEPT)}), Adagrad "
-        f"weights. Best test accuracy {100 * top:.2f} %; {near} of {len(runs)} settings "
-        f"({100 * near / max(1, len(runs)):.0f} %) lie within 10 % of it. Published: 103 of 170 (61 %), under a "
+        f"weights. Best test accuracy {100 * top:.2f} %; {near} of {len(rows)} settings "
+        f"({100 * near / max(1, len(rows)):.0f} %) lie within 10 % of it. Published: 103 of 170 (61 %), under a "
         "Bayesian search, which draws more often where runs do well.\n"
     )
-    found = [{**r.draw, "seed": r.row.seed, "accuracy": r.row.accuracy} for r in runs]
-    write(folder / "robustness.json", {"options": options.model_dump(mode="json"), "runs": found})
-    write(folder / "robustness.md", text)
-    return text
+
+
+def table_of(folder: Path) -> str:
+    """The table of any study's folder, from its protocol and rows alone.
+
+    Raises:
+        DataError: a file is missing or damaged, or the study is not known.
+    """
+    options, rows = protocol_of(folder), Rows(folder).rows
+    study = options.pop("study", None)
+    if study == TableOptions.STUDY:
+        return table(TableOptions.model_validate(options), rows)
+    if study == DepthOptions.STUDY:
+        return depth_table(DepthOptions.model_validate(options), rows)
+    if study == RobustnessOptions.STUDY:
+        return robustness_table(RobustnessOptions.model_validate(options), rows)
+    raise DataError(f"{folder}: there is no study '{study}'")

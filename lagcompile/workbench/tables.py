@@ -1,8 +1,8 @@
 """The tables: every system on one network, data set, number of steps and seeds, beside the published figures.
 
-In: a bench's name, steps, seeds, a folder. Out: one JSON file a row, one a search, and from them `table.json`,
-`table.md` and `defect.png`. Invariant: what is in the folder is not run again; hyper-parameters are chosen on the
-validation split with the same number of trials and steps for every system; the test split is read once a row.
+In: a bench's name, steps, seeds, a folder. Out: trials and rows in `rows.jsonl`, and from them `table.md` and
+`defect.png`. Invariant: what is in the folder is not run again; hyper-parameters are chosen on the validation split
+with the same number of trials and steps for every system; the test split is read once a row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -31,14 +31,15 @@ from lagcompile.workbench.benches import Bench, bench_of
 from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.protocol import keep_protocol
 from lagcompile.workbench.references import DATA, LOSSES, MODELS
-from lagcompile.workbench.rows import Row, rows_of
-from lagcompile.workbench.search import Draw, Trial, best, search, stored, write
+from lagcompile.workbench.rows import Row, Rows, row_of
+from lagcompile.workbench.search import Draw, Trial, best, search
 from lagcompile.workbench.spec import RunSpec
 from lagcompile.workbench.supervise import Supervised
 from lagcompile.workbench.systems import SYSTEMS, System, system_of
 
 Say = Callable[[str], None]
 Keep = Literal["last", "best"]
+TABLE = "table.md"
 EVALUATION_BATCH = 1000
 CURVE_POINTS = 65
 _KEPT: dict[Keep, str] = {
@@ -54,6 +55,7 @@ LOOKS = 20
 class TableOptions(Frozen):
     """What a table is made of."""
 
+    STUDY: ClassVar[str] = "table1"
     data: str = "digits"
     """mnist, cifar10 or digits."""
     systems: tuple[str, ...] = tuple(s.name for s in SYSTEMS)
@@ -122,32 +124,39 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
 def _table1(options: TableOptions, folder: Path, say: Say) -> str:
     bench = options.bench
     systems = [system_of(name) for name in options.systems]
-    keep_protocol(folder, options.protocol())
+    keep_protocol(folder, options.STUDY, options.protocol())
+    kept = Rows(folder)
     whole = {**bench.data, "args": {**_args(bench.data), "validation": 0}}
     rows_on = replace(bench, data=whole) if options.refit else bench
     data: DataSplits | None = None
     trained_on: DataSplits | None = None
     for seed in range(options.seeds):
         for system in systems:
-            path = _row_path(folder, system.name, seed)
-            if path.exists():
+            if kept.has(system.name, seed):
                 continue
             data = data or _load(bench)
             trained_on = trained_on or (_load(rows_on) if options.refit else data)
-            draw = tuned(system, bench, data, options, folder, say=say).draw
+            draw = tuned(system, bench, data, options, kept, say=say).draw
             spec = system.spec(rows_on, draw, steps=options.steps, seed=seed)
-            row = run_row(system.name, spec, trained_on, keep=options.keep)
-            write(path, row.model_dump(mode="json"))
+            row = run_row(system.name, draw, spec, trained_on, keep=options.keep)
+            kept.keep(row, spec)
             say(f"{bench.name} {system.name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
-            write_table(options, folder, draw=False)
-        write_table(options, folder)
-    return write_table(options, folder, draw=False)
+            write_table(folder, table(options, kept.rows))
+        if kept.rows:
+            figure(kept.rows, folder / "defect.png")
+    return write_table(folder, table(options, kept.rows))
+
+
+def write_table(folder: Path, text: str) -> str:
+    """Write `table.md`; returns it."""
+    sums.write(folder, {TABLE: text.encode()})
+    return text
 
 
 def tuned(
-    system: System, bench: Bench, data: DataSplits, options: TableOptions, folder: Path, *, say: Say = print
+    system: System, bench: Bench, data: DataSplits, options: TableOptions, kept: Rows, *, say: Say = print
 ) -> Trial:
-    """The best trial of a system's search, run as far as it is not stored."""
+    """The best trial of a system's search, after those are run that are missing."""
 
     def score(draw: Draw) -> tuple[float, str]:
         spec = system.spec(bench, draw, steps=options.search_steps, seed=10_000)
@@ -156,12 +165,17 @@ def tuned(
         say(f"{bench.name} {system.name} trial {draw}: {value:.4f}, {time.perf_counter() - started:.0f} s")
         return value, note
 
-    path = folder / "search" / f"{system.name}.json"
-    space = system.space_on(bench)
-    found = search(
-        space, score, trials=options.trials, store=path, start=system.start_on(bench), sampler=options.sampler
+    return best(
+        search(
+            system.space_on(bench),
+            score,
+            trials=options.trials,
+            before=kept.trials(system.name),
+            keep=lambda trial: kept.keep_trial(system.name, trial),
+            start=system.start_on(bench),
+            sampler=options.sampler,
+        )
     )
-    return best(found)
 
 
 def solve(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Solution:
@@ -209,7 +223,9 @@ def score_of(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> tuple[f
     return -math.inf if solution.status is Status.DIVERGED else value, solution.status.name.lower()
 
 
-def run_row(system: str, spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Row:
+def run_row(
+    system: str, draw: Draw, spec: RunSpec, data: DataSplits, *, keep: Keep = "last", depth: int | None = None
+) -> Row:
     """One row: solve, then look at the test split once.
 
     Raises:
@@ -221,10 +237,11 @@ def run_row(system: str, spec: RunSpec, data: DataSplits, *, keep: Keep = "last"
         raise KeyboardInterrupt
     seconds = time.process_time() - started
     final = solution.details["final"].get("defect", solution.history.last.get("defect", math.nan))
-    return Row(
-        system=system,
-        seed=spec.run.seed,
-        spec=spec.model_dump(mode="json"),
+    return row_of(
+        system,
+        draw,
+        spec,
+        depth=depth,
         status=solution.status.name.lower(),
         accuracy=_accuracy(solution.model, data.test_x, data.test_y),
         validation=_accuracy(solution.model, data.validation_x, data.validation_y) if len(data.validation_x) else None,
@@ -233,7 +250,7 @@ def run_row(system: str, spec: RunSpec, data: DataSplits, *, keep: Keep = "last"
         gradient_evaluations=solution.gradient_evaluations,
         seconds=round(seconds, 2),
         bytes=int(solution.details["bytes"]),
-        curve=tuple(zip(*solution.history.pairs("defect"), strict=True)),
+        curve=dict(zip(*solution.history.pairs("defect"), strict=True)) if depth is None else {},  # not drawn by depth
     )
 
 
@@ -258,48 +275,9 @@ def _args(entry: Any) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- the table
-def write_table(options: TableOptions, folder: Path, *, draw: bool = True) -> str:
-    """Write `table.json`, `table.md` and, where Matplotlib is there, `defect.png` from the rows of a folder."""
+def table(options: TableOptions, rows: Sequence[Row]) -> str:
+    """The table of a folder's rows as Markdown."""
     bench = options.bench
-    rows = rows_of(folder)
-    summaries = [_summary(bench, name, rows, folder) for name in dict.fromkeys(r.system for r in rows)]
-    write(folder / "table.json", {"options": options.model_dump(mode="json"), "systems": summaries})
-    text = _markdown(bench, options, summaries)
-    write(folder / "table.md", text)
-    if rows and draw:
-        figure(rows, folder / "defect.png")
-    return text
-
-
-def _summary(bench: Bench, name: str, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
-    own = [r for r in rows if r.system == name]
-    trials = stored(folder / "search" / f"{name}.json")
-    published = bench.published.get(name, (None, None))
-    return {
-        "system": name,
-        "title": system_of(name).title,
-        "seeds": [r.seed for r in own],
-        "steps": own[0].spec["run"]["steps"],
-        "accuracy": _mean_sd([r.accuracy for r in own]),
-        "defect": _mean_sd([r.defect for r in own]),
-        "gradient_evaluations": round(statistics.fmean(r.gradient_evaluations for r in own)),
-        "seconds": round(statistics.fmean(r.seconds for r in own), 1),
-        "bytes": own[0].bytes,
-        "diverged": sum(r.status == "diverged" for r in own),
-        "published_accuracy": published[0],
-        "published_defect": published[1],
-        "draw": best(trials).draw if trials else {},
-        "trials": len(trials),
-    }
-
-
-def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    if not all(math.isfinite(v) for v in values):
-        return math.nan, math.nan
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str, Any]]) -> str:
     decay = f"Weights lose {100 * bench.decay:g} % in each move at full step size. " if bench.decay else ""
     refit = "Rows are trained on that split too. " if options.refit else ""
     lines = [
@@ -307,25 +285,40 @@ def _markdown(bench: Bench, options: TableOptions, summaries: Sequence[dict[str,
         "",
         f"Mean and standard deviation over seeds. {_KEPT[options.keep]} Hyper-parameters: best of {options.trials} "
         f"draws of {options.search_steps:,} steps on the validation split, the same for every system. {refit}{decay}"
-        "Each row's spec and seed: rows/. Published: accuracy and defect printed in the DistProp paper (MNIST: another "
-        "network, batch 1024).",
+        "Each row's draw, seed and spec: rows.jsonl. Published: accuracy and defect printed in the DistProp paper "
+        "(MNIST: another network, batch 1024).",
         "",
         "| system | seeds | test accuracy | final mean defect | gradient evaluations | processor seconds | state bytes "
         "| published accuracy | published defect |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for s in summaries:
-        several = len(s["seeds"]) > 1
-        accuracy = f"{100 * s['accuracy'][0]:.2f}" + (f" ± {100 * s['accuracy'][1]:.2f} %" if several else " %")
-        defect = f"{s['defect'][0]:.2e}" + (f" ± {s['defect'][1]:.0e}" if several else "")
-        known = "" if s["published_accuracy"] is None else f"{100 * s['published_accuracy']:.2f} %"
-        size = "" if s["published_defect"] is None else f"{s['published_defect']:.2e}"
-        diverged = f" ({s['diverged']} diverged)" if s["diverged"] else ""
-        lines.append(
-            f"| {s['title']} | {len(s['seeds'])}{diverged} | {accuracy} | {defect} | {s['gradient_evaluations']:,} "
-            f"| {s['seconds']:,.0f} | {s['bytes']:,} | {known} | {size} |"
-        )
-    return "\n".join(lines) + "\n"
+    names = dict.fromkeys(r.system for r in rows)
+    return "\n".join([*lines, *(_line(bench, [r for r in rows if r.system == name]) for name in names)]) + "\n"
+
+
+def _line(bench: Bench, rows: Sequence[Row]) -> str:
+    several, (published, known) = len(rows) > 1, bench.published.get(rows[0].system, (None, None))
+    mean, spread = _mean_sd([r.accuracy for r in rows])
+    level, width = _mean_sd([r.defect for r in rows])
+    diverged = sum(r.status == "diverged" for r in rows)
+    cells = (
+        system_of(rows[0].system).title,
+        f"{len(rows)}" + (f" ({diverged} diverged)" if diverged else ""),
+        f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f} %" if several else " %"),
+        f"{level:.2e}" + (f" ± {width:.0e}" if several else ""),
+        f"{round(statistics.fmean(r.gradient_evaluations for r in rows)):,}",
+        f"{statistics.fmean(r.seconds for r in rows):,.0f}",
+        f"{rows[0].bytes:,}",
+        "" if published is None else f"{100 * published:.2f} %",
+        "" if known is None else f"{known:.2e}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    if not all(math.isfinite(v) for v in values):
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def figure(rows: Sequence[Row], path: Path) -> bool:
@@ -363,7 +356,3 @@ def figure(rows: Sequence[Row], path: Path) -> bool:
     drawing.savefig(image, dpi=110)
     sums.write(path.parent, {path.name: image.getvalue()})
     return True
-
-
-def _row_path(folder: Path, system: str, seed: int) -> Path:
-    return folder / "rows" / f"{system}-seed{seed}.json"

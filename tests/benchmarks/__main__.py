@@ -22,7 +22,7 @@ from tests.benchmarks.timing import Row
 
 ROOMS = ("importing", "first_order", "against_cooper", "lifting", "exact_speed", "shooting_speed")
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "results" / "speed.json"
+RESULTS = Path(__file__).parent / "results" / "speed.json"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 

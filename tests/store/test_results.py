@@ -16,7 +16,8 @@ import torch
 
 import lagcompile as lc
 from lagcompile.workbench import coverage
-from lagcompile.workbench.search import search, stored
+from lagcompile.workbench.rows import Rows
+from lagcompile.workbench.search import Trial
 from tests.nets import deep
 from tests.store.damage import damage
 from tests.store.dying import died
@@ -72,38 +73,37 @@ def test_an_export_that_cannot_write_is_one_line(tmp_path: Path, error: OSError)
         assert files(tmp_path) == before
 
 
-def test_damaged_trials_of_a_search_are_named(tmp_path: Path) -> None:
-    store = tmp_path / "search" / "one.json"
-
-    def run() -> list[float]:
-        return [t.score for t in search({}, lambda draw: (0.123456789, "fine"), trials=3, store=store)]
-
-    run()
-    kept = files(tmp_path)
-    assert set(kept) == {"search/one.json", "search/lagcompile.sums"}
-    for seed in range(100):
-        generator = random.Random(seed)
-        path = tmp_path / generator.choice(sorted(kept))
-        how = damage(path, generator)
-        with pytest.raises(lc.LagcompileError) as caught:
-            run()
-        assert path.name in str(caught.value), how
-        path.write_bytes(kept[path.relative_to(tmp_path).as_posix()])
-    assert [t.score for t in stored(store)] == [0.123456789] * 3
+def test_damaged_lines_of_a_study_are_named(tmp_path: Path) -> None:
+    kept = Rows(tmp_path)
+    for score in (0.123456789, 0.5, 1.0):
+        kept.keep_trial("backprop", Trial(draw={"method.weights.lr": 0.1}, score=score, note="fine"))
+    path = tmp_path / "rows.jsonl"
+    whole = path.read_bytes()
+    for seed in range(300):
+        how = damage(path, random.Random(seed))
+        left = path.read_bytes()
+        if whole.startswith(left) and left[-1:] in (b"", b"\n"):  # whole lines went: what they held is run again
+            found = Rows(tmp_path).trials("backprop")
+            assert found == kept.trials("backprop")[: left.count(b"\n")], how
+        else:
+            with pytest.raises(lc.LagcompileError, match=re.escape(str(path))):
+                Rows(tmp_path)
+        path.write_bytes(whole)
 
 
-def test_a_search_that_dies_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_rows_that_die_are_as_they_were_or_have_the_new_one(tmp_path: Path) -> None:
     def run(folder: Path) -> None:
-        search({}, lambda draw: (0.5, "fine"), trials=3, store=folder / "rows" / "one.json")
+        folder.mkdir(exist_ok=True)
+        kept = Rows(folder)
+        for score in (0.25, 0.5, 1.0)[len(kept.trials("gda")) :]:
+            kept.keep_trial("gda", Trial(draw={}, score=score))
 
     whole = died(tmp_path, None, lambda: run(tmp_path / "whole")).done
-    for at in range(1, whole + 1, 2):
+    for at in range(1, whole + 1):
         folder = tmp_path / f"at{at}"
         assert died(tmp_path, at, lambda folder=folder: run(folder)).dead  # type: ignore[misc]
         run(folder)
-        assert len(stored(folder / "rows" / "one.json")) == 3
-        kept, wanted = files(folder), files(tmp_path / "whole")  # what was half written stays until it is written again
-        assert kept["rows/one.json"] == wanted["rows/one.json"]
+        assert (folder / "rows.jsonl").read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
 
 
 def test_coverage_keeps_its_rows_from_damage_and_from_a_second_process(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -70,9 +71,8 @@ def sound() -> Mapping[str, bytes]:
         found["program.json"] = called("show", "moons.yaml", "--json")[1].encode()
         called("verify", "moons.yaml", "--out", "certificate.json")
         called(*ROWS)
-        for path in [Path("certificate.json"), *sorted(Path("rows").rglob("*.json"))]:
+        for path in (Path("certificate.json"), Path("rows/protocol.json"), Path("rows/rows.jsonl")):
             found[str(path)] = path.read_bytes()
-    assert len(found) >= 7, sorted(found)
     return found
 
 
@@ -249,11 +249,12 @@ def dataset(rng: random.Random) -> str:
 
 def rows(rng: random.Random) -> str:
     """The folder of a bench with one file changed; nothing is left to run."""
-    names = [n for n in sound() if n.startswith("rows/") and not n.endswith("table.json")]
+    names = [n for n in sound() if n.startswith("rows/")]
     victim = rng.choice(names)
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(edited_json(sound()[name], rng) if name == victim else sound()[name])
+        edited = edited_lines if name.endswith(".jsonl") else edited_json
+        Path(name).write_bytes(edited(sound()[name], rng) if name == victim else sound()[name])
     return command("rows", *ROWS)
 
 
@@ -291,6 +292,21 @@ def edited_json(text: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.4:
         return of_bytes(text, rng)
     return json.dumps(of_data(json.loads(text), rng), indent=2).encode()
+
+
+def edited_lines(text: bytes, rng: random.Random) -> bytes:
+    """Rows, changed as text, or one of them as data, with a digest that fits; now and then as they were."""
+    if rng.random() < SOUND:
+        return text
+    if rng.random() < 0.4:
+        return of_bytes(text, rng)
+    lines = text.decode().splitlines()
+    number = rng.randrange(len(lines))
+    data = json.loads(lines[number])
+    del data["sha256"]
+    new = json.dumps(of_data(data, rng))
+    lines[number] = f'{new[:-1]}, "sha256": "{hashlib.sha256(new.encode()).hexdigest()[:16]}"}}'
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def case(seed: int) -> Mapping[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
@@ -16,13 +15,17 @@ import torch
 import lagcompile as lc
 from lagcompile.workbench.benches import BENCHES, Bench, bench_of
 from lagcompile.workbench.references import DATA
-from lagcompile.workbench.rows import rows_of
-from lagcompile.workbench.search import Choice, Draw, Space, Span, best, drawn, search, stored
-from lagcompile.workbench.studies import DepthOptions, RobustnessOptions, depth_study, robustness_study
+from lagcompile.workbench.rows import Row, Rows
+from lagcompile.workbench.search import Choice, Draw, Space, Span, Trial, best, drawn, search
+from lagcompile.workbench.studies import DepthOptions, RobustnessOptions, depth_study, robustness_study, table_of
 from lagcompile.workbench.systems import SYSTEMS, System, system_of
 from lagcompile.workbench.tables import TableOptions, figure, solve, table1
 
 SPACE: Space = {"a": Span(low=1e-3, high=1.0), "b": Choice(options=("x", "y")), "c": Span(low=0.0, high=2.0, log=False)}
+
+
+def rows_of(folder: Path) -> list[Row]:
+    return Rows(folder).rows
 
 
 def test_draws_stay_in_their_space_and_depend_on_the_seed_alone() -> None:
@@ -34,19 +37,18 @@ def test_draws_stay_in_their_space_and_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_search_that_was_stopped_goes_on(tmp_path: Path, sampler: Literal["random", "tpe"]) -> None:
+def test_a_search_that_was_stopped_is_resumed(sampler: Literal["random", "tpe"]) -> None:
     def score(draw: Draw) -> tuple[float, str]:
         return -abs(math.log10(float(draw["a"])) + 1.5), ""
 
     start: Draw = {"a": 1.0, "b": "x", "c": 1.0}
     if sampler == "tpe":
         pytest.importorskip("optuna", reason="pip install 'lagcompile[bench]'")
-    whole = search(SPACE, score, trials=6, store=tmp_path / "whole.json", start=start, sampler=sampler)
-    part = tmp_path / "part.json"
-    search(SPACE, score, trials=2, store=part, start=start, sampler=sampler)
-    assert len(stored(part)) == 2
-    resumed = search(SPACE, score, trials=6, store=part, start=start, sampler=sampler)
-    assert resumed == whole
+    kept: list[Trial] = []
+    whole = search(SPACE, score, trials=6, start=start, sampler=sampler)
+    search(SPACE, score, trials=2, keep=kept.append, start=start, sampler=sampler)
+    assert len(kept) == 2
+    assert search(SPACE, score, trials=6, before=kept, keep=kept.append, start=start, sampler=sampler) == whole == kept
     assert whole[0].draw == start
     assert best(whole).score == max(t.score for t in whole)
 
@@ -110,19 +112,54 @@ def test_the_table_is_resumable_and_has_a_row_for_each_system_and_seed(tmp_path:
         assert row.status == "steps_done"
         assert row.gradient_evaluations == (60 if row.system == "distprop" else 30)
         assert 0.0 <= row.accuracy <= 1.0
-        assert row.spec["run"]["seed"] == row.seed
         assert row.curve[-1][0] == 30
+        spec = Rows(tmp_path).spec(row)
+        assert spec.run.seed == row.seed
+        assert spec == system_of(row.system).spec(bench_of("digits"), row.draw, steps=30, seed=row.seed)
     assert all(f"| {system_of(n).title} | 2 |" in text for n in names)
-    assert (tmp_path / "table.md").read_text() == text
-    assert len(json.loads((tmp_path / "table.json").read_text())["systems"]) == 2
+    assert (tmp_path / "table.md").read_text() == table_of(tmp_path) == text
     said.clear()
     assert table1(options, tmp_path, say=said.append) == text
     assert said == []
-    (tmp_path / "rows" / "backprop-seed1.json").unlink()
+    path = tmp_path / "rows.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    (gone,) = [line for line in lines if '"row", "system": "backprop", "seed": 1' in line]
+    path.write_text("".join(line for line in lines if line != gone))
     table1(options, tmp_path, say=said.append)
     assert len(said) == 1
     again = rows_of(tmp_path)
     assert (again[1].accuracy, again[1].curve) == (rows[1].accuracy, rows[1].curve)
+
+
+def test_a_line_that_was_cut_short_damaged_edited_or_given_twice_is_named(tmp_path: Path) -> None:
+    options = TableOptions(systems=("backprop",), steps=4, seeds=1, trials=1, search_steps=2)
+    table1(options, tmp_path, say=lambda line: None)
+    path = tmp_path / "rows.jsonl"
+    text = path.read_text()
+    again = "remove this line, and what it held is run again"
+    for damaged, problem in (
+        (text[:-30], f":3: the last line was cut short: {again}"),
+        (text.replace('"seed": 0', '"seed": 1'), f":3: the line is damaged or was changed: {again}"),
+        (text.replace('"score": 0', '"score": 1'), f":1: the line is damaged or was changed: {again}"),
+        ("\n" + text, f":1: the line is damaged or was changed: {again}"),
+        (text + text.splitlines()[2] + "\n", ":4: there is a row of this system and seed before: remove one"),
+    ):
+        assert damaged != text
+        path.write_text(damaged)
+        with pytest.raises(lc.DataError, match=f"^{re.escape(f'{path}{problem}')}$"):
+            table1(options, tmp_path, say=lambda line: None)
+        assert path.read_text() == damaged
+    path.write_text(text)
+    said: list[str] = []
+    table1(options, tmp_path, say=said.append)
+    assert said == []
+
+
+def test_folders_of_one_file_a_row_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    with pytest.raises(lc.SpecError, match=r"holds one file a row, .* give another folder \(--out\)$"):
+        table1(TableOptions(), tmp_path, say=lambda line: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows"]
 
 
 def test_a_table_at_another_batch_size_and_decay(tmp_path: Path) -> None:
@@ -133,9 +170,10 @@ def test_a_table_at_another_batch_size_and_decay(tmp_path: Path) -> None:
     assert "4 steps, batch 7\n" in text
     assert "Weights lose 0.01 % in each move at full step size." in text
     (row,) = rows_of(tmp_path)
-    assert row.spec["run"]["batch_size"] == 7
-    assert row.spec["method"]["weights"]["weight_decay"] == pytest.approx(0.1)
-    assert [t.draw for t in stored(tmp_path / "search" / "backprop.json")] == [{"method.weights.lr": 1e-3}]
+    kept = Rows(tmp_path)
+    assert kept.spec(row).run.batch_size == 7
+    assert kept.spec(row).method.model_dump()["weights"]["weight_decay"] == pytest.approx(0.1)
+    assert [t.draw for t in kept.trials("backprop")] == [{"method.weights.lr": 1e-3}]
 
 
 def test_rows_can_train_on_the_validation_split_once_it_has_been_searched_on(tmp_path: Path) -> None:
@@ -143,11 +181,11 @@ def test_rows_can_train_on_the_validation_split_once_it_has_been_searched_on(tmp
     assert "Rows are trained on that split too." in table1(options, tmp_path, say=lambda line: None)
     (row,) = rows_of(tmp_path)
     assert row.validation is None
-    assert row.spec["data"] == {"name": "digits", "args": {"validation": 0}}
+    assert Rows(tmp_path).spec(row).data.args == {"validation": 0}
     table1(options.model_copy(update={"refit": False}), tmp_path / "held_out", say=lambda line: None)
     (other,) = rows_of(tmp_path / "held_out")
     assert other.validation is not None
-    assert stored(tmp_path / "search/backprop.json") == stored(tmp_path / "held_out/search/backprop.json")
+    assert Rows(tmp_path).trials("backprop") == Rows(tmp_path / "held_out").trials("backprop")
     with pytest.raises(
         lc.SpecError, match=r"^refit leaves no validation split to look at: keep the weights of the last"
     ):
@@ -159,15 +197,15 @@ def test_rows_of_two_protocols_never_share_a_folder(tmp_path: Path) -> None:
     table1(options, tmp_path, say=lambda line: None)
     other = options.model_copy(update={"batch_size": 7, "search_steps": 3})
     expected = (
-        f"{tmp_path} was begun with search_steps 2 (now 3), batch_size 64 (now 7): rows of both would stand in one "
-        "table. Give the options that it was begun with, or another folder (--out)"
+        f"{tmp_path} was begun with search_steps 2 (now 3), batch_size 64 (now 7): rows with "
+        "different settings must not share a table. Give the options that it was begun with, or another folder (--out)"
     )
     with pytest.raises(lc.SpecError, match=f"^{re.escape(expected)}$"):
         table1(other, tmp_path, say=lambda line: None)
     assert len(rows_of(tmp_path)) == 1
     table1(options.model_copy(update={"seeds": 2, "batch_size": 64}), tmp_path, say=lambda line: None)  # as it was
     assert len(rows_of(tmp_path)) == 2
-    with pytest.raises(lc.SpecError, match=r"width None \(now 8\), .*steps 4 \(now 3\)"):
+    with pytest.raises(lc.SpecError, match=r"study table1 \(now depth\), .*width None \(now 8\), .*steps 4 \(now 3\)"):
         depth_study(DepthOptions(depths=(2,), width=8, steps=3), tmp_path, say=lambda line: None)
 
 
@@ -236,11 +274,13 @@ def test_studies_write_their_tables(tmp_path: Path) -> None:
     text = depth_study(depth, tmp_path / "depth", say=lambda line: None)
     assert "| Backprop |" in text
     assert "3 layers | 5 layers" in text
-    assert len(list((tmp_path / "depth" / "rows").glob("*.json"))) == 6
+    assert [(r.system, r.depth) for r in rows_of(tmp_path / "depth")] == [(n, d) for n in depth.systems for d in (3, 5)]
+    assert table_of(tmp_path / "depth") == text
     robust = RobustnessOptions(data="digits", runs=3, steps=5)
     text = robustness_study(robust, tmp_path / "robust", say=lambda line: None)
     assert "3 random settings" in text
     assert "of 3 settings" in text
-    kept = json.loads((tmp_path / "robust" / "robustness.json").read_text())["runs"]
-    assert [r["seed"] for r in kept] == [0, 1, 2]
-    assert all("method.weights.lr" in r and 0 <= r["accuracy"] <= 1 for r in kept)
+    kept = rows_of(tmp_path / "robust")
+    assert [r.seed for r in kept] == [0, 1, 2]
+    assert all("method.weights.lr" in r.draw and 0 <= r.accuracy <= 1 for r in kept)
+    assert table_of(tmp_path / "robust") == text
