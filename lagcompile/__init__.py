@@ -23,15 +23,11 @@ from lagcompile.frontend.repeats import IsomorphicSplit
 from lagcompile.frontend.split import AtSplit, AutoSplit, BalancedSplit, EverySplit, NoSplit
 from lagcompile.ir.axes import (
     AugmentedWeight,
-    ClassGaussian,
     ConstantWeight,
-    Eliminated,
     Forward,
     GeometricWeight,
     LinearWeight,
     MultiplierOptions,
-    Table,
-    Transient,
     UnitSphere,
     Zeros,
 )
@@ -48,6 +44,7 @@ from lagcompile.ir.base import (
 from lagcompile.ir.domains import Free, NonNegative, OfActivation, Range
 from lagcompile.ir.program import Program, Regulariser, ValueConstraint
 from lagcompile.ir.solution import History, Solution, Status
+from lagcompile.ir.storages import ClassGaussian, Eliminated, Table, Transient
 from lagcompile.ir.transforms import Abs, AbsTube, Hardshrink, Identity, NormTube, Softshrink, Squared
 from lagcompile.lift import Lifted, lift
 from lagcompile.runtime.rules import SGD, Adagrad, Adam

@@ -9,7 +9,7 @@ In: an `Instance`. Out: an executor. Invariant: both half steps see the same bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,6 @@ from lagcompile.backends.inputs import FreeInputs
 from lagcompile.backends.local import NOTHING_MOVES
 from lagcompile.backends.store import Store
 from lagcompile.backends.tables import portions
-from lagcompile.ir.axes import Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Batch, Instance, Known
@@ -241,7 +240,7 @@ class FirstOrderExecutor(Executor):
     @torch.no_grad()
     def final_measures(self) -> dict[str, float]:
         """Mean and largest absolute defect over all rows, at the stored states, in eval mode."""
-        if not self.instance.layout.banks or any(isinstance(b.first.storage, Transient) for b in self._banks()):
+        if not self.instance.layout.banks or not all(b.first.storage.kept for b in self.instance.layout.banks):
             return {}
         total = largest = torch.zeros((), device=self.instance.device)
         count = 0
@@ -264,9 +263,6 @@ class FirstOrderExecutor(Executor):
                     count += r.numel()
         self.instance.module.train()
         return {"defect": float(total) / max(count, 1), "largest_defect": float(largest)}
-
-    def _banks(self) -> Iterable[Any]:
-        return self.instance.layout.banks
 
     def values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """States (as stages read them) and multipliers by name, on the CPU."""

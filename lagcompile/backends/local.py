@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import Executor, Method
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.axes import Eliminated, Transient
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
 from lagcompile.ir.transforms import Identity
@@ -117,9 +116,9 @@ class StageNetwork:
 def _problems(instance: Instance, method: str) -> Iterator[str]:
     for s in instance.program.states:
         where = f"the state {s.name} (after {s.node}, {s.module})"
-        if isinstance(s.storage, Eliminated):
-            yield f"{method}: {where} is eliminated, but every state is worked on: leave out that breakpoint"
-        elif not isinstance(s.storage, Transient):
+        if not s.storage.variable:
+            yield f"{method}: {where} is {s.storage.kind}, but every state is worked on: leave out that breakpoint"
+        elif s.storage.kept:
             yield (
                 f"{method} starts its states anew in each batch, but {where} is kept as {s.storage.kind}: write "
                 "'storage: {kind: transient}', or use method extragradient, descent_ascent or augmented_lagrangian"

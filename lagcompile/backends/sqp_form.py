@@ -15,7 +15,7 @@ from torch import Tensor
 from lagcompile.backends.sqp_constraints import Aggregate, Ball, Diamond, Equal, OneSided, Piece, Point, Tube
 from lagcompile.backends.sqp_values import Absolute, Bounded, Custom, named_function
 from lagcompile.backends.sqp_variables import Variables, is_hard
-from lagcompile.ir.axes import AugmentedWeight, Eliminated
+from lagcompile.ir.axes import AugmentedWeight
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, ValueConstraint
 
@@ -72,7 +72,7 @@ class Form:
 
     def _parts(self, example: Callable[[], Point]) -> Iterator[Callable[[], list[Piece]]]:
         for state in self.program.states:
-            if isinstance(state.storage, Eliminated):
+            if not state.storage.variable:
                 continue
             constraint = self.program.defect_of(state.name)
             block = self.variables.block(("state", state.name))

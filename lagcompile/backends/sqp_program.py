@@ -22,7 +22,6 @@ from lagcompile.backends.sqp_values import violation
 from lagcompile.backends.sqp_variables import Values, Variables, state_rows, state_value, variables_of
 from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.axes import Eliminated
 from lagcompile.runtime.float64 import in_float64, leaves_float64, widened
 from lagcompile.runtime.instance import Instance, convert
 
@@ -57,7 +56,7 @@ class ExactProgram:
             for s in (self.network.prologue, *self.network.stages)
         }
         self._frozen = {n: p.detach() for n, p in self.network.capture.original.named_parameters()}
-        self._states = [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
+        self._states = [s for s in self.program.states if s.storage.variable]
         self._names = {s.node: s.name for s in self.program.states}
         self._widen = False
         with torch.no_grad(), self.default_double():  # a mode costs time in every operation: only where it is needed

@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lagcompile.ir.axes import ClassGaussian, Eliminated
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program, StateVariable, ValueConstraint
 from lagcompile.runtime.instance import Instance, quiet, to_rows, to_value
@@ -157,7 +156,7 @@ def variables_of(instance: Instance) -> Variables:
                 add("weight", name, stage.name, sizes[name], (-torch.inf, torch.inf))
         for name in stage.writes:
             state = states.get(name)
-            if state is not None and not isinstance(state.storage, Eliminated):
+            if state is not None and state.storage.variable:
                 add("state", name, stage.name, rows[name], state.domain.bounds)
                 if _needs_slack(program, state):
                     blocks.append(Block("slack", f"c_{name}", stage.name, rows[name], 0.0))
@@ -196,7 +195,7 @@ def _refuse_gaussians(program: Program) -> None:
         f"the state {s.name} (after {s.module or s.node}) is kept as a Gaussian per class, which is read through "
         "random samples and has no exact program: use storage table, transient or shared for the exact backend"
         for s in program.states
-        if isinstance(s.storage, ClassGaussian)
+        if s.storage.sampled
     ]
     if problems:
         raise ProgramError(problems)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lagcompile.backends.tables import Tables, refuse, starts_at_adjoint
-from lagcompile.ir.axes import ClassGaussian, Shared, Table
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.allocation import WithinMemory
@@ -74,12 +73,12 @@ class Store:
         self.batch = batch
         self.rho = [b.constraint.weight.at(step) if b.constraint.weight is not None else 0.0 for b in self.banks]
         for i, bank in enumerate(self.banks):
-            storage = bank.first.storage
-            if isinstance(storage, ClassGaussian) and storage.noise == "fresh":
+            sampling = bank.first.storage.sampling
+            if sampling is not None and sampling.fresh:
                 self.noise[i] = self.tables.noise(bank)
         self._groups = []
         if self.tables.kept:
-            self._open("states", self.tables.kept, [self._row_index(i, batch) for i in self.tables.kept])
+            self._open("states", self.tables.kept, [self.tables.keeping[i].at(batch.rows) for i in self.tables.kept])
             self._open("multipliers", self.tables.dual, [self._dual_index(i, batch) for i in self.tables.dual])
         if self.tables.passing:
             self._start_transient(batch)
@@ -93,14 +92,11 @@ class Store:
         optimizer.take(rows, [self.tables.dtype(self.banks[i]) for i in banks])
         self._groups.append((optimizer, banks, name == "multipliers"))
 
-    def _row_index(self, i: int, batch: Batch) -> Tensor | None:
-        return batch.rows if isinstance(self.banks[i].first.storage, Table) else None
-
     def _dual_index(self, i: int, batch: Batch) -> Tensor | None:
         multiplier = self.banks[i].multiplier
         assert multiplier is not None
-        whole = multiplier.layout in {"class", "scalar"} or self.lagrangian.populations.produced[i]
-        return None if whole or isinstance(self.banks[i].first.storage, Shared) else batch.rows
+        whole = multiplier.layout in {"class", "scalar"} or self.lagrangian.on_samples[i]
+        return None if whole or self.banks[i].first.storage.single else batch.rows
 
     def _start_transient(self, batch: Batch) -> None:
         """Fresh states (and multipliers) of a batch, with fresh optimisers at the learning rates of the kept ones."""
@@ -115,7 +111,7 @@ class Store:
         for i in self.tables.passing:
             bank = self.banks[i]
             start = values[i] if bank.first.start.kind == "forward" else torch.zeros_like(values[i])
-            states.append(inside(bank.first.domain).stored(start))
+            states.append(self.tables.keeping[i].stored(start))
             if bank.multiplier is not None:
                 shape = self.tables.dual_shape(i, values[i].shape[1])
                 duals.append(sweep[i] if starts_at_adjoint(bank) else values[i].new_zeros(shape))

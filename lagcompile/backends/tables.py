@@ -6,20 +6,18 @@ shared value of its bank, and is made once; what a step does to it is the store'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lagcompile.frontend.graph import dtype_of
-from lagcompile.ir.axes import ClassGaussian, Shared, Table, Transient
 from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.runtime.adjoint import dual_sweep
-from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Instance, batch_axis
-from lagcompile.runtime.lagrangian import Lagrangian, gaussian
+from lagcompile.runtime.lagrangian import Lagrangian
 from lagcompile.runtime.layout import Bank
+from lagcompile.runtime.storages import keeping
 
 FILL_BATCH = 512
 
@@ -37,11 +35,12 @@ class Tables:
         self.lagrangian, self.generator = lagrangian, generator
         self.instance = lagrangian.instance
         self.banks = self.instance.layout.banks
-        self.kept = [i for i, b in enumerate(self.banks) if not isinstance(b.first.storage, Transient)]
-        self.passing = [i for i, b in enumerate(self.banks) if isinstance(b.first.storage, Transient)]
+        self.keeping = [keeping(b.first.storage, b.first.domain) for b in self.banks]
+        self.kept = [i for i, b in enumerate(self.banks) if b.first.storage.kept]
+        self.passing = [i for i, b in enumerate(self.banks) if not b.first.storage.kept]
         self.dual = [i for i in self.kept if self.banks[i].multiplier is not None]
         self.first_noise = [self.noise(b) for b in self.banks]
-        self.states = [self._state_table(self.banks[i]) for i in self.kept]
+        self.states = [self._state_table(i) for i in self.kept]
         self.multipliers = [self._dual_table(i) for i in self.dual]
         self._fill()
 
@@ -57,27 +56,19 @@ class Tables:
         """Type in which a state is computed."""
         return dtype_of(bank.first.type.dtype)
 
-    def _state_table(self, bank: Bank) -> Tensor:
-        storage, features, device = bank.first.storage, self._features(bank), self.instance.device
-        dtype = self.dtype(bank)
-        if isinstance(storage, ClassGaussian):
-            table = torch.zeros((len(bank.states), self._classes(), 2, *features), dtype=dtype, device=device)
-            table[:, :, 1] = storage.sigma + math.log(-math.expm1(-storage.sigma))  # softplus's inverse
-            return table
-        if isinstance(storage, Table) and storage.dtype is not None:
-            dtype = dtype_of(storage.dtype)
-        rows = 1 if isinstance(storage, Shared) else self.instance.examples
-        # filled, not zero-allocated: memory that is only promised would be fetched page by page inside the steps
-        return torch.empty((len(bank.states), rows, *features), dtype=dtype, device=device).fill_(0.0)
+    def _state_table(self, index: int) -> Tensor:
+        bank, examples = self.banks[index], self.instance.examples
+        rows = bank.first.storage.rows(examples, examples, self.instance.program.classes or 0)
+        shape = (len(bank.states), rows, *self._features(bank))
+        return self.keeping[index].empty(shape, self._kept_as(bank), self.instance.device)
 
     def _dual_table(self, index: int) -> Tensor:
-        bank = self.banks[index]
-        storage = bank.first.storage
-        dtype = self.dtype(bank)
-        if isinstance(storage, Table) and storage.dtype is not None:
-            dtype = dtype_of(storage.dtype)
         shape = self.dual_shape(index, self._rows(index))
-        return torch.empty(shape, dtype=dtype, device=self.instance.device).fill_(0.0)
+        # filled for the reason that state tables are
+        return torch.empty(shape, dtype=self._kept_as(self.banks[index]), device=self.instance.device).fill_(0.0)
+
+    def _kept_as(self, bank: Bank) -> torch.dtype:
+        return dtype_of(bank.first.storage.keeps(bank.first.type.dtype))
 
     def dual_shape(self, index: int, rows: int) -> tuple[int, ...]:
         """Shape of a bank's multipliers for so many rows of defects."""
@@ -94,19 +85,19 @@ class Tables:
 
     def _rows(self, index: int) -> int:
         """Rows of a bank's defects over the whole data set."""
-        if self.lagrangian.populations.produced[index]:
-            return self.instance.samples or 0
-        return 1 if isinstance(self.banks[index].first.storage, Shared) else self.instance.examples
+        if self.lagrangian.on_samples[index]:
+            return self.instance.samples
+        return 1 if self.banks[index].first.storage.single else self.instance.examples
 
     def _classes(self) -> int:
         assert self.instance.program.classes is not None
         return self.instance.program.classes
 
     def noise(self, bank: Bank) -> Tensor | None:
-        """Fresh noise of a class Gaussian's samples; None for other states."""
-        if not isinstance(bank.first.storage, ClassGaussian):
+        """Fresh noise of a state's samples; None for states that are not sampled."""
+        if not bank.first.storage.sampled:
             return None
-        shape = (len(bank.states), self.instance.samples or 0, *self._features(bank))
+        shape = (len(bank.states), self.instance.samples, *self._features(bank))
         return torch.randn(shape, generator=self.generator, device=self.instance.device, dtype=self.dtype(bank))
 
     # ---------------------------------------------------------------- starts
@@ -115,7 +106,7 @@ class Tables:
         for table, i in zip(self.states, self.kept, strict=True):
             bank = self.banks[i]
             if bank.first.start.kind == "unit_sphere":
-                target = table[:, :, 0] if isinstance(bank.first.storage, ClassGaussian) else table
+                target = self.keeping[i].centre(table)
                 drawn = torch.randn(target.shape, generator=self.generator, device=table.device)
                 flat = drawn.flatten(2) if drawn.dim() > 2 else drawn.unsqueeze(-1)
                 norm = torch.linalg.vector_norm(flat, dim=2).reshape(*drawn.shape[:2], *(1 for _ in drawn.shape[2:]))
@@ -128,31 +119,21 @@ class Tables:
                 self._fill_forward(set(forward), set(adjoint))
 
     def _fill_forward(self, forward: set[int], adjoint: set[int]) -> None:
-        sums: dict[int, Tensor] = {}
         for rows in portions(self.instance):
             batch = self.instance.batch(rows)
             with torch.no_grad():
                 values, _ = self.instance.forward(batch)
             for table, i in zip(self.states, self.kept, strict=True):
-                bank = self.banks[i]
-                if i not in forward:
-                    continue
-                if isinstance(bank.first.storage, ClassGaussian):
-                    assert batch.labels is not None
-                    sums.setdefault(i, torch.zeros_like(table[:, :, 0])).index_add_(1, batch.labels, values[i])
-                else:
-                    at = None if isinstance(bank.first.storage, Shared) else batch.rows
-                    _write(table, at, inside(bank.first.domain).stored(values[i]))
+                if i in forward:
+                    self.keeping[i].begin(table, batch.rows, values[i], batch.labels)
             if adjoint:
                 sweep = dual_sweep(self.instance, batch, values)
                 for table, i in zip(self.multipliers, self.dual, strict=True):
                     if i in adjoint:
-                        _write(table, batch.rows, sweep[i])
-        for i, total in sums.items():
-            assert self.instance.labels is not None
-            counts = torch.bincount(self.instance.labels, minlength=self._classes()).clamp(min=1).to(total.device)
-            mean = total / counts.reshape(1, -1, *(1 for _ in total.shape[2:]))
-            self.states[self.kept.index(i)][:, :, 0] = mean
+                        table.index_copy_(1, batch.rows, sweep[i].to(table.dtype))
+        for table, i in zip(self.states, self.kept, strict=True):
+            if i in forward:
+                self.keeping[i].begun(table, self.instance.labels)
 
     # ---------------------------------------------------------------- results
     def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -161,11 +142,8 @@ class Tables:
         for table, i in zip(self.states, self.kept, strict=True):
             bank = self.banks[i]
             for k, state in enumerate(bank.states):
-                if isinstance(bank.first.storage, ClassGaussian):
-                    mu, sigma = gaussian(table)
-                    states |= {f"{state.name}.mu": mu[k].cpu(), f"{state.name}.sigma": sigma[k].cpu()}
-                else:
-                    states[state.name] = inside(bank.first.domain).value(table[k].to(self.dtype(bank))).cpu()
+                held = self.keeping[i].named(state.name, table[k].to(self.dtype(bank)))
+                states |= {name: value.cpu() for name, value in held.items()}
         program = self.instance.program
         duals: dict[str, Tensor] = {}
         for table, i in zip(self.multipliers, self.dual, strict=True):
@@ -189,13 +167,6 @@ def portions(instance: Instance) -> list[Tensor]:
     if len(found) > 1 and len(found[-1]) == 1 and instance.sizes.allow(len(found[-2]) + 1):
         found[-2:] = [torch.cat(found[-2:])]
     return found
-
-
-def _write(table: Tensor, rows: Tensor | None, values: Tensor) -> None:
-    if rows is None:
-        table.copy_(values)
-    else:
-        table.index_copy_(1, rows, values.to(table.dtype))
 
 
 def refuse(instance: Instance, sweep: bool) -> None:
@@ -228,13 +199,13 @@ def _problems(instance: Instance, sweep: bool) -> Iterator[str]:
                 f"the state {name} starts from zeros, where {bank.first.domain.map} has no slope, and would never "
                 "move: write 'domain: {kind: nonnegative, by: project}', or start from a forward pass"
             )
-        if isinstance(storage, Transient) and bank.first.start.kind == "unit_sphere":
-            yield f"the state {name} is transient and starts by a forward pass or from zeros, not on the unit sphere"
+        if not storage.kept and bank.first.start.kind == "unit_sphere":
+            yield f"the state {name} is {storage.kind}: it starts from a forward pass or zeros, not on the unit sphere"
         full = bank.multiplier is not None and bank.multiplier.layout == "full"
-        if (sweep or starts_at_adjoint(bank)) and (not full or isinstance(storage, ClassGaussian)):
+        if (sweep or starts_at_adjoint(bank)) and (not full or storage.sampled):
             yield (
                 f"the state {name}: adjoints have one number for each example and feature, so its multiplier must be "
                 "laid out 'full' and its storage must not be class_gaussian"
             )
-        if bank.constraint.transform.per_row and isinstance(storage, Shared):
+        if bank.constraint.transform.per_row and storage.single:
             yield f"the state {name} is shared by all examples: norm_tube needs one row for each example"

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 from lagcompile.check.certificate import MODES, Identity, Kind, digest
 from lagcompile.frontend.stages import Network
-from lagcompile.ir.axes import Eliminated
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -84,7 +83,7 @@ def solution_identities(program: Program) -> Iterator[Identity]:
     """What holds at a solution of a program: stationarity in each variable, feasibility of each constraint."""
     (mode,) = MODES["solution"]
     weights = [w.name for w in program.weights if w.trainable]
-    kept = [s for s in program.states if not isinstance(s.storage, Eliminated)]
+    kept = [s for s in program.states if s.storage.variable]
     others = [*(d.name for d in program.data if d.free), *(s.name for s in kept)]
     for name in weights:
         yield "weight stationarity", name, mode

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from lagcompile.check.kinks import Kink, KinkRecorder
 from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.ir import trust
-from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated
+from lagcompile.ir.axes import AugmentedWeight
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
@@ -122,7 +122,7 @@ class _Evaluator:
         self.target = pytree.tree_map(_double, batch.target)
         self.labels = None if batch.labels is None else batch.labels.cpu()
         self.aliases = {a: n for n, others in self.network.capture.ties.items() for a in others}
-        self.kept = [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
+        self.kept = [s for s in self.program.states if s.storage.variable]
 
     def run(
         self,
@@ -177,7 +177,7 @@ def check_point(
     Raises:
         ProgramError: states that are kept per class.
     """
-    if any(isinstance(s.storage, ClassGaussian) for s in instance.program.states):
+    if any(s.storage.sampled for s in instance.program.states):
         raise ProgramError(
             "the KKT conditions of states kept as Gaussians per class are not defined on rows of data: "
             "the certificate of `verify` still applies"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lagcompile.dynamics.rollout import Rollout
 from lagcompile.dynamics.trajectories import Trajectories
-from lagcompile.ir.axes import Observed, Table
+from lagcompile.ir.axes import Observed
 from lagcompile.ir.domains import Free, Range
 from lagcompile.ir.program import (
     DataVariable,
@@ -22,6 +22,7 @@ from lagcompile.ir.program import (
     TensorType,
     WeightVariable,
 )
+from lagcompile.ir.storages import Table
 from lagcompile.ir.transforms import Identity
 
 

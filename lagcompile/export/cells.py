@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from lagcompile.export.symbols import features, shapes_known
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.plan import size
-from lagcompile.ir.axes import Eliminated
 from lagcompile.ir.program import Program, Stage, StateVariable, TensorType
 
 MOST, ENDS = 60, 20
@@ -84,7 +83,7 @@ def picture(program: Program) -> Picture:
     if hidden:
         cells.insert(ENDS, Cell("", (f"{hidden:,} more", "stages"), (), 0.0, (), None, ()))
     weights = sum(w.type.count or 0 for w in program.weights)
-    kept = sum(not isinstance(s.storage, Eliminated) for s in program.states)
+    kept = sum(s.storage.variable for s in program.states)
     title = f"{program.name}: {count} stage{_s(count)}, {kept} state{_s(kept)}, {weights:,} weights"
     return Picture(title, tuple(cells), tuple(_skips(program, place)), tuple(_notes(program)))
 
@@ -130,10 +129,9 @@ def _label(state: StateVariable, near: bool) -> Label:
         held = dtype_of(state.type.dtype).itemsize
         for d in found:
             held *= d
-    kept = not isinstance(state.storage, Eliminated)
     kind = state.storage.kind.replace("_", " ")
     lines = (shape(state.type) + within, f"{kind}, {size(held)}" if found is not None else kind)
-    return Label(shortened(state.name, LONGEST - 6), lines, near, kept)
+    return Label(shortened(state.name, LONGEST - 6), lines, near, state.storage.variable)
 
 
 def shape(kind: TensorType) -> str:

@@ -20,7 +20,6 @@ from lagcompile.export.latex_terms import (
     weight_lines,
 )
 from lagcompile.export.symbols import Symbols, between, code, count, space, text
-from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared, Table
 from lagcompile.ir.base import Frozen
 from lagcompile.ir.domains import NonNegative
 from lagcompile.ir.program import DataVariable, Program, StateVariable, ValueConstraint
@@ -122,14 +121,10 @@ def _state_rows(symbols: Symbols, group: Group) -> Iterator[str]:
     places = code(state.node) if not group.general else f"{code(state.node)}, \\dots, {code(group.last.node)}"
     after = f"after {places}"
     span = f", ${group.span}$" if group.general else ""
-    if isinstance(state.storage, ClassGaussian):
-        for letter, name in ((r"\mu", "mean"), (r"\sigma", "standard deviation")):
-            where = space(state.type) if letter == r"\mu" else space(state.type, NonNegative())
-            yield _row(group.of("", letter, "(c)"), where, f"{name} of class $c$ {after}{span}")
-        yield _row(group.value(), symbols.set_of(state), f"sample $n$ of class $c$ {after}{span}")
-    else:
-        kept = "value" if isinstance(state.storage, Eliminated) else "state"
-        yield _row(group.value(), symbols.set_of(state), f"{kept} {after}{span}, {_storage(state)}")
+    for part in state.storage.parts:
+        where = space(state.type, NonNegative() if part.positive else None)
+        yield _row(group.of(part.letter, "(c)"), where, f"{part.meaning} of class $c$ {after}{span}")
+    yield _row(group.value(), symbols.set_of(state), f"{state.storage.noun} {after}{span}{_whose(state)}")
     if multiplier is not None:
         norm = group.constraint is not None and group.constraint.transform.per_row
         full = multiplier.layout in {"full", "class"} and not norm
@@ -141,15 +136,10 @@ def _state_rows(symbols: Symbols, group: Group) -> Iterator[str]:
         yield _row(group.dual(), where, f"multiplier{per[multiplier.layout]}, {start}{span}")
 
 
-def _storage(state: StateVariable) -> str:
-    storage = state.storage
-    if isinstance(storage, Eliminated):
-        return "not a variable"
-    start = {"forward": "a forward pass", "zeros": "zero", "unit_sphere": "the unit sphere", "observed": "observations"}
-    begins = f"starts at {start[state.start.kind]}"
-    if isinstance(storage, Table):
-        return f"one per example, {begins}"
-    return f"{'one for all examples' if isinstance(storage, Shared) else 'kept for one batch'}, {begins}"
+def _whose(state: StateVariable) -> str:
+    if not state.storage.whose:
+        return ""
+    return f", {state.storage.whose}" + (f", starts at {state.start.tex}" if state.storage.variable else "")
 
 
 # ---------------------------------------------------------------- the program
@@ -159,7 +149,7 @@ def _program(symbols: Symbols) -> Iterator[str]:
     yield r"\begin{align*}"
     free = [symbols.bare(d.name) for d in program.data if d.free]
     over = [r"\theta" if program.weights else "", *free]
-    over += ["h" if not isinstance(s.storage, ClassGaussian) else r"\mu, \sigma" for s in symbols.variables()]
+    over += [letter for s in symbols.variables() for letter in s.storage.letters]
     yield rf"\min_{{{', '.join(dict.fromkeys(o for o in over if o))}}} \quad & {objective(symbols)} \\"
     lines = list(_constraints(symbols))
     yield from _joined(
@@ -200,19 +190,14 @@ def _constraints(symbols: Symbols) -> Iterator[str]:
     made: set[str] = set()
     for group in groups(symbols):
         state = group.first
-        if isinstance(state.storage, Eliminated):
+        if not state.storage.variable:
             yield rf"{group.value()} = {group.prediction()}{group.range_of()}"
             continue
         assert group.constraint is not None
         inner = group.constraint.transform.tex(group.defect())
         relation = "=" if group.constraint.relation == "==" else r"\le"
         yield rf"{inner} {relation} 0, \qquad {group.defect()} = {group.definition()}{group.range_of()}"
-        if isinstance(state.storage, ClassGaussian):
-            yield (
-                rf"{group.value()} = {group.of('', chr(92) + 'mu', '(c)')} + {group.of('', chr(92) + 'sigma', '(c)')} "
-                rf"\odot \varepsilon_{{{group.subscript}}}^{{(c,n)}}, \qquad "
-                rf"\varepsilon_{{{group.subscript}}}^{{(c,n)}} \sim \mathcal{{N}}(0, I)"
-            )
+        yield from filter(None, [state.storage.value_tex(group.value(), group.of)])
         where = symbols.set_of(state)
         if where != space(state.type):
             yield rf"{group.value()} \in {where}{group.range_of()}"
@@ -243,11 +228,11 @@ def _outputs(symbols: Symbols) -> Iterator[str]:
     for name in program.objective.reads:
         kept = name in symbols.states
         yield f"${symbols.value(name)}$ ({code(name)})" if not kept else f"${symbols.value(name)}$"
-    gaussian = next((s.storage for s in program.states if isinstance(s.storage, ClassGaussian)), None)
-    if gaussian is not None:
-        noise = "drawn once" if gaussian.noise == "fixed" else "drawn anew in each step"
+    sampling = next((s.storage.sampling for s in program.states if s.storage.sampling is not None), None)
+    if sampling is not None:
+        noise = "drawn anew in each step" if sampling.fresh else "drawn once"
         yield (
-            f"there are $M = {program.classes}$ classes with $S = {gaussian.samples}$ samples each, their noise "
+            f"there are $M = {program.classes}$ classes with $S = {sampling.size}$ samples each, their noise "
             f"{noise}; $y^{{(i)}}$ is the class of example $i$"
         )
 

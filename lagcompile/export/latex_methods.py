@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lagcompile.export.symbols import Symbols
-from lagcompile.ir.axes import ClassGaussian
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.tex import number
 
@@ -70,9 +69,7 @@ def _projection(symbols: Symbols) -> tuple[str, str]:
 
 def _states(symbols: Symbols) -> str:
     """What the states' variables are called: h, the mean and deviation of classes, free inputs."""
-    gaussian = [isinstance(s.storage, ClassGaussian) for s in symbols.variables()]
-    names = ["h"] if gaussian and not all(gaussian) else []
-    names += [r"\mu", r"\sigma"] if any(gaussian) else []
+    names = dict.fromkeys(letter for s in symbols.variables() for letter in s.storage.letters)
     return ", ".join([*names, *(symbols.bare(d.name) for d in symbols.program.data if d.free)])
 
 

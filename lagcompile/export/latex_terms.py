@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from lagcompile.export.symbols import Symbols, features
 from lagcompile.ir.axes import (
     AugmentedWeight,
-    ClassGaussian,
     ConstantWeight,
     GeometricWeight,
     LinearWeight,
@@ -76,13 +75,18 @@ class Group:
             return "k"
         return self.symbols.bare(self.first.name).removeprefix("h_{").removesuffix("}")
 
-    def of(self, before: str, letter: str, index: str) -> str:
+    @property
+    def class_index(self) -> str:
+        """The class of a row."""
+        return "(c)" if self.rows == "(c,n)" else "(y^{(i)})"
+
+    def of(self, letter: str, index: str) -> str:
         """A letter with the group's subscript and an index."""
-        return before + f"{letter}_{{{self.subscript}}}" + (f"^{{{index}}}" if index else "")
+        return f"{letter}_{{{self.subscript}}}" + (f"^{{{index}}}" if index else "")
 
     def value(self) -> str:
         """The state."""
-        return self.of("", "h", self.symbols.index(self.first.name))
+        return self.of("h", self.symbols.index(self.first.name))
 
     @property
     def rows(self) -> str:
@@ -94,17 +98,17 @@ class Group:
 
     def defect(self) -> str:
         """r_k."""
-        return self.of("", "r", self.rows)
+        return self.of("r", self.rows)
 
     def dual(self) -> str:
         """lambda_k with the index that its layout has."""
         multiplier = self.multiplier
         index = self.rows
         if multiplier is not None and multiplier.layout == "class":
-            index = "(c)" if self.rows == "(c,n)" else "(y^{(i)})"
+            index = self.class_index
         if multiplier is not None and multiplier.layout == "scalar":
             index = ""
-        return self.of("", r"\lambda", index)
+        return self.of(r"\lambda", index)
 
     def prediction(self) -> str:
         """The stage's value of the state."""
@@ -117,11 +121,7 @@ class Group:
 
     def definition(self) -> str:
         """What the defect is."""
-        if isinstance(self.first.storage, ClassGaussian):
-            index = "(c)" if self.rows == "(c,n)" else "(y^{(i)})"
-            mu, sigma = self.of("", r"\mu", index), self.of("", r"\sigma", index)
-            return rf"\bigl({self.prediction()} - {mu}\bigr) / {sigma}"
-        return f"{self.prediction()} - {self.value()}"
+        return self.first.storage.defect_tex(self.prediction(), self.value(), self.of, self.class_index)
 
     def range_of(self) -> str:
         """The range of k behind a line."""
@@ -165,7 +165,7 @@ def _continues(symbols: Symbols, before: StateVariable, state: StateVariable) ->
         chained
         and bool(mine.weights) == bool(theirs.weights)
         and _alike(symbols, before) == _alike(symbols, state)
-        and isinstance(before.storage, ClassGaussian) is False
+        and not before.storage.sampled
     )
 
 
@@ -200,8 +200,7 @@ def definitions(symbols: Symbols) -> list[str]:
     """What operators and maps mean, each once."""
     found = [m for m in dict.fromkeys(c.transform.meaning for c in symbols.program.defects) if m]
     found += [m for m in dict.fromkeys(s.domain.meaning for s in symbols.variables()) if m]
-    if any(isinstance(s.storage, ClassGaussian) for s in symbols.program.states):
-        found.append(r"$\sigma = \log(1 + e^{\tilde{\sigma}})$")
+    found += [m for m in dict.fromkeys(s.storage.meaning for s in symbols.program.states) if m]
     return found
 
 
@@ -213,9 +212,7 @@ def weight_lines(symbols: Symbols) -> list[str]:
         return [_schedule(r"\rho", common)]
     weights = [(g, g.constraint.weight) for g in groups(symbols) if g.constraint is not None]
     return [
-        _schedule(g.of("", r"\rho", ""), w) + (f" for ${g.span}$" if g.general else "")
-        for g, w in weights
-        if w is not None
+        _schedule(g.of(r"\rho", ""), w) + (f" for ${g.span}$" if g.general else "") for g, w in weights if w is not None
     ]
 
 
@@ -248,12 +245,12 @@ def coupling_lines(symbols: Symbols) -> list[str]:
 def _coupling(symbols: Symbols, group: Group) -> str:
     constraint, multiplier = group.constraint, group.multiplier
     assert constraint is not None
-    rho = r"\rho" if _common_weight(symbols) is not None else group.of("", r"\rho", "")
+    rho = r"\rho" if _common_weight(symbols) is not None else group.of(r"\rho", "")
     if isinstance(constraint.weight, GeometricWeight | LinearWeight):
         rho += "^{(t)}"
     g, squared = constraint.transform.tex(group.defect()), group.defect()
     if isinstance(constraint.weight, AugmentedWeight):
-        g = squared = group.of("", "g", group.rows)
+        g = squared = group.of("g", group.rows)
     parts = []
     if multiplier is not None:
         dual = group.dual()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared
 from lagcompile.ir.domains import Domain
 from lagcompile.ir.program import Program, Stage, StateVariable, TensorType
+from lagcompile.ir.sampling import sampled
 from lagcompile.ir.tex import number
 
 _SPECIAL = {
@@ -46,14 +46,14 @@ class Symbols:
         self.states = {s.name: s for s in program.states}
         unknown = None if shapes_known(program) else TensorType()
         self.data = {d.name: unknown or d.type for d in program.data}
-        self.synthetic = _synthetic(program)
+        self.synthetic = sampled(program).values
         self.writer = {w: s for s in program.stages for w in s.writes}
 
     # ---------------------------------------------------------------- values
     def index(self, name: str) -> str:
         """Over what a value runs: examples, samples of classes, or nothing."""
         state = self.states.get(name)
-        if state is not None and isinstance(state.storage, Shared):
+        if state is not None and state.storage.single:
             return ""
         if name in self.data and not _per_example(self.data[name]):
             return ""
@@ -114,7 +114,7 @@ class Symbols:
 
     def variables(self) -> list[StateVariable]:
         """States that are variables."""
-        return [s for s in self.program.states if not isinstance(s.storage, Eliminated)]
+        return [s for s in self.program.states if s.storage.variable]
 
 
 def shapes_known(program: Program) -> bool:
@@ -164,12 +164,3 @@ def between(lower: float | None, inner: str, upper: float | None) -> str:
     low = "" if lower is None else rf"{{{number(lower)}}} \le "
     high = "" if upper is None else rf" \le {number(upper)}"
     return f"{low}{inner}{high}"
-
-
-def _synthetic(program: Program) -> set[str]:
-    """Values that belong to synthetic examples: class Gaussians, and what is made from them."""
-    found = {s.name for s in program.states if isinstance(s.storage, ClassGaussian)}
-    for stage in program.stages:
-        if any(r in found for r in stage.reads):
-            found |= set(stage.writes)
-    return found

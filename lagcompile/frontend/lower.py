@@ -14,14 +14,9 @@ from pydantic import Field, model_validator
 from lagcompile.frontend.graph import Graph, Node
 from lagcompile.frontend.stages import Network, StageModule
 from lagcompile.ir.axes import (
-    ClassGaussian,
-    Eliminated,
     Forward,
     MultiplierOptions,
-    Shared,
     Start,
-    Storage,
-    Table,
     Weight,
 )
 from lagcompile.ir.base import Frozen, ProgramError
@@ -39,6 +34,7 @@ from lagcompile.ir.program import (
     ValueConstraint,
     WeightVariable,
 )
+from lagcompile.ir.storages import Shared, Storage, Table
 from lagcompile.ir.transforms import Identity, Transform
 
 
@@ -132,7 +128,7 @@ def lower(network: Network, formulation: Formulation, *, loss: str = "loss", nam
     options = _options(nodes, formulation)
     states = tuple(_state(network, n, names[n.name], options[n.name]) for n in nodes)
     stage_of = {w: s.name for s in network.stages for w in s.writes}
-    kept = [n for n in nodes if not isinstance(options[n.name].storage, Eliminated)]
+    kept = [n for n in nodes if options[n.name].storage.variable]
     constraints = [_defect(names[n.name], stage_of[n.name], options[n.name]) for n in kept]
     multipliers = [
         Multiplier(name=names[n.name].replace("h", "lambda", 1), constraint=f"c_{names[n.name]}", **m.model_dump())
@@ -185,13 +181,13 @@ def _options(nodes: tuple[Node, ...], formulation: Formulation) -> dict[str, Sta
 def _state(network: Network, node: Node, name: str, option: StateFormulation) -> StateVariable:
     storage = option.storage
     kind = node.type or TensorType(dtype="float32")
-    if kind.shape is not None and not any(isinstance(d, str) for d in kind.shape) and not _keeps_no_rows(storage):
-        if isinstance(storage, ClassGaussian):
+    if kind.shape is not None and not any(isinstance(d, str) for d in kind.shape):
+        if storage.per_class:
             raise ProgramError(
                 f"the state after {node.name} ({node.module}) has no batch axis and cannot be kept per class"
             )
-        storage = Shared()
-    if isinstance(storage, Shared) and any(isinstance(d, str) for d in kind.shape or ()):
+        storage = Shared() if storage.per_example else storage
+    if storage.single and any(isinstance(d, str) for d in kind.shape or ()):
         raise ProgramError(
             f"the state after {node.name} ({node.module}) has a batch axis and cannot be one value for all examples: "
             "write 'storage: {kind: table}' (or transient, class_gaussian)"
@@ -206,10 +202,6 @@ def _state(network: Network, node: Node, name: str, option: StateFormulation) ->
         domain=_domain(network.partition.graph, node, option.domain),
         start=option.start,
     )
-
-
-def _keeps_no_rows(storage: Storage) -> bool:
-    return storage.kind in {"eliminated", "transient", "shared"}
 
 
 def _domain(graph: Graph, node: Node, domain: Domain) -> Domain:
@@ -240,7 +232,7 @@ def _defect(state: str, stage: str, option: StateFormulation) -> DefectConstrain
         state=state,
         stage=stage,
         transform=option.transform,
-        scaled="class_sigma" if isinstance(option.storage, ClassGaussian) else "no",
+        scaled=option.storage.scaled,
         weight=option.weight,
         features="mean" if option.features == "mean" else "sum",
     )

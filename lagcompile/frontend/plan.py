@@ -13,9 +13,9 @@ from lagcompile.frontend.explain import Explanation, explain
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.partition import Partition
 from lagcompile.ir.arguments import expect_count
-from lagcompile.ir.axes import ClassGaussian, Eliminated, Shared, Table, Transient
 from lagcompile.ir.base import Measured
 from lagcompile.ir.program import Program, StateVariable
+from lagcompile.ir.sampling import sampled, samples
 
 
 class StagePlan(Measured):
@@ -186,36 +186,25 @@ def _explained(breakpoints: Sequence[Explanation]) -> list[str]:
 
 
 def _width(s: StateVariable) -> int:
-    dtype = s.storage.dtype if isinstance(s.storage, Table) and s.storage.dtype else s.type.dtype
-    return dtype_of(dtype).itemsize
+    return dtype_of(s.storage.keeps(s.type.dtype)).itemsize
 
 
 def _counts(program: Program, s: StateVariable, examples: int, batch: int) -> tuple[int, int, int]:
     """Variables, scalar constraints and multipliers of one state."""
     features = s.type.count or 0
-    storage = s.storage
-    if isinstance(storage, Eliminated):
-        return 0, 0, 0
-    rows = {Transient: min(batch, examples), Shared: 1}.get(type(storage), examples)
-    variables = rows * features
-    first = _first_gaussian(program)
-    if isinstance(storage, ClassGaussian):
-        classes = program.classes or 0
-        variables = 2 * classes * features
-        rows = examples if first is None or s.breakpoint <= first else classes * storage.samples
     constraint = program.defect_of(s.name)
-    assert constraint is not None
+    if constraint is None:
+        return 0, 0, 0
+    rows = s.storage.rows(examples, batch, program.classes or 0)
+    variables = rows * features * max(1, len(s.storage.parts))
+    if s.storage.sampled:
+        rows = samples(program) if constraint.stage in sampled(program).stages else examples
     scalars = rows * (1 if constraint.transform.per_row else features)
     multiplier = program.multiplier_of(constraint.name)
     if multiplier is None:
         return variables, scalars, 0
     layouts = {"full": rows * features, "example": rows, "class": (program.classes or 0) * features, "scalar": 1}
     return variables, scalars, layouts[multiplier.layout]
-
-
-def _first_gaussian(program: Program) -> int | None:
-    found = [s.breakpoint for s in program.states if isinstance(s.storage, ClassGaussian)]
-    return min(found, default=None)
 
 
 def _short(modules: Sequence[str]) -> str:

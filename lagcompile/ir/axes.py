@@ -1,84 +1,44 @@
-"""The axes on which the systems differ: where a state lives and starts, the weight of a defect, its multiplier.
+"""The axes on which the systems differ: where a state starts, the weight of a defect, its multiplier.
 
 In: nothing. Out: small tagged records (a union of pydantic classes is the registry). Invariant: a record says *what* is
-meant; how it is computed is the runtime's business (`runtime/kkt.py`, `runtime/tables.py`).
+meant; how it is computed is the runtime's business (`runtime/kkt.py`, `backends/tables.py`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from lagcompile.ir.base import Frozen
-
-DType = Literal["float32", "float64", "bfloat16", "float16"]
-
-
-# ---------------------------------------------------------------- storage: where a state lives
-class Eliminated(Frozen):
-    """No variable: the stage's output is used as it is (single shooting across this breakpoint)."""
-
-    kind: Literal["eliminated"] = "eliminated"
-
-
-class Transient(Frozen):
-    """A variable that exists for one batch and is started anew in the next."""
-
-    kind: Literal["transient"] = "transient"
-
-
-class Table(Frozen):
-    """A row for each example of the data set; a step touches the batch's rows only."""
-
-    kind: Literal["table"] = "table"
-    dtype: DType | None = None
-    """Storage type of the rows; None keeps the state's own."""
-
-
-class ClassGaussian(Frozen):
-    """A Gaussian for each class: mean mu(y), standard deviation softplus(.), read through samples (DistProp)."""
-
-    kind: Literal["class_gaussian"] = "class_gaussian"
-    samples: int = Field(default=32, ge=1)
-    """Synthetic examples drawn for each class (N)."""
-    noise: Literal["fixed", "fresh"] = "fixed"
-    """One draw for the whole run (a well-defined program) or a new one each step; shared by both half steps."""
-    sigma: float = Field(default=1.0, gt=0)
-    """Standard deviation at the start."""
-
-
-class Shared(Frozen):
-    """One value for all examples (a tensor without a batch axis)."""
-
-    kind: Literal["shared"] = "shared"
-
-
-Storage = Annotated[Eliminated | Transient | Table | ClassGaussian | Shared, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- starts
 class Forward(Frozen):
     """A forward pass of the network."""
 
+    tex: ClassVar[str] = "a forward pass"
     kind: Literal["forward"] = "forward"
 
 
 class Zeros(Frozen):
     """All zeros."""
 
+    tex: ClassVar[str] = "zero"
     kind: Literal["zeros"] = "zeros"
 
 
 class UnitSphere(Frozen):
     """A random point of the unit sphere for each row."""
 
+    tex: ClassVar[str] = "the unit sphere"
     kind: Literal["unit_sphere"] = "unit_sphere"
 
 
 class Observed(Frozen):
     """Values given by the user when the data are bound."""
 
+    tex: ClassVar[str] = "observations"
     kind: Literal["observed"] = "observed"
 
 

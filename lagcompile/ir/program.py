@@ -17,9 +17,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Eliminated, Start, Storage, Weight
+from lagcompile.ir.axes import AugmentedWeight, Start, Weight
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.domains import Domain, Free
+from lagcompile.ir.storages import Storage
 from lagcompile.ir.transforms import Transform
 
 FORMAT = 1
@@ -293,9 +294,9 @@ def _constraint_problems(
             if c.stage not in stages or c.state not in stages[c.stage].writes:
                 yield f"constraint '{c.name}': stage '{c.stage}' does not write '{c.state}'"
             storage = states[c.state].storage
-            if isinstance(storage, Eliminated):
+            if not storage.variable:
                 yield f"constraint '{c.name}' is on the state '{c.state}', which is eliminated"
-            if (c.scaled == "class_sigma") != isinstance(storage, ClassGaussian):
+            if c.scaled != storage.scaled:
                 yield f"constraint '{c.name}': a defect is a z-score exactly where its state is class_gaussian"
             if c.transform.per_row and layouts.get(c.name) in {"full", "class"}:
                 yield (
@@ -311,9 +312,9 @@ def _constraint_problems(
             if isinstance(c.weight, AugmentedWeight):
                 yield f"constraint '{c.name}': a weight of kind augmented is for defects; here give kind constant"
     for name, state in states.items():
-        if not isinstance(state.storage, Eliminated) and name not in constrained:
+        if state.storage.variable and name not in constrained:
             yield f"the state '{name}' has no defect constraint"
-    per_class = [f"the state {s.name} ({s.module})" for s in program.states if isinstance(s.storage, ClassGaussian)]
+    per_class = [f"the state {s.name} ({s.module})" for s in program.states if s.storage.per_class]
     per_class += [f"the multiplier {m.name}" for m in program.multipliers if m.layout == "class"]
     if per_class and program.classes is None:
         yield (

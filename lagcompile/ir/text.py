@@ -10,12 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from lagcompile.ir.axes import (
     AugmentedWeight,
-    ClassGaussian,
     ConstantWeight,
-    Eliminated,
     GeometricWeight,
     LinearWeight,
-    Table,
     Weight,
 )
 from lagcompile.ir.base import ProgramError
@@ -25,7 +22,6 @@ from lagcompile.ir.program import (
     Objective,
     Program,
     StateVariable,
-    TensorType,
     ValueConstraint,
 )
 
@@ -136,19 +132,9 @@ def _data(d: DataVariable) -> str:
 
 
 def _state(s: StateVariable) -> tuple[str, str, str, str]:
-    storage = s.storage
-    where: str = storage.kind
-    if isinstance(storage, ClassGaussian):
-        where = f"class_gaussian({storage.samples} samples, {storage.noise} noise)"
-    elif isinstance(storage, Table) and storage.dtype:
-        where = f"table({storage.dtype})"
-    start = "" if isinstance(storage, Eliminated) else f"start {s.start.kind}"
-    return _rows(s.type, s), where, s.domain.text, f"{start}, after {s.node}" if start else f"after {s.node}"
-
-
-def _rows(t: TensorType, s: StateVariable) -> str:
-    letter = {"table": "N", "class_gaussian": "M"}.get(s.storage.kind, "B")
-    return str(t).replace("[B", f"[{letter}")
+    rows = str(s.type).replace("[B", f"[{s.storage.letter}")
+    start = f"start {s.start.kind}, " if s.storage.variable else ""
+    return rows, s.storage.text, s.domain.text, f"{start}after {s.node}"
 
 
 def _objective(o: Objective) -> Iterator[str]:
@@ -166,11 +152,9 @@ def _constraint(program: Program, c: DefectConstraint | ValueConstraint) -> tupl
         dual += f", rho {weight_text(c.weight)}"
     if isinstance(c, DefectConstraint):
         stage = program.stage(c.stage)
-        inner = f"{stage.name}({', '.join(stage.reads)}) - {c.state}"
-        if len(stage.writes) > 1:
-            inner = f"{stage.name}({', '.join(stage.reads)}).{program.state(c.state).node} - {c.state}"
-        if c.scaled == "class_sigma":
-            inner = f"({stage.name}({', '.join(stage.reads)}) - mu({c.state})) / sigma({c.state})"
+        state = program.state(c.state)
+        prediction = f"{stage.name}({', '.join(stage.reads)})" + (f".{state.node}" if len(stage.writes) > 1 else "")
+        inner = state.storage.defect_text(prediction, c.state)
         reduction = ", mean over features" if c.features == "mean" else ""
         return f"{c.name}:", f"{c.transform.text(inner)} {c.relation} 0", dual + reduction
     if c.function is None:

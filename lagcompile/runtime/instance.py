@@ -23,9 +23,9 @@ from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.frontend.stages import Network
 from lagcompile.ir.alone import ALONE
 from lagcompile.ir.arguments import device_of
-from lagcompile.ir.axes import ClassGaussian
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program, TensorType
+from lagcompile.ir.sampling import samples
 from lagcompile.runtime.float64 import widened
 from lagcompile.runtime.layout import Layout, Unit, layout_of
 from lagcompile.runtime.weights import Weights
@@ -126,7 +126,7 @@ class Instance:
         return tensor.index_select(0, rows.to(tensor.device)).to(self.device, non_blocking=True)
 
     def _labels(self) -> Tensor | None:
-        drawn = [s for s in self.program.states if isinstance(s.storage, ClassGaussian)]
+        drawn = [s for s in self.program.states if s.storage.per_class]
         if self.program.classes is None or not (drawn or any(m.layout == "class" for m in self.program.multipliers)):
             return None
         whole = isinstance(self.target, Tensor) and self.target.dtype in INTEGERS
@@ -298,13 +298,9 @@ class Instance:
         return result
 
     @property
-    def samples(self) -> int | None:
-        """Number of synthetic examples (classes times samples), where states are kept per class."""
-        for bank in self.layout.banks:
-            if isinstance(bank.first.storage, ClassGaussian):
-                assert self.program.classes is not None
-                return self.program.classes * bank.first.storage.samples
-        return None
+    def samples(self) -> int:
+        """Number of synthetic examples; 0 where no state is sampled."""
+        return samples(self.program)
 
 
 def _examples(inputs: Sequence[Tensor], target: Any) -> int:

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from lagcompile.ir.axes import AugmentedWeight, ClassGaussian, Table
+from lagcompile.ir.axes import AugmentedWeight
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
+from lagcompile.ir.sampling import mixed, sampled
 from lagcompile.runtime import kkt
-from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch, Instance, Known
+from lagcompile.runtime.storages import keeping
 from lagcompile.runtime.transforms import behaviour
 
 
@@ -54,88 +54,6 @@ class Gradients:
     inputs: list[Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Populations:
-    """Which banks and units run on synthetic examples drawn from class Gaussians.
-
-    Attributes:
-        produced: for each bank, whether its predictions are of synthetic examples.
-        output: whether the output is.
-        labels: classes of the synthetic examples, (samples,); None without class Gaussians.
-        counts: synthetic examples of one class.
-    """
-
-    produced: tuple[bool, ...]
-    output: bool
-    labels: Tensor | None = None
-    counts: int = 0
-    weights: Mapping[int, float] = field(default_factory=dict)
-
-
-def populations(instance: Instance) -> Populations:
-    """Trace which units see synthetic examples.
-
-    Raises:
-        ProgramError: a stage would read both synthetic examples and data, or a state behind a class Gaussian is kept
-            per example.
-    """
-    banks = instance.layout.banks
-    gaussian = [isinstance(b.first.storage, ClassGaussian) for b in banks]
-    if not any(gaussian):
-        return Populations(tuple(False for _ in banks), False)
-    storages = [b.first.storage for b in banks if isinstance(b.first.storage, ClassGaussian)]
-    problems = []
-    if len({(s.samples, s.noise) for s in storages}) > 1:
-        drawn = ", ".join(b.first.name for b, g in zip(banks, gaussian, strict=True) if g)
-        problems.append(
-            f"the class_gaussian states {drawn} must all have the same number of samples and the same noise"
-        )
-    synthetic = {node: g for b, g in zip(banks, gaussian, strict=True) for node in b.nodes}
-    produced = [False] * len(banks)
-    output = False
-    for unit in instance.layout.units:
-        reads = [p for pieces in unit.inputs for p in pieces]
-        from_samples = [
-            (p.bank is not None and gaussian[p.bank]) or (p.bank is None and synthetic.get(p.name, False))
-            for p in reads
-        ]
-        here = any(from_samples)
-        if here and not all(from_samples):
-            other = ", ".join(p.name for p, s in zip(reads, from_samples, strict=True) if not s)
-            problems.append(
-                f"stage {unit.stages[0].name} reads a class_gaussian state and also {other}, which belongs to real "
-                "examples: cut where only the state crosses"
-            )
-        for j, spans in enumerate(unit.outputs):
-            for bank, start, stop in spans:
-                if bank is None:
-                    synthetic.update({unit.stages[k].writes[j]: here for k in range(start, stop)})
-                else:
-                    produced[bank] = here
-                    if here and not gaussian[bank]:
-                        first = banks[bank].first
-                        what = "a table of examples" if isinstance(first.storage, Table) else first.storage.kind
-                        problems.append(
-                            f"the state {first.name} (after {first.node}, {first.module}) lies behind a class_gaussian "
-                            f"state and cannot be {what}: make it class_gaussian or eliminated"
-                        )
-    names = instance.network.output_names
-    shown = {n: synthetic.get(n, False) for n in names}
-    output = any(shown.values())
-    if output and not all(shown.values()):
-        problems.append(
-            f"the loss reads {', '.join(n for n, s in shown.items() if s)}, of samples of a class_gaussian state, and "
-            f"{', '.join(n for n, s in shown.items() if not s)}, of real examples: return one kind only, or keep the "
-            "states in a table"
-        )
-    if problems:
-        raise ProgramError(problems)
-    assert instance.program.classes is not None
-    counts = storages[0].samples
-    labels = torch.arange(instance.program.classes, device=instance.device).repeat(counts)
-    return Populations(tuple(produced), output, labels, counts)
-
-
 class Lagrangian:
     """L of one instance."""
 
@@ -150,28 +68,24 @@ class Lagrangian:
             for c in instance.program.constraints
             if isinstance(c, ValueConstraint)
         ]
+        problems += mixed(instance.program)
         if problems:
             raise ProgramError(problems)
         self.instance = instance
-        self.populations = populations(instance)
+        banks, found = instance.layout.banks, sampled(instance.program)
+        self._keeping = [keeping(b.first.storage, b.first.domain) for b in banks]
+        self.on_samples = [b.constraint.stage in found.stages for b in banks]
+        self._output_of_samples = any(r in found.values for r in instance.program.objective.reads)
+        classes = torch.arange(instance.program.classes or 0, device=instance.device)
+        self.drawn = classes.repeat(instance.samples // max(1, len(classes)))
         self._leaves = instance.weights.trainable
         self._signed = [b.constraint.relation == "<=" for b in instance.layout.banks]
         self._augmented = [isinstance(b.constraint.weight, AugmentedWeight) for b in instance.layout.banks]
 
     def values(self, stored: Sequence[Tensor], noise: Sequence[Tensor | None]) -> list[Tensor]:
         """Values of the states as the stages read them."""
-        result = []
-        for bank, raw, eps in zip(self.instance.layout.banks, stored, noise, strict=True):
-            if isinstance(bank.first.storage, ClassGaussian):
-                labels = self.populations.labels
-                assert labels is not None
-                assert eps is not None
-                mu, sigma = gaussian(raw)
-                drawn = mu.index_select(1, labels) + eps * sigma.index_select(1, labels)
-                result.append(inside(bank.first.domain).value(drawn))
-            else:
-                result.append(inside(bank.first.domain).value(raw))
-        return result
+        given = zip(self._keeping, stored, noise, strict=True)
+        return [kept.values(raw, self.drawn, drawn) for kept, raw, drawn in given]
 
     def terms(
         self,
@@ -196,18 +110,13 @@ class Lagrangian:
         instance, banks = self.instance, self.instance.layout.banks
         values = self.values(stored, noise)
         predictions, env = instance.predict(values, batch.values, known)
-        target = self.populations.labels if self.populations.output else batch.target
+        target = self.drawn if self._output_of_samples else batch.target
         output = instance.output(env)
         loss = instance.loss(output, target)
         defects, transformed, rows = [], [], []
         for i, bank in enumerate(banks):
             labels = self.row_labels(i, batch)
-            if isinstance(bank.first.storage, ClassGaussian):
-                assert labels is not None
-                mu, sigma = gaussian(stored[i])
-                r = kkt.defect(predictions[i], mu.index_select(1, labels)) / sigma.index_select(1, labels)
-            else:
-                r = kkt.defect(predictions[i], values[i])
+            r = self._keeping[i].defect(predictions[i], values[i], stored[i], labels)
             multiplier = multipliers[i]
             if multiplier is not None and bank.multiplier is not None and bank.multiplier.layout == "class":
                 assert labels is not None
@@ -264,7 +173,7 @@ class Lagrangian:
 
     def row_labels(self, bank: int, batch: Batch) -> Tensor | None:
         """Class of each row of a bank's defects."""
-        return self.populations.labels if self.populations.produced[bank] else batch.labels
+        return self.drawn if self.on_samples[bank] else batch.labels
 
     def gradients(
         self,
@@ -300,8 +209,8 @@ class Lagrangian:
         states = []
         for i, (leaf, g) in enumerate(zip(leaves, found[: len(leaves)], strict=True)):
             gradient = torch.zeros_like(leaf) if g is None else g
-            per_example = not isinstance(self.instance.layout.banks[i].first.storage, ClassGaussian)
-            if per_example and self.instance.program.objective.reduction == "mean":
+            per_class = self.instance.layout.banks[i].first.storage.per_class
+            if not per_class and self.instance.program.objective.reduction == "mean":
                 gradient = gradient * terms.defects[i].shape[1]
             states.append(gradient)
         rest = found[len(leaves) + len(free) :]
@@ -338,8 +247,3 @@ class Lagrangian:
     def dual_signed(self, bank: int) -> bool:
         """Whether a bank's multiplier must be >= 0 (an inequality)."""
         return self._signed[bank]
-
-
-def gaussian(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation from the stored pair: raw of shape (states, classes, 2, ...)."""
-    return raw[:, :, 0], F.softplus(raw[:, :, 1])

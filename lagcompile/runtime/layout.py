@@ -14,8 +14,8 @@ from itertools import groupby
 from torch import nn
 
 from lagcompile.frontend.stages import Network, StageModule
-from lagcompile.ir.axes import ClassGaussian, Eliminated
 from lagcompile.ir.program import DefectConstraint, Multiplier, Program, StateVariable
+from lagcompile.ir.sampling import sampled
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Layout:
 
 def layout_of(program: Program, network: Network, *, stack: bool = True) -> Layout:
     """Banks and units of a program; with `stack=False` every stage is a unit of its own."""
-    states = {s.node: s for s in program.states if not isinstance(s.storage, Eliminated)}
+    states = {s.node: s for s in program.states if s.storage.variable}
     ties = _ties(network)
     groups = list(_groups(network, program, states, ties)) if stack else [(s,) for s in network.stages]
     banks: list[Bank] = []
@@ -138,24 +138,13 @@ def _groups(
             uses[slot] = uses.get(slot, 0) + 1
     stored = {s.node for s in program.states if s.node in states}
     moving = {w.name for w in program.weights if w.trainable}
-    synthetic = _synthetic(network, states)
+    synthetic = sampled(program).stages  # another number of rows than the data's
     for _, run in groupby(network.stages, key=lambda s: (s.signature, s.name in synthetic)):
         group = list(run)
         if len(group) > 1 and _stackable(group, stored, moving, uses, ties):
             yield tuple(group)
         else:
             yield from ((s,) for s in group)
-
-
-def _synthetic(network: Network, states: Mapping[str, StateVariable]) -> set[str]:
-    """Names of the stages that run on samples of class Gaussians: another number of rows than the data's."""
-    drawn = {node for node, s in states.items() if isinstance(s.storage, ClassGaussian)}
-    found: set[str] = set()
-    for stage in network.stages:
-        if drawn.intersection(stage.reads):
-            found.add(stage.name)
-            drawn.update(w for w in stage.writes if w not in states)
-    return found
 
 
 def _stackable(

@@ -213,7 +213,7 @@ def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparis
 def _refuse_large(instance: Instance) -> None:
     program = instance.program
     fixed = sum(w.type.count or 0 for w in program.weights if w.trainable)
-    each = sum(s.type.count or 0 for s in program.states if s.storage.kind != "eliminated")
+    each = sum(s.type.count or 0 for s in program.states if s.storage.variable)
     count = fixed + each * instance.examples
     if count > LARGEST:
         room = (LARGEST - fixed) // max(each, 1)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.graph import dtype_of
-from lagcompile.ir.axes import Eliminated, Shared, Table
 from lagcompile.ir.base import Measured
 from lagcompile.lift import Lifted
 from lagcompile.runtime import kkt
@@ -90,8 +89,8 @@ def state_defects(lifted: Lifted, states: Mapping[str, Tensor], x: Tensor) -> tu
         or kept per class), because later stages could not be run on it.
     """
     program, network = lifted.program, lifted.network
-    kept = [s for s in program.states if isinstance(s.storage, Table | Shared)]
-    if len(kept) + sum(isinstance(s.storage, Eliminated) for s in program.states) < len(program.states):
+    kept = [s for s in program.states if s.storage.variable]
+    if not all(s.storage.kept and not s.storage.sampled for s in kept):
         return ()
     lifted.eval()
     sums = {s.name: torch.zeros(3, dtype=torch.float64) for s in kept}
@@ -101,7 +100,7 @@ def state_defects(lifted: Lifted, states: Mapping[str, Tensor], x: Tensor) -> tu
         values: dict[str, Any] = network.prepare([x[rows]])
         held = {}
         for s in kept:
-            index = rows if isinstance(s.storage, Table) else torch.zeros(1, dtype=torch.int64)
+            index = rows if s.storage.per_example else torch.zeros(1, dtype=torch.int64)
             value = to_value(states[s.name][index].unsqueeze(0), s.type)[0]
             held[s.node] = value.to(dtype_of(s.type.dtype))  # an exact backend gives float64
         predictions: dict[str, Any] = {}

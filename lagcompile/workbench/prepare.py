@@ -73,7 +73,7 @@ class Prepared:
         Raises:
             SpecError: it is not; every reason, with the layer's path.
         """
-        kept = any(s.storage.kind not in {"transient", "eliminated"} for s in self.program.states)
+        kept = any(s.storage.kept for s in self.program.states)
         tables = isinstance(self.loaded.spec.method, FirstOrder | AugmentedLagrangian) and kept
         if isinstance(self.loaded.spec.method, Method) and not tables:
             self.executor()
