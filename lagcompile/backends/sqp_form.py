@@ -15,7 +15,6 @@ from torch import Tensor
 from lagcompile.backends.sqp_constraints import Aggregate, Ball, Diamond, Equal, OneSided, Piece, Point, Tube
 from lagcompile.backends.sqp_values import Absolute, Bounded, Custom, named_function
 from lagcompile.backends.sqp_variables import Variables, is_hard
-from lagcompile.ir.axes import AugmentedWeight
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, ValueConstraint
 
@@ -95,8 +94,8 @@ class Form:
             share /= max(1, torch.Size(shape[1:]).numel())
         multiplier = program.multiplier_of(c.name)
         # an augmented weight is the method's: the program's objective does not hold it
-        rho = 0.0 if c.weight is None or isinstance(c.weight, AugmentedWeight) else c.weight.at(self.step)
-        if rho and c.weight is not None and c.weight.kind != "constant":
+        rho = 0.0 if c.weight is None or c.weight.augmented else c.weight.at(self.step)
+        if rho and c.weight is not None and c.weight.scheduled:
             self.facts.append(f"{c.name}: the quadratic weight follows a schedule; solved with its value {rho:g}")
         penalty = [Penalty(c.state, rho * share)] if rho else []
         if multiplier is None:

@@ -95,7 +95,7 @@ class Store:
     def _dual_index(self, i: int, batch: Batch) -> Tensor | None:
         multiplier = self.banks[i].multiplier
         assert multiplier is not None
-        whole = multiplier.layout in {"class", "scalar"} or self.lagrangian.on_samples[i]
+        whole = multiplier.laid.rows != "example" or self.lagrangian.on_samples[i]
         return None if whole or self.banks[i].first.storage.single else batch.rows
 
     def _start_transient(self, batch: Batch) -> None:

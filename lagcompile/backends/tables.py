@@ -74,24 +74,14 @@ class Tables:
         """Shape of a bank's multipliers for so many rows of defects."""
         bank = self.banks[index]
         assert bank.multiplier is not None
-        features = self._features(bank)
-        ones = tuple(1 for _ in features)
-        layout = bank.multiplier.layout
-        if layout == "class":
-            return (len(bank.states), self._classes(), *features)
-        if layout == "scalar":
-            return (len(bank.states), 1, *ones)
-        return (len(bank.states), rows, *(features if layout == "full" else ones))
+        classes = self.instance.program.classes or 0
+        return (len(bank.states), *bank.multiplier.laid.shape(rows, classes, self._features(bank)))
 
     def _rows(self, index: int) -> int:
         """Rows of a bank's defects over the whole data set."""
         if self.lagrangian.on_samples[index]:
             return self.instance.samples
         return 1 if self.banks[index].first.storage.single else self.instance.examples
-
-    def _classes(self) -> int:
-        assert self.instance.program.classes is not None
-        return self.instance.program.classes
 
     def noise(self, bank: Bank) -> Tensor | None:
         """Fresh noise of a state's samples; None for states that are not sampled."""

@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 from lagcompile.check.kinks import Kink, KinkRecorder
 from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.ir import trust
-from lagcompile.ir.axes import AugmentedWeight
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
@@ -270,7 +269,7 @@ def _evaluated(
         share = 1.0 / r.shape[0] if mean else 1.0
         if c.features == "mean":
             share /= max(1, r[0].numel())
-        if c.weight is not None and not isinstance(c.weight, AugmentedWeight):
+        if c.weight is not None and not c.weight.augmented:
             smooth = smooth + 0.5 * c.weight.at(at) * share * (r * r).sum()
         if program.multiplier_of(c.name) is not None:
             defects[c.name], shares[c.name] = r, share

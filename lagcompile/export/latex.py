@@ -126,14 +126,11 @@ def _state_rows(symbols: Symbols, group: Group) -> Iterator[str]:
         yield _row(group.of(part.letter, "(c)"), where, f"{part.meaning} of class $c$ {after}{span}")
     yield _row(group.value(), symbols.set_of(state), f"{state.storage.noun} {after}{span}{_whose(state)}")
     if multiplier is not None:
-        norm = group.constraint is not None and group.constraint.transform.per_row
-        full = multiplier.layout in {"full", "class"} and not norm
-        where = space(state.type) if full else r"\mathbb{R}"
+        where = space(state.type) if multiplier.laid.per_feature else r"\mathbb{R}"
         if group.signed:
             where = where.replace(r"\mathbb{R}", r"\mathbb{R}_{\ge 0}")
         start = "starts at zero" if multiplier.start == "zero" else "starts at the adjoint"
-        per = {"full": "", "example": ", one number per example", "class": ", one per class", "scalar": ", one number"}
-        yield _row(group.dual(), where, f"multiplier{per[multiplier.layout]}, {start}{span}")
+        yield _row(group.dual(), where, f"multiplier{multiplier.laid.words}, {start}{span}")
 
 
 def _whose(state: StateVariable) -> str:

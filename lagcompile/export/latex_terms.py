@@ -10,13 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lagcompile.export.symbols import Symbols, features
-from lagcompile.ir.axes import (
-    AugmentedWeight,
-    ConstantWeight,
-    GeometricWeight,
-    LinearWeight,
-    Weight,
-)
+from lagcompile.ir.axes import Weight
 from lagcompile.ir.program import DefectConstraint, Multiplier, StateVariable
 from lagcompile.ir.tex import number
 
@@ -104,9 +98,9 @@ class Group:
         """lambda_k with the index that its layout has."""
         multiplier = self.multiplier
         index = self.rows
-        if multiplier is not None and multiplier.layout == "class":
+        if multiplier is not None and multiplier.laid.rows == "class":
             index = self.class_index
-        if multiplier is not None and multiplier.layout == "scalar":
+        if multiplier is not None and multiplier.laid.rows == "all":
             index = ""
         return self.of(r"\lambda", index)
 
@@ -209,30 +203,15 @@ def weight_lines(symbols: Symbols) -> list[str]:
     """The quadratic weights: one number where all agree, else by breakpoint."""
     common = _common_weight(symbols)
     if common is not None:
-        return [_schedule(r"\rho", common)]
+        return [common.tex(r"\rho")]
     weights = [(g, g.constraint.weight) for g in groups(symbols) if g.constraint is not None]
-    return [
-        _schedule(g.of(r"\rho", ""), w) + (f" for ${g.span}$" if g.general else "") for g, w in weights if w is not None
-    ]
+    return [w.tex(g.of(r"\rho", "")) + (f" for ${g.span}$" if g.general else "") for g, w in weights if w is not None]
 
 
 def _common_weight(symbols: Symbols) -> Weight | None:
     """The quadratic weight of all defects; None where they differ or have none."""
     weights = [c.weight for c in symbols.program.defects]
     return weights[0] if weights and all(w == weights[0] for w in weights) else None
-
-
-def _schedule(symbol: str, weight: Weight) -> str:
-    if isinstance(weight, ConstantWeight | AugmentedWeight):
-        return f"${symbol} = {number(weight.value)}$"
-    floor = r"t" if weight.every == 1 else rf"\lfloor t / {weight.every} \rfloor"
-    if isinstance(weight, GeometricWeight):
-        grown = rf"{number(weight.start)} \cdot {number(weight.factor)}^{{{floor}}}"
-    else:
-        assert isinstance(weight, LinearWeight)
-        grown = rf"{number(weight.start)} + {number(weight.increment)}\, {floor}"
-    top = rf"\min\bigl({grown},\, {number(weight.maximum)}\bigr)" if weight.maximum < 1e12 else grown
-    return f"${symbol}^{{(t)}} = {top}$ at step $t$"
 
 
 # ---------------------------------------------------------------- couplings
@@ -246,15 +225,16 @@ def _coupling(symbols: Symbols, group: Group) -> str:
     constraint, multiplier = group.constraint, group.multiplier
     assert constraint is not None
     rho = r"\rho" if _common_weight(symbols) is not None else group.of(r"\rho", "")
-    if isinstance(constraint.weight, GeometricWeight | LinearWeight):
+    augmented = constraint.weight is not None and constraint.weight.augmented
+    if constraint.weight is not None and constraint.weight.scheduled:
         rho += "^{(t)}"
     g, squared = constraint.transform.tex(group.defect()), group.defect()
-    if isinstance(constraint.weight, AugmentedWeight):
+    if augmented:
         g = squared = group.of("g", group.rows)
     parts = []
     if multiplier is not None:
         dual = group.dual()
-        if multiplier.layout in {"full", "class"} and not constraint.transform.per_row:
+        if multiplier.laid.per_feature and not constraint.transform.per_row:
             parts.append(rf"\bigl\langle {dual},\, {g} \bigr\rangle")
         elif constraint.transform.per_row:
             parts.append(rf"{dual}\, {g}")
@@ -271,7 +251,7 @@ def _coupling(symbols: Symbols, group: Group) -> str:
         inner = rf"\Bigl[ {inner} \Bigr]"
     outer = rf"\sum_{{k={group.first.breakpoint}}}^{{{group.last.breakpoint}}} " if group.general else ""
     line = _rows(symbols, group) + outer + inner
-    if isinstance(constraint.weight, AugmentedWeight):
+    if augmented:
         line += rf", \qquad {g} = {constraint.transform.tex_excess(group.defect(), group.dual(), rho)}"
     return line
 

@@ -203,8 +203,7 @@ def _counts(program: Program, s: StateVariable, examples: int, batch: int) -> tu
     multiplier = program.multiplier_of(constraint.name)
     if multiplier is None:
         return variables, scalars, 0
-    layouts = {"full": rows * features, "example": rows, "class": (program.classes or 0) * features, "scalar": 1}
-    return variables, scalars, layouts[multiplier.layout]
+    return variables, scalars, math.prod(multiplier.laid.shape(rows, program.classes or 0, (features,)))
 
 
 def _short(modules: Sequence[str]) -> str:

@@ -6,11 +6,14 @@ meant; how it is computed is the runtime's business (`runtime/kkt.py`, `backends
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from lagcompile.ir.base import Frozen
+from lagcompile.ir.tex import number
 
 
 # ---------------------------------------------------------------- starts
@@ -46,20 +49,73 @@ Start = Annotated[Forward | Zeros | UnitSphere | Observed, Field(discriminator="
 
 
 # ---------------------------------------------------------------- rho: weight of the quadratic term
-class ConstantWeight(Frozen):
-    """The same weight at every step."""
+class _Weight(Frozen, ABC):
+    augmented: ClassVar[bool] = False
+    """The term is on what exceeds the tube, and no part of the objective."""
+    scheduled: ClassVar[bool] = False
+    """It changes from step to step."""
+    kind: str
 
-    kind: Literal["constant"] = "constant"
-    value: float = Field(ge=0)
+    @abstractmethod
+    def at(self, step: int) -> float:
+        """Weight at a step (counted from 0)."""
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The weight as plain text."""
+
+    @abstractmethod
+    def tex(self, symbol: str) -> str:
+        """Return the equation that defines the symbol, as TeX."""
+
+
+class _Fixed(_Weight):
+    value: float
 
     def at(self, step: int) -> float:
         """Weight at a step (counted from 0)."""
         return self.value
 
+    @property
+    def text(self) -> str:
+        """The weight as plain text."""
+        return f"{self.value:g}"
 
-class GeometricWeight(Frozen):
+    def tex(self, symbol: str) -> str:
+        """Return the equation that defines the symbol, as TeX."""
+        return f"${symbol} = {number(self.value)}$"
+
+
+class ConstantWeight(_Fixed):
+    """The same weight at every step."""
+
+    kind: Literal["constant"] = "constant"
+    value: float = Field(ge=0)
+
+
+class AugmentedWeight(_Fixed):
+    """rho of the augmented Lagrangian of |r| <= epsilon, its slack eliminated (Rockafellar 1973).
+
+    With the other kinds (rho/2) |r|^2 is part of the objective and acts inside a tube too. Here the tube is a true
+    inequality: nothing acts inside it, the coupling is smooth across its edge, and the multiplier is the one that an
+    exact solver finds. For G the identity it is the same as a constant weight.
+    """
+
+    augmented = True
+    kind: Literal["augmented"] = "augmented"
+    value: float = Field(gt=0)
+
+    @property
+    def text(self) -> str:
+        """The weight as plain text."""
+        return f"{self.value:g} on the excess"
+
+
+class GeometricWeight(_Weight):
     """start * factor^(step // every), never above maximum (the method of auxiliary coordinates)."""
 
+    scheduled = True
     kind: Literal["geometric"] = "geometric"
     start: float = Field(gt=0)
     factor: float = Field(gt=0)
@@ -70,10 +126,21 @@ class GeometricWeight(Frozen):
         """Weight at a step (counted from 0)."""
         return min(self.start * self.factor ** (step // self.every), self.maximum)
 
+    @property
+    def text(self) -> str:
+        """The weight as plain text."""
+        return f"{self.start:g} x{self.factor:g} every {self.every}, at most {self.maximum:g}"
 
-class LinearWeight(Frozen):
+    def tex(self, symbol: str) -> str:
+        """Return the equation that defines the symbol, as TeX."""
+        grown = rf"{number(self.start)} \cdot {number(self.factor)}^{{{_times(self.every)}}}"
+        return _schedule(symbol, grown, self.maximum)
+
+
+class LinearWeight(_Weight):
     """start + increment * (step // every), never above maximum (online AltMin)."""
 
+    scheduled = True
     kind: Literal["linear"] = "linear"
     start: float = Field(ge=0)
     increment: float = Field(ge=0)
@@ -84,31 +151,61 @@ class LinearWeight(Frozen):
         """Weight at a step (counted from 0)."""
         return min(self.start + self.increment * (step // self.every), self.maximum)
 
+    @property
+    def text(self) -> str:
+        """The weight as plain text."""
+        return f"{self.start:g} +{self.increment:g} every {self.every}, at most {self.maximum:g}"
 
-class AugmentedWeight(Frozen):
-    """rho of the augmented Lagrangian of |r| <= epsilon, its slack eliminated (Rockafellar 1973).
+    def tex(self, symbol: str) -> str:
+        """Return the equation that defines the symbol, as TeX."""
+        return _schedule(
+            symbol, rf"{number(self.start)} + {number(self.increment)}\, {_times(self.every)}", self.maximum
+        )
 
-    With the other kinds (rho/2) |r|^2 is part of the objective and acts inside a tube too. Here the tube is a true
-    inequality: nothing acts inside it, the coupling is smooth across its edge, and the multiplier is the one that an
-    exact solver finds. For G the identity it is the same as a constant weight.
-    """
 
-    kind: Literal["augmented"] = "augmented"
-    value: float = Field(gt=0)
+def _times(every: int) -> str:
+    return "t" if every == 1 else rf"\lfloor t / {every} \rfloor"
 
-    def at(self, step: int) -> float:
-        """Weight at a step (counted from 0)."""
-        return self.value
+
+def _schedule(symbol: str, grown: str, maximum: float) -> str:
+    top = rf"\min\bigl({grown},\, {number(maximum)}\bigr)" if maximum < 1e12 else grown
+    return f"${symbol}^{{(t)}} = {top}$ at step $t$"
 
 
 Weight = Annotated[ConstantWeight | GeometricWeight | LinearWeight | AugmentedWeight, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- multipliers
+LayoutName = Literal["full", "example", "class", "scalar"]
+
+
+class Layout(NamedTuple):
+    """What one number of a multiplier serves: one feature or all, the rows of one example, of a class, or all."""
+
+    per_feature: bool
+    rows: Literal["example", "class", "all"]
+    words: str
+    """In TeX, behind "multiplier"."""
+
+    def shape(self, rows: int, classes: int, features: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a multiplier of so many rows of defects."""
+        held = {"example": rows, "class": classes, "all": 1}[self.rows]
+        return (held, *(features if self.per_feature else (1 for _ in features)))
+
+
+LAYOUTS: Mapping[LayoutName, Layout] = {
+    "full": Layout(per_feature=True, rows="example", words=""),
+    "example": Layout(per_feature=False, rows="example", words=", one number per example"),
+    "class": Layout(per_feature=True, rows="class", words=", one per class"),
+    "scalar": Layout(per_feature=False, rows="all", words=", one number"),
+}
+"""Every layout; `runtime/kkt.py` reduces defects to any of them."""
+
+
 class MultiplierOptions(Frozen):
     """How the multiplier of a constraint is laid out and started."""
 
-    layout: Literal["full", "example", "class", "scalar"] = "full"
+    layout: LayoutName = "full"
     """full: one per example and feature; example: one per example; class: one per class and feature; scalar: one."""
     start: Literal["zero", "adjoint"] = "zero"
     """zero, or backprop's adjoint at the start."""

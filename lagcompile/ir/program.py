@@ -17,7 +17,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from lagcompile.ir.axes import AugmentedWeight, Start, Weight
+from lagcompile.ir.axes import LAYOUTS, Layout, LayoutName, Start, Weight
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.domains import Domain, Free
 from lagcompile.ir.storages import Storage
@@ -142,8 +142,13 @@ class Multiplier(Frozen):
 
     name: str
     constraint: str
-    layout: Literal["full", "example", "class", "scalar"] = "full"
+    layout: LayoutName = "full"
     start: Literal["zero", "adjoint"] = "zero"
+
+    @property
+    def laid(self) -> Layout:
+        """What the layout means."""
+        return LAYOUTS[self.layout]
 
 
 class Regulariser(Frozen):
@@ -285,7 +290,7 @@ def _constraint_problems(
     program: Program, states: dict[str, StateVariable], stages: dict[str, Stage], values: set[str]
 ) -> Iterator[str]:
     constrained: set[str] = set()
-    layouts = {m.constraint: m.layout for m in program.multipliers}
+    multipliers = {m.constraint: m for m in program.multipliers}
     for c in program.constraints:
         if isinstance(c, DefectConstraint):
             if c.state not in states:
@@ -298,24 +303,25 @@ def _constraint_problems(
                 yield f"constraint '{c.name}' is on the state '{c.state}', which is eliminated"
             if c.scaled != storage.scaled:
                 yield f"constraint '{c.name}': a defect is a z-score exactly where its state is class_gaussian"
-            if c.transform.per_row and layouts.get(c.name) in {"full", "class"}:
+            multiplier = multipliers.get(c.name)
+            if c.transform.per_row and multiplier is not None and multiplier.laid.per_feature:
                 yield (
                     f"constraint '{c.name}': {c.transform.kind} gives one number per example, its multiplier must be "
                     "'example' or 'scalar'"
                 )
-            yield from _augmented_problems(c, layouts.get(c.name))
+            yield from _augmented_problems(c, multiplier)
             constrained.add(c.state)
         else:
             for name in c.reads:
                 if name not in values:
                     yield f"constraint '{c.name}' reads '{name}', which nothing writes"
-            if isinstance(c.weight, AugmentedWeight):
+            if c.weight is not None and c.weight.augmented:
                 yield f"constraint '{c.name}': a weight of kind augmented is for defects; here give kind constant"
     for name, state in states.items():
         if state.storage.variable and name not in constrained:
             yield f"the state '{name}' has no defect constraint"
     per_class = [f"the state {s.name} ({s.module})" for s in program.states if s.storage.per_class]
-    per_class += [f"the multiplier {m.name}" for m in program.multipliers if m.layout == "class"]
+    per_class += [f"the multiplier {m.name}" for m in program.multipliers if m.laid.rows == "class"]
     if per_class and program.classes is None:
         yield (
             f"{', '.join(per_class)}: kept per class, but the number of classes is not given: write 'classes: 10', or "
@@ -323,16 +329,16 @@ def _constraint_problems(
         )
 
 
-def _augmented_problems(c: DefectConstraint, layout: str | None) -> Iterator[str]:
+def _augmented_problems(c: DefectConstraint, multiplier: Multiplier | None) -> Iterator[str]:
     """Why a tube has no augmented Lagrangian with one multiplier for each inequality."""
-    if not isinstance(c.weight, AugmentedWeight):
+    if c.weight is None or not c.weight.augmented:
         return
     here = f"constraint '{c.name}': a weight of kind augmented"
     needed = "example" if c.transform.per_row else "full"
-    if layout is None:
+    if multiplier is None:
         yield f"{here} needs a multiplier; for a pure penalty give kind constant"
-    elif layout != needed:
-        yield f"{here} needs one multiplier for each inequality: lay it out '{needed}' instead of '{layout}'"
+    elif multiplier.layout != needed:
+        yield f"{here} needs one multiplier for each inequality: lay it out '{needed}' instead of '{multiplier.layout}'"
     if not c.transform.augmentable or c.relation == "<=":
         what = c.transform.kind if c.relation == "==" else "a one-sided inequality"
         yield f"{here} is for identity and tubes (softshrink, hardshrink, abs_tube, norm_tube), not for {what}"

@@ -8,13 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 
-from lagcompile.ir.axes import (
-    AugmentedWeight,
-    ConstantWeight,
-    GeometricWeight,
-    LinearWeight,
-    Weight,
-)
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import (
     DataVariable,
@@ -149,7 +142,7 @@ def _constraint(program: Program, c: DefectConstraint | ValueConstraint) -> tupl
     if multiplier is not None:
         dual = f"multiplier {multiplier.name} ({multiplier.layout}, start {multiplier.start})"
     if c.weight is not None:
-        dual += f", rho {weight_text(c.weight)}"
+        dual += f", rho {c.weight.text}"
     if isinstance(c, DefectConstraint):
         stage = program.stage(c.stage)
         state = program.state(c.state)
@@ -162,15 +155,3 @@ def _constraint(program: Program, c: DefectConstraint | ValueConstraint) -> tupl
         high = "" if c.upper is None else f" <= {c.upper:g}"
         return f"{c.name}:", f"{low}{', '.join(c.reads)}{high}", dual
     return f"{c.name}:", f"{c.function}({', '.join(c.reads)}) {c.relation} 0", dual
-
-
-def weight_text(weight: Weight) -> str:
-    """Schedule of a quadratic weight in a few words."""
-    if isinstance(weight, ConstantWeight):
-        return f"{weight.value:g}"
-    if isinstance(weight, AugmentedWeight):
-        return f"{weight.value:g} on the excess"
-    if isinstance(weight, GeometricWeight):
-        return f"{weight.start:g} x{weight.factor:g} every {weight.every}, at most {weight.maximum:g}"
-    assert isinstance(weight, LinearWeight)
-    return f"{weight.start:g} +{weight.increment:g} every {weight.every}, at most {weight.maximum:g}"

@@ -127,7 +127,7 @@ class Instance:
 
     def _labels(self) -> Tensor | None:
         drawn = [s for s in self.program.states if s.storage.per_class]
-        if self.program.classes is None or not (drawn or any(m.layout == "class" for m in self.program.multipliers)):
+        if self.program.classes is None or not (drawn or any(m.laid.rows == "class" for m in self.program.multipliers)):
             return None
         whole = isinstance(self.target, Tensor) and self.target.dtype in INTEGERS
         if not whole or self.target.dim() != 1:

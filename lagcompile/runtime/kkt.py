@@ -10,9 +10,12 @@ Invariant: no function here changes its arguments, knows a network, or draws a r
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
+from lagcompile.ir.axes import LAYOUTS, LayoutName
 from lagcompile.ir.transforms import Transform
 from lagcompile.runtime.transforms import behaviour
 
@@ -71,28 +74,32 @@ def augmented_force(g: Tensor, multiplier: Tensor, r: Tensor, rho: float, transf
     return behaviour(transform).along(torch.add(multiplier, g, alpha=rho), r)
 
 
-def dual_gradient(g: Tensor, layout: str, labels: Tensor | None, classes: int, *, mean_features: bool) -> Tensor:
+def dual_gradient(g: Tensor, layout: LayoutName, labels: Tensor | None, classes: int, *, mean_features: bool) -> Tensor:
     """Gradient of L in the multiplier, per example: G(r) reduced to the multiplier's layout.
 
     Args:
         g: G(r), of shape (states, rows, ...).
-        layout: full, example (summed over features), class (mean over the rows of a class), scalar (mean over rows).
+        layout: of the multiplier; one number for several features takes their sum, for several rows their mean.
         labels: class of each row, for `class`.
         classes: number of classes, for `class`.
         mean_features: the coupling takes the mean over features.
     """
     if mean_features and g[0, 0].numel():
         g = g / g[0, 0].numel()
-    if layout == "full":
-        return g
-    if layout == "class":
-        assert labels is not None
-        total = g.new_zeros((g.shape[0], classes, *g.shape[2:])).index_add_(1, labels, g)
-        counts = torch.bincount(labels, minlength=classes).clamp_(min=1).to(g.dtype)
-        return total / counts.reshape(1, -1, *(1 for _ in g.shape[2:]))
-    axes = tuple(range(2, g.dim()))
-    summed = g.sum(dim=axes, keepdim=True) if axes else g
-    return summed.mean(dim=1, keepdim=True) if layout == "scalar" else summed
+    laid, axes = LAYOUTS[layout], tuple(range(2, g.dim()))
+    if axes and not laid.per_feature:
+        g = g.sum(dim=axes, keepdim=True)
+    match laid.rows:
+        case "example":
+            return g
+        case "all":
+            return g.mean(dim=1, keepdim=True)
+        case "class":
+            assert labels is not None
+            total = g.new_zeros((g.shape[0], classes, *g.shape[2:])).index_add_(1, labels, g)
+            counts = torch.bincount(labels, minlength=classes).clamp_(min=1).to(g.dtype)
+            return total / counts.reshape(1, -1, *(1 for _ in g.shape[2:]))
+    assert_never(laid.rows)
 
 
 def size(value: Tensor, kind: str) -> Tensor:

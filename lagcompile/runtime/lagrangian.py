@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lagcompile.ir.axes import AugmentedWeight
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
 from lagcompile.ir.sampling import mixed, sampled
@@ -80,7 +79,7 @@ class Lagrangian:
         self.drawn = classes.repeat(instance.samples // max(1, len(classes)))
         self._leaves = instance.weights.trainable
         self._signed = [b.constraint.relation == "<=" for b in instance.layout.banks]
-        self._augmented = [isinstance(b.constraint.weight, AugmentedWeight) for b in instance.layout.banks]
+        self._augmented = [b.augmented for b in instance.layout.banks]
 
     def values(self, stored: Sequence[Tensor], noise: Sequence[Tensor | None]) -> list[Tensor]:
         """Values of the states as the stages read them."""
@@ -118,7 +117,7 @@ class Lagrangian:
             labels = self.row_labels(i, batch)
             r = self._keeping[i].defect(predictions[i], values[i], stored[i], labels)
             multiplier = multipliers[i]
-            if multiplier is not None and bank.multiplier is not None and bank.multiplier.layout == "class":
+            if multiplier is not None and bank.multiplier is not None and bank.multiplier.laid.rows == "class":
                 assert labels is not None
                 multiplier = multiplier.index_select(1, labels)
             defects.append(r)

@@ -28,6 +28,11 @@ class Bank:
     multiplier: Multiplier | None
 
     @property
+    def augmented(self) -> bool:
+        """Whether the weight is that of an augmented Lagrangian."""
+        return self.constraint.weight is not None and self.constraint.weight.augmented
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Graph nodes of the states."""
         return tuple(s.node for s in self.states)

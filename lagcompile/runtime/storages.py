@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812  (PyTorch's own custom)
 
 from lagcompile.ir.domains import Domain
 from lagcompile.ir.storages import ClassGaussian, Eliminated, Shared, Storage, Table, Transient
+from lagcompile.runtime import kkt
 from lagcompile.runtime.domains import inside
 
 
@@ -62,7 +63,7 @@ class Keeping:
 
     def defect(self, prediction: Tensor, values: Tensor, stored: Tensor, labels: Tensor | None) -> Tensor:
         """Return the defect of predictions, whose rows have these classes."""
-        return prediction - values
+        return kkt.defect(prediction, values)
 
     def named(self, name: str, stored: Tensor) -> dict[str, Tensor]:
         """Return what a solution holds of one state, by name."""
@@ -100,7 +101,7 @@ class _Gaussian(Keeping):
 
     def defect(self, prediction: Tensor, values: Tensor, stored: Tensor, labels: Tensor | None) -> Tensor:
         mu, sigma = _of_rows(stored, labels)
-        return (prediction - mu) / sigma
+        return kkt.defect(prediction, mu) / sigma
 
     def named(self, name: str, stored: Tensor) -> dict[str, Tensor]:
         return {f"{name}.mu": stored[:, 0], f"{name}.sigma": F.softplus(stored[:, 1])}
