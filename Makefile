@@ -1,7 +1,7 @@
 # The two commands of the README: `make demo` and `make test`. Each sets up its own virtual environment.
 PYTHON ?= python3
 BIN := .venv/bin
-CONSTRAINTS := -c constraints.txt
+CONSTRAINTS := -c tests/constraints.txt
 
 .PHONY: demo test unseen nightly mutants bench lint types unit format clean
 SECONDS ?= 40
@@ -48,7 +48,7 @@ format: .venv/test.stamp
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.venv/base.stamp: pyproject.toml constraints.txt
+.venv/base.stamp: pyproject.toml tests/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) torch
 	touch $@

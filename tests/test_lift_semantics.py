@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lagcompile as lc
-from lagcompile.workbench.coverage import smooth_loss
+from tests.coverage import smooth_loss
 from tests.frontend.test_zoo import digest
 from tests.frontend.zoo import ZOO
 

@@ -1,4 +1,4 @@
-"""The command line: show, plan, solve, verify, export, spy, coverage, diff, trust, schema, bench.
+"""The command line: show, plan, solve, verify, export, spy, diff, trust, schema, bench.
 
 In: arguments. Out: text, files, an exit status (0 fine, 1 a check failed, diverged or worse than at the start, 2 wrong
 input or surroundings, 3 a check says nothing, 70 a defect of lagcompile, 130 interrupted). Invariant: wrong input is
@@ -250,23 +250,6 @@ def spy(
 
     drawing.spy(_prepared(spec, trust), out, examples=examples)
     typer.echo(f"wrote {out}")
-
-
-@app.command()
-def coverage(
-    family: Annotated[str, typer.Argument(help="torchvision, timm or transformers, whichever is installed.")],
-    names: Annotated[list[str] | None, typer.Option("--name", help="Only these models; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="At most so many models.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder that keeps results; what succeeded is not run again.")
-    ] = None,
-) -> None:
-    """Lift the models of a library, glue them, certify them at four stages, and print a table."""
-    from lagcompile.workbench import coverage as models
-
-    rows = models.run(family, names, limit, folder=out)
-    typer.echo(models.table(rows))
-    raise typer.Exit(0 if all(row.ok for row in rows) else 1)
 
 
 @app.command()

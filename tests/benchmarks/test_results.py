@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
+from lagcompile.ir.base import DataError
+from lagcompile.ir.jsonfile import check_list
 from lagcompile.workbench.rows import Rows
 from lagcompile.workbench.studies import table_of
+from tests import coverage
 
 RESULTS = Path(__file__).parent / "results"
 README = (RESULTS.parents[2] / "README.md").read_text()
@@ -72,3 +76,20 @@ def test_the_runs_in_the_readme_are_their_reports(name: str) -> None:
     beside = report["baseline"]
     assert row[3] == (f"{100 * beside['test']['accuracy']:.2f} %" if beside else "not run beside it")
     assert float(row[4].split(" ")[0]) == float(f"{report['final']['defect']:.1e}")
+
+
+@pytest.mark.parametrize("family", coverage.FAMILIES)
+def test_the_table_of_coverage_in_the_readme_is_the_rows(family: str) -> None:
+    path = RESULTS / "coverage" / f"{family}.json"
+    rows = check_list(path.read_text(), str(path), coverage.Row, error=DataError)
+    assert coverage.table(rows) == path.with_suffix(".md").read_text()
+    shown = readme_table(
+        "| models | lifted, equal and certified | bit-equal | captured by torch.fx / torch.export "
+        "| seconds to lift, median (largest) |"
+    )
+    ((good, equal, captured, seconds),) = [row for title, row in shown.items() if title.startswith(f"[{family},")]
+    times = [r.seconds or 0.0 for r in rows]
+    assert good == f"{sum(r.ok for r in rows)} of {len(rows)}"
+    assert equal == str(sum(r.difference == 0 for r in rows))
+    assert captured == " / ".join(str(sum(r.front_end == f for r in rows)) for f in ("torch.fx", "torch.export"))
+    assert seconds == f"{statistics.median(times):.1f} ({max(times):.1f})"

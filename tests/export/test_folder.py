@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lagcompile as lc
 from lagcompile.export.load import read_manifest
 from lagcompile.export.model import ExportedModel
-from lagcompile.workbench.coverage import smooth_loss
+from tests.coverage import smooth_loss
 from tests.export.folders import residual
 from tests.frontend.test_zoo import same
 from tests.frontend.zoo import ZOO

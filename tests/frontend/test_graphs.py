@@ -15,7 +15,7 @@ from lagcompile.frontend.balance import cuts_of
 from lagcompile.frontend.graph import build_graph
 from lagcompile.frontend.places import names_of
 from lagcompile.ir.program import Program
-from lagcompile.workbench.coverage import smooth_loss
+from tests.coverage import smooth_loss
 from tests.frontend.test_zoo import digest
 
 WIDTH = 4

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import lagcompile as lc
 from lagcompile.frontend.structure import leaves
 from lagcompile.ir.program import Program
-from lagcompile.workbench.coverage import smooth_loss
+from tests.coverage import smooth_loss
 from tests.frontend.zoo import STOPS, ZOO, Case
 
 

@@ -98,7 +98,7 @@ def _copy_tree() -> None:
     place = Path(tempfile.mkdtemp(prefix="mutants-"))
     for name in ("lagcompile", "tests", "specs", "examples"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "Makefile", "constraints.txt"):
+    for name in ("pyproject.toml", "README.md", "Makefile"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, place / name)
     os.chdir(place)

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import lagcompile as lc
-from lagcompile.workbench import coverage
 from lagcompile.workbench.rows import Rows
 from lagcompile.workbench.search import Trial
+from tests import coverage
 from tests.nets import deep
 from tests.store.damage import damage
 from tests.store.dying import died

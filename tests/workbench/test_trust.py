@@ -512,11 +512,11 @@ def _solved(function: str) -> lc.Solution:
     return lifted.solve((torch.ones(2, 1), torch.ones(2, 1)), loss=torch.nn.functional.mse_loss, method=lc.SQP())
 
 
-def test_bench_coverage_and_schema_name_nothing_of_a_folder(project: Path, monkeypatch: Patch) -> None:
-    for name in ("sklearn", "optuna", "timm", "zz_models"):
+def test_bench_and_schema_name_nothing_of_a_folder(project: Path, monkeypatch: Patch) -> None:
+    for name in ("sklearn", "optuna", "zz_models"):
         (project / name).mkdir()
         (project / name / "__init__.py").write_text(MODULE)
-    for arguments in (["schema"], ["coverage", "zz_models"], ["bench", "table1", "--data", "zz_models:data"]):
+    for arguments in (["schema"], ["bench", "table1", "--data", "zz_models:data"]):
         monkeypatch.setattr(sys, "argv", ["lagcompile", *arguments])
         with pytest.raises(SystemExit):
             main()

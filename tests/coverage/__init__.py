@@ -1,8 +1,8 @@
-"""Coverage: which public models can be lifted, with a certificate for each.
+"""Which public models can be lifted, with a certificate for each.
 
 In: a family (torchvision, timm, transformers) and, if wanted, names in it. Out: one `Row` per model, kept in a JSON
-file so that an interrupted run goes on where it stopped, and a Markdown table. Invariant: a row is what was measured;
-a failure is a row with its error, never left out.
+file so that an interrupted run can be resumed, and a Markdown table. Invariant: a row is what was measured; a failure
+is a row with its error, never left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lagcompile.ir.disk import held
 from lagcompile.ir.jsonfile import check_list
 from lagcompile.ir.reading import read_text
 from lagcompile.lift import lift
-from lagcompile.workbench.subjects import Subject, subjects_of
+from tests.coverage.subjects import Subject, subjects_of
 
 STAGES = 4
 EQUAL = 1e-6
@@ -82,9 +82,9 @@ def run(
         family: torchvision, timm or transformers.
         names: models to run; None for all of the family.
         limit: at most so many.
-        folder: where `<family>.json` and `<family>.md` are kept; models that stand there with success are not run
+        folder: where `<family>.json` and `<family>.md` are kept; models that succeeded there are not run
             again. None keeps nothing.
-        again: run those that stand there, too.
+        again: run those too.
         seconds: time after which one model is given up.
 
     Returns:
@@ -126,7 +126,7 @@ def measure(family: str, name: str, subject: Subject, *, seconds: int = 600) -> 
     row: dict[str, Any] = {"family": family, "name": name}
     try:
         with _at_most(seconds), without_warnings():
-            for key, value in _measured(subject):  # one by one: what was measured ahead of a failure stays
+            for key, value in _measured(subject):  # one by one: what was measured before a failure is kept
                 row |= {key: value}
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
@@ -232,7 +232,7 @@ def line(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table, with a summary ahead of it."""
+    """Rows as a Markdown table, with a summary before it."""
     good = sum(r.ok for r in rows)
     family = rows[0].family if rows else ""
     lines = [

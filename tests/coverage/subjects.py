@@ -164,6 +164,6 @@ def _image(name: str) -> Built:
 # ------------------------------------------------------------------ transformers
 def _transformers() -> Mapping[str, Subject]:
     operator_names()  # transformers imports torchvision where it finds it
-    from lagcompile.workbench.architectures import architectures
+    from tests.coverage.architectures import architectures
 
     return architectures()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import lagcompile as lc
-from lagcompile.workbench import coverage, subjects
-from lagcompile.workbench.subjects import Built, Subject
+from tests import coverage
+from tests.coverage import subjects
+from tests.coverage.subjects import Built, Subject
 from tests.nets import deep
 
 
@@ -64,7 +65,7 @@ def test_a_row_is_what_was_measured() -> None:
     assert late.error == "TimeoutError: not finished after 1 seconds"
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_resumed_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
 
     def family(name: str) -> Mapping[str, Subject]:
