@@ -266,7 +266,7 @@ def _only_the_last(network: StageNetwork) -> None:
 
 
 def _slope(loss: Tensor, value: Tensor) -> Tensor:
-    """D loss / d value; zero where the loss does not read it, or it follows from data alone."""
+    """dloss/dvalue; zero where the loss does not read the value, or where it follows from data alone."""
     found = gradients_of(loss, [value], keep=True)[0] if value.requires_grad else None
     return torch.zeros_like(value) if found is None else found
 

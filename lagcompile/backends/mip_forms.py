@@ -77,7 +77,7 @@ class Forms:
     stable: int = 0
 
     def variables(self) -> Form:
-        """V itself, as it stands at the start."""
+        """Return the variables v as forms of themselves."""
         n = len(self.lower)
         return Form(torch.cat([torch.zeros(n, 1), torch.eye(n)], 1).double(), (n,))
 

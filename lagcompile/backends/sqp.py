@@ -120,7 +120,7 @@ class SQP(ExactSolver):
 
 
 def residuals_of(exact: ExactProgram) -> Any:
-    """Z -> residuals with |residuals|^2 / 2 = objective, for Gauss-Newton.
+    """Return a function z -> residuals with |residuals|^2 / 2 = objective, for Gauss-Newton.
 
     Raises:
         ProgramError: the loss is not the mean squared error, or there are l1 terms.

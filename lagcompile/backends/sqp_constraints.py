@@ -46,7 +46,7 @@ class Point:
     output: object
 
     def defect(self, state: str) -> Tensor:
-        """R = prediction - state."""
+        """Return r = prediction - state."""
         return self.predictions[state] - self.states[state]
 
 
@@ -81,7 +81,7 @@ class Piece(ABC):
         """The solver's multipliers from the program's, for a warm start; flat."""
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
-        """D L / d r divided by the scale, (rows, ...features), where it does not follow from the multiplier alone."""
+        """dL/dr over the scale, (rows, ...features); None where it follows from the multiplier."""
         return None
 
     @property
@@ -104,7 +104,7 @@ class Piece(ABC):
 
 @dataclass(frozen=True)
 class Equal(Piece):
-    """R = 0, elementwise.
+    """r = 0, elementwise.
 
     Attributes:
         transform: G; a size gets the smallest multiplier that makes the point stationary.
@@ -119,11 +119,11 @@ class Equal(Piece):
     classes: int = 0
 
     def rows(self, at: Point) -> Rows:
-        """The defect."""
+        """Return the defect."""
         return at.defect(self.state), None
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Mu itself, |mu|, or the largest |mu| that one shared multiplier must cover."""
+        """Return mu, |mu|, or the largest |mu| that one shared multiplier must cover."""
         mu = eq.reshape(self.shape) * self.scale
         if self.layout == "full":
             return mu if self.transform.signed or self.transform.flat else mu.abs()
@@ -142,13 +142,13 @@ class Equal(Piece):
         return covered
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Known where the multiplier is signed and full; zero else."""
+        """Return what is known: mu where the multiplier is signed and full, else zeros."""
         if self.transform.signed and self.layout == "full":
             return multiplier.double().reshape(-1) / self.scale, self._empty()
         return torch.zeros(torch.Size(self.shape).numel(), dtype=torch.float64), self._empty()
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
-        """Mu, where the program's multiplier is only its size."""
+        """Return mu where the program's multiplier holds only its size."""
         return None if self.transform.signed and self.layout == "full" else eq.reshape(self.shape) * self.scale
 
     @property
@@ -176,7 +176,7 @@ class Aggregate(Piece):
     classes: int = 0
 
     def rows(self, at: Point) -> Rows:
-        """The sums."""
+        """Return the sums."""
         r = at.defect(self.state)
         if self.layout == "class":
             assert self.labels is not None
@@ -186,14 +186,14 @@ class Aggregate(Piece):
         return summed if self.layout == "example" else summed.sum().reshape(1), None
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Mu, in the layout."""
+        """Return the solver's multipliers, rescaled, in the program's layout."""
         features = self.shape[1:]
         if self.layout == "class":
             return (eq * self.scale).reshape(self.classes, *features)
         return (eq * self.scale).reshape(-1, *(1 for _ in features))
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Mu from lambda."""
+        """Return mu from lambda."""
         return multiplier.double().reshape(-1) / self.scale, self._empty()
 
     def row_shape(self, *, equality: bool) -> tuple[int, ...]:
@@ -212,20 +212,20 @@ class Aggregate(Piece):
 
 @dataclass(frozen=True)
 class OneSided(Piece):
-    """R <= epsilon."""
+    """r <= epsilon, elementwise."""
 
     epsilon: float = 0.0
 
     def rows(self, at: Point) -> Rows:
-        """R - epsilon."""
+        """Return r - epsilon."""
         return None, at.defect(self.state) - self.epsilon
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Mu."""
+        """Return the solver's multipliers, rescaled to the program's."""
         return ineq.reshape(self.shape) * self.scale
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Mu from lambda."""
+        """Return mu from lambda."""
         return self._empty(), multiplier.double().reshape(-1).clamp_min(0.0) / self.scale
 
     def row_shape(self, *, equality: bool) -> tuple[int, ...]:
@@ -252,12 +252,12 @@ class Tube(Piece):
     classes: int = 0
 
     def rows(self, at: Point) -> Rows:
-        """R - epsilon, then -r - epsilon."""
+        """Return r - epsilon, then -r - epsilon."""
         r = at.defect(self.state)
         return None, torch.cat([r - self.epsilon, -r - self.epsilon])
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Mu+ - mu-, or what a size's multiplier must cover."""
+        """Return mu+ - mu-, or what the multiplier of a size must cover."""
         signed = self._force(ineq)
         if self.transform.signed:
             return signed
@@ -269,11 +269,11 @@ class Tube(Piece):
         return above - below
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
-        """Mu+ - mu- where the multiplier has no sign."""
+        """Return mu+ - mu- where the multiplier has no sign."""
         return None if self.transform.signed else self._force(ineq)
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive and negative part."""
+        """Split mu into its positive and negative parts."""
         if not self.transform.signed:
             return self._empty(), torch.zeros(2 * torch.Size(self.shape).numel(), dtype=torch.float64)
         mu = multiplier.double().reshape(-1) / self.scale
@@ -295,17 +295,17 @@ class Ball(Piece):
     layout: str
 
     def rows(self, at: Point) -> Rows:
-        """Half the excess of the square, over epsilon."""
+        """Return (|r|^2 - epsilon^2) / (2 epsilon) of each row."""
         r = at.defect(self.state).flatten(1)
         return None, ((r * r).sum(1) - self.epsilon**2) / (2.0 * self.epsilon)
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """One number per row, or the largest."""
+        """Return one number per row, or the largest."""
         mu = (ineq * self.scale).reshape(-1, *(1 for _ in self.shape[1:]))
         return mu.amax(dim=0, keepdim=True) if self.layout == "scalar" else mu
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Mu from lambda."""
+        """Return mu from lambda."""
         flat = multiplier.double().reshape(-1).clamp_min(0.0) / self.scale
         return self._empty(), flat.expand(self.shape[0]) if self.layout == "scalar" else flat
 
@@ -322,23 +322,23 @@ class Diamond(Piece):
     layout: str
 
     def rows(self, at: Point) -> Rows:
-        """R - t, -r - t, sum t - epsilon; flat."""
+        """Return r - t, -r - t and sum(t) - epsilon, flat."""
         r, t = at.defect(self.state), at.variables["slack", self.name]
         total = t.flatten(1).sum(1) - self.epsilon
         return None, torch.cat([(r - t).reshape(-1), (-r - t).reshape(-1), total])
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """That of the sum."""
+        """Return the multiplier of the sum, one for each row, or the largest."""
         mu = (ineq[-self.shape[0] :] * self.scale).reshape(-1, *(1 for _ in self.shape[1:]))
         return mu.amax(dim=0, keepdim=True) if self.layout == "scalar" else mu
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
-        """Mu+ - mu-: at kinks of the norm it does not follow from the multiplier."""
+        """Return mu+ - mu-, which at kinks of the norm does not follow from the multiplier."""
         count = torch.Size(self.shape).numel()
         return ((ineq[:count] - ineq[count : 2 * count]) * self.scale).reshape(self.shape)
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums' multipliers; those of t >= |r| are left to be found."""
+        """Return the multipliers of the sums; the solver has to find those of t >= |r|."""
         count = torch.Size(self.shape).numel()
         flat = multiplier.double().reshape(-1).clamp_min(0.0) / self.scale
         return self._empty(), torch.cat([torch.zeros(2 * count, dtype=torch.float64), flat.expand(self.shape[0])])

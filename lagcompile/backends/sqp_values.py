@@ -67,16 +67,16 @@ class Custom(Piece):
     equality: bool
 
     def rows(self, at: Point) -> Rows:
-        """What the function gives."""
+        """Return the function's value."""
         value = self.function(*(at.named[n] for n in self.reads))
         return (value, None) if self.equality else (None, value)
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Mu, of the function's shape."""
+        """Return the solver's multipliers in the function's shape."""
         return (eq if self.equality else ineq).reshape(self.shape)
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Mu from lambda."""
+        """Return mu from lambda."""
         mu = multiplier.double().reshape(-1)
         return (mu, self._empty()) if self.equality else (self._empty(), mu.clamp_min(0.0))
 
@@ -93,18 +93,18 @@ class Absolute(Piece):
     role: str = "weight"
 
     def rows(self, at: Point) -> Rows:
-        """V - t, then -v - t."""
+        """Return v - t, then -v - t."""
         v = at.variables["state" if self.role == "state" else "weight", self.state]
         t = at.variables["slack", self.name]
         return None, torch.stack([v - t, -v - t])
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Mu+ - mu-."""
+        """Return mu+ - mu-."""
         above, below = ineq.reshape(2, *self.shape)
         return above - below
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive and negative part."""
+        """Split mu into its positive and negative parts."""
         mu = multiplier.double().reshape(-1)
         return self._empty(), torch.cat([mu.clamp_min(0.0), (-mu).clamp_min(0.0)])
 

@@ -112,7 +112,7 @@ def _matrices(point: CheckPoint) -> tuple[Evaluation, Duals, Bounds, np.ndarray]
 
 
 def _equalities(point: CheckPoint, c: DefectConstraint, r: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:
-    """R = 0, or the sums that a reduced multiplier constrains."""
+    """Return r for r = 0, or the sums that a reduced multiplier constrains, with their forces."""
     multiplier = point.program.multiplier_of(c.name)
     assert multiplier is not None
     if multiplier.layout == "full" or not c.transform.signed:

@@ -181,7 +181,7 @@ class Adaptive(OdeCell):
 
 
 def _moved(x: Tensor, slope: Tensor, h: Tensor | float) -> Tensor:
-    """X + h slope; a number goes in as `alpha`, whose derivative in forward mode costs nothing."""
+    """Return x + h slope; a plain number h is passed as `alpha`, whose derivative in forward mode costs nothing."""
     return x + h * slope if isinstance(h, Tensor) else torch.add(x, slope, alpha=h)
 
 

@@ -148,7 +148,7 @@ class Lagrangian:
         return 1.0 / r.shape[1] if self.instance.program.objective.reduction == "mean" else 1.0
 
     def _force(self, i: int, terms: Terms, rho: float) -> Tensor:
-        """D L / d r of one bank."""
+        """Compute dL/dr, the gradient of the Lagrangian with respect to the defects of one bank."""
         bank, r = self.instance.layout.banks[i], terms.defects[i].detach()
         g, multiplier = terms.transformed[i], terms.multipliers[i]
         if self._augmented[i]:
