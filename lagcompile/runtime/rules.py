@@ -2,11 +2,14 @@
 
 In: gradients and slots. Out: moved values. Invariant: a rule's arithmetic stands once (`move`), in place, for dense
 tensors and rows of tables alike; every rule is odd in its gradients, so that a negative lr climbs.
+
+To add a rule: its class, and its name in the union at the end.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 import torch
@@ -16,13 +19,14 @@ from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 
 from lagcompile.ir.base import Frozen
+from lagcompile.ir.tex import number
 
 Tensors = list[Tensor]
 Slots = dict[str, Tensors]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Rule(Frozen):
+class _Rule(Frozen, ABC):
     """What all rules share."""
 
     kind: str
@@ -42,6 +46,30 @@ class _Rule(Frozen):
             )
         return self
 
+    def slots(self) -> tuple[str, ...]:
+        """Names of the memory that has a number for each value."""
+        return ()
+
+    def counts(self) -> tuple[str, ...]:
+        """Names of the memory that has one number for a dense tensor, and one for each row of a table."""
+        return ()
+
+    def initial(self, slot: str) -> float:
+        """Starting value of a slot."""
+        return 0.0
+
+    @abstractmethod
+    def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
+        """Move values in place along their gradients; slots and counts advance in place."""
+
+    @abstractmethod
+    def tex(self) -> str:
+        """Return the rule in words, its numbers as TeX."""
+
+    def _rate(self, *more: str) -> str:
+        decay = [f"weight decay ${number(self.weight_decay)}$"] if self.weight_decay else []
+        return ", ".join((f"step ${number(self.lr)}$", *decay, *more))
+
     def shrink(self, values: Tensors, lr: float) -> None:
         """Take the decay's share off the values, in place."""
         if self.weight_decay:
@@ -58,15 +86,11 @@ class SGD(_Rule):
     """Step along g + momentum * velocity instead of the velocity."""
 
     def slots(self) -> tuple[str, ...]:
-        """Names of the rule's per-value memory."""
+        """Return the velocity, where there is momentum."""
         return ("velocity",) if self.momentum else ()
 
-    def initial(self, slot: str) -> float:
-        """Starting value of a slot."""
-        return 0.0
-
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
-        """Move values in place along their gradients; slots advance in place."""
+        """Move values in place; see `_Rule.move`."""
         self.shrink(values, lr)
         if self.momentum:
             torch._foreach_mul_(slots["velocity"], self.momentum)
@@ -76,6 +100,14 @@ class SGD(_Rule):
             else:
                 gradients = slots["velocity"]
         torch._foreach_add_(values, gradients, alpha=-lr)
+
+    def tex(self) -> str:
+        """Return the rule in words."""
+        if not self.momentum:
+            return f"gradient ({self._rate()})"
+        momentum = f"momentum ${number(self.momentum)}$"
+        name = "Nesterov's gradient" if self.nesterov else "gradient"
+        return f"{name} ({self._rate(momentum)})"
 
 
 class Adagrad(_Rule):
@@ -88,7 +120,7 @@ class Adagrad(_Rule):
     """Starting value of the accumulators."""
 
     def slots(self) -> tuple[str, ...]:
-        """Names of the rule's per-value memory."""
+        """Return the sum of squares."""
         return ("sum",)
 
     def initial(self, slot: str) -> float:
@@ -96,7 +128,7 @@ class Adagrad(_Rule):
         return self.start
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
-        """Move values in place along their gradients; slots advance in place."""
+        """Move values in place; see `_Rule.move`."""
         self.shrink(values, lr)
         fused = all(v.device.type == "cpu" for v in values)  # one pass over memory instead of four
         adagrad(
@@ -114,6 +146,10 @@ class Adagrad(_Rule):
             maximize=False,
         )
 
+    def tex(self) -> str:
+        """Return the rule in words."""
+        return f"Adagrad ({self._rate()})"
+
 
 class Adam(_Rule):
     """Adam (Kingma and Ba 2015); as ExtraAdam it shares moments and count over both half steps (Gidel et al. 2019)."""
@@ -125,15 +161,15 @@ class Adam(_Rule):
     """Added to the root of the mean square."""
 
     def slots(self) -> tuple[str, ...]:
-        """Names of the rule's per-value memory."""
-        return ("mean", "square", "count")
+        """Return the means of gradients and of their squares."""
+        return ("mean", "square")
 
-    def initial(self, slot: str) -> float:
-        """Starting value of a slot."""
-        return 0.0
+    def counts(self) -> tuple[str, ...]:
+        """Return the number of moves."""
+        return ("count",)
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
-        """Move values in place along their gradients; slots advance in place."""
+        """Move values in place; see `_Rule.move`."""
         self.shrink(values, lr)
         first, second = self.betas
         mean, square, count = slots["mean"], slots["square"], slots["count"]
@@ -149,6 +185,12 @@ class Adam(_Rule):
             # 1 - beta^n, without the cancellation that a float32 count would bring
             root = (s / -torch.expm1(n * math.log(second))).sqrt_().add_(self.epsilon)
             value.addcdiv_(m / -torch.expm1(n * math.log(first)), root, value=-lr)
+
+    def tex(self) -> str:
+        """Return the rule in words."""
+        first, second = map(number, self.betas)
+        betas = rf"$\beta = ({first}, {second})$"
+        return f"Adam ({self._rate(betas)})"
 
     def _dense(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
         """One count for a tensor: PyTorch's own fused kernel."""

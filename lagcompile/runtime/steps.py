@@ -24,7 +24,7 @@ def _count_shape(tensor: Tensor, rows: bool) -> tuple[int, ...]:
 
 
 def _slot(rule: Rule, name: str, tensor: Tensor, *, rows: bool) -> Tensor:
-    if name == "count":
+    if name in rule.counts():
         return torch.zeros(_count_shape(tensor, rows), dtype=torch.float32, device=tensor.device)
     # accumulators of half-precision tables are kept in float32: sums of small squares would stop growing otherwise
     dtype = torch.float32 if tensor.dtype in {torch.bfloat16, torch.float16} else tensor.dtype
@@ -33,7 +33,8 @@ def _slot(rule: Rule, name: str, tensor: Tensor, *, rows: bool) -> Tensor:
 
 
 def _slot_names(rule: Rule, scheme: Scheme) -> tuple[str, ...]:
-    return (*rule.slots(), "past") if scheme in {"past", "optimistic"} else rule.slots()
+    past = ("past",) if scheme in {"past", "optimistic"} else ()
+    return (*rule.slots(), *rule.counts(), *past)
 
 
 class _Keeping(torch.optim.Optimizer):
@@ -118,7 +119,7 @@ class Extra(_Keeping):
     def _move(self, params: Sequence[Tensor], gradients: Tensors, lr: float, *, advance: bool) -> None:
         if not params:
             return
-        slots = {n: [self.state[p][n] for p in params] for n in self.rule.slots()}
+        slots = {n: [self.state[p][n] for p in params] for n in (*self.rule.slots(), *self.rule.counts())}
         if any(p.is_complex() for p in params):  # numbers of two parts, each with slots of its own, as PyTorch does
             params, gradients = _parts(params), _parts(gradients)
             slots = {n: _parts(t) for n, t in slots.items()}
@@ -127,7 +128,7 @@ class Extra(_Keeping):
         turned = [not p.is_contiguous() and p.dim() >= 2 and p.mT.is_contiguous() for p in params]
         values, gradients = _rows_first(params, turned), _rows_first(gradients, turned)
         slots = {n: _rows_first(t, turned) for n, t in slots.items()}
-        kept = [next((slots[n][i].dtype for n in slots if n != "count"), v.dtype) for i, v in enumerate(values)]
+        kept = [next((slots[n][i].dtype for n in self.rule.slots()), v.dtype) for i, v in enumerate(values)]
         if all(v.dtype == t for v, t in zip(values, kept, strict=True)):
             self.rule.move(values, gradients, slots, lr)
             return
@@ -205,7 +206,7 @@ class ExtraRows(_Keeping):
         self._values = [_gather(t, r, d) for t, r, d in zip(tables, rows, types, strict=True)]
         taken = list(zip(tables, rows, self._values, strict=True))  # slots, too, in the type to compute in
         self._slots = {
-            n: [_gather(self.state[t][n], r, None if n == "count" else v.dtype) for t, r, v in taken]
+            n: [_gather(self.state[t][n], r, None if n in self.rule.counts() else v.dtype) for t, r, v in taken]
             for n in self._names()
         }
         return self._values
@@ -273,7 +274,7 @@ class ExtraRows(_Keeping):
             span = slice(index, index + len(group["params"]))
             index = span.stop
             if span.stop > span.start:
-                part = {n: slots[n][span] for n in self.rule.slots()}
+                part = {n: slots[n][span] for n in (*self.rule.slots(), *self.rule.counts())}
                 lr = -group["lr"] if self.ascent else group["lr"]  # every rule is odd in its gradients
                 self.rule.move(values[span], gradients[span], part, lr)
 

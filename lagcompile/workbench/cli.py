@@ -109,9 +109,9 @@ def plan(
     if isinstance(loaded.method, FirstOrder):
         rules = (loaded.method.states, loaded.method.multipliers)
         past = int(loaded.method.scheme in {"past", "optimistic"})
-        slots = (len(_wide(rules[0].slots())) + past, len(_wide(rules[1].slots())) + past)
+        slots = (len(rules[0].slots()) + past, len(rules[1].slots()) + past)
     elif isinstance(loaded.method, AugmentedLagrangian):  # its dual ascent has no memory
-        slots = (len(_wide(loaded.method.states.slots())), 0)
+        slots = (len(loaded.method.states.slots()), 0)
     found = prepared.lifted.plan(
         examples or len(prepared.data.train_x),
         state_slots=slots[0],
@@ -119,11 +119,6 @@ def plan(
         batch_size=loaded.run.batch_size,
     )
     typer.echo(str(found))
-
-
-def _wide(slots: tuple[str, ...]) -> list[str]:
-    """Slots with one number for each number of a table; a count has one for each row."""
-    return [s for s in slots if s != "count"]
 
 
 @app.command()
