@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from lagcompile.backends.alternating import AltMin
 from lagcompile.backends.augmented import AugmentedLagrangian
-from lagcompile.backends.base import Executor, Method, RunOptions, drive
+from lagcompile.backends.base import Executor, RunOptions, drive
 from lagcompile.backends.baselines import Backprop, DifferenceTargetPropagation, FeedbackAlignment
 from lagcompile.backends.first_order import DescentAscent, Extragradient, ExtragradientFromPast, OptimisticGradient
+from lagcompile.backends.method import Method
 from lagcompile.backends.proximal import ConjugateGradients, Exact, ProxProp
 from lagcompile.check.certificate import Certificate
 from lagcompile.frontend.conditioning import ConditioningSplit

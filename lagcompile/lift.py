@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lagcompile.backends.base import RunOptions, Solver, Watch, fits
+from lagcompile.backends.base import RunOptions, Watch, fits
 from lagcompile.backends.best import Evaluate
 from lagcompile.backends.first_order import Extragradient
+from lagcompile.backends.method import Solver
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.verify import TOLERANCE, certify_solved, verify_network
 from lagcompile.frontend.balance import Context, too_many
@@ -355,10 +356,9 @@ class Lifted:
             says on a few rows whether the network that was solved is the model.
 
         Raises:
-            BindError, DataError: the data do not fit.
+            BindError, SpecError: the data do not fit, or `method` is no method.
             ProgramError: the method is not defined on this program.
-            SpecError: `method` is no method.
-            DataError: the folder exists, is in use, cannot be written, is damaged, or is of another run.
+            DataError: the data are damaged, or the folder exists, is in use, cannot be written, or is of another run.
         """
         chosen = method if method is not None else Extragradient()
         if not isinstance(chosen, Solver):

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lagcompile.backends.alternating_memory import memories_of
-from lagcompile.backends.base import Method
 from lagcompile.backends.local import (
     Code,
     StageExecutor,
@@ -30,12 +29,15 @@ from lagcompile.backends.local import (
     gradients_of,
     weight_penalty,
 )
+from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import ProgramError
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import display
 from lagcompile.runtime import kkt
 from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch, Instance
-from lagcompile.runtime.rules import SGD, Adam, RuleSpec
+from lagcompile.runtime.rules import SGD, Adam, RuleSpec, rules_tex
 from lagcompile.runtime.steps import Extra
 
 
@@ -75,6 +77,31 @@ class AltMin(Method):
             ProgramError: states that are not transient, defects without a quadratic weight, or layers without memory.
         """
         return AltMinExecutor(instance, self, seed=seed)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the sweep over codes and the local steps on weights."""
+        lines = [
+            r"States start at a forward pass. With $E^{(i)}$ the loss and the quadratic terms of one example and "
+            r"$\mu = \rho / 2$, for $k = K, \dots, 1$",
+            *display(
+                r"h_k^{(i)} &\leftarrow h_k^{(i)} - A_h\, \nabla_{h_k} E^{(i)} / \mu "
+                rf"\quad ({self.code_steps}\ \text{{times}})"
+            ),
+            r"where $f_{k-1}(h_{k-1}^{(i)})$ is held at its value ahead; then, each stage on its own "
+            "and the last along the loss,",
+        ]
+        if self.hidden == "sign_hinge":
+            local = r"\sum_i \mathbf{1}^{\top} \max\bigl(-f_{k-1}(h_{k-1}^{(i)};\, \theta_{k-1}) \odot "
+            local += r"\operatorname{sign}(h_k^{(i)}),\, 0\bigr)"
+        else:
+            local = r"\sum_i \bigl\lVert f_{k-1}(h_{k-1}^{(i)};\, \theta_{k-1}) - h_k^{(i)} \bigr\rVert^2"
+        lines += display(rf"\theta_{{k-1}} &\leftarrow \theta_{{k-1}} - A_\theta\, \nabla_{{\theta_{{k-1}}}} {local}")
+        if self.memory:
+            lines.append(
+                "Hidden linear layers are instead fitted by coordinate descent to the accumulated second moments of "
+                "their inputs and codes."
+            )
+        return [*lines, rules_tex({r"\theta": self.weights, r"\theta_K": self.output, "h": self.codes})]
 
 
 class AltMinExecutor(StageExecutor):

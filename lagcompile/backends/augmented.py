@@ -16,12 +16,14 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from lagcompile.backends.base import Method
 from lagcompile.backends.first_order import DescentAscent, FirstOrderExecutor
+from lagcompile.backends.method import Method
 from lagcompile.ir.base import ProgramError
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import display, number
 from lagcompile.runtime.instance import Batch, Instance
 from lagcompile.runtime.lagrangian import Gradients
-from lagcompile.runtime.rules import SGD, Adagrad, Adam, RuleSpec
+from lagcompile.runtime.rules import SGD, Adagrad, Adam, RuleSpec, rules_tex
 
 
 class AugmentedLagrangian(Method):
@@ -46,6 +48,21 @@ class AugmentedLagrangian(Method):
             ProgramError: multipliers would never move, or the program is not for first-order methods.
         """
         return AugmentedExecutor(instance, self, seed=seed)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the inner loop and the step on the weights."""
+        step = r"\rho" if self.dual_step is None else number(self.dual_step)
+        lines = [rf"h &\leftarrow h - A_h\, \nabla_{{h}} \mathcal{{L}} \quad ({self.state_steps}\ \text{{times}})"]
+        if symbols.program.multipliers:
+            lines.append(rf"\lambda &\leftarrow \lambda + {step}\, \nabla_{{\lambda}} \mathcal{{L}}")
+        return [
+            f"Each step repeats {'once' if self.rounds == 1 else f'{self.rounds} times'}",
+            *display(*lines),
+            "and then moves the weights:",
+            *display(r"\theta &\leftarrow \theta - A_{\theta}\, \nabla_{\theta} \mathcal{L}"),
+            r"The gradients in $h$ and $\lambda$ are those of one example. "
+            + rules_tex({r"\theta": self.weights, "h": self.states}),
+        ]
 
 
 class AugmentedExecutor(FirstOrderExecutor):

@@ -1,6 +1,6 @@
-"""The one interface of backends, and the loop that drives step-wise ones.
+"""What runs a step-wise method, and the loop that drives it.
 
-In: a `Method` (frozen options) and an `Instance`. Out: an `Executor`, driven by `drive` to a `Solution`. Invariant: the
+In: an `Executor`, which a `Method` (backends/method.py) makes for an `Instance`. Out: a `Solution`. Invariant: the
 rows of step t depend on (seed, t) alone, so that a resumed run sees what an unbroken one would have seen.
 """
 
@@ -98,65 +98,6 @@ class Executor(ABC):
     @abstractmethod
     def bytes(self) -> int:
         """Bytes of states, multipliers and their optimiser rows."""
-
-
-class Solver(Frozen, ABC):
-    """Frozen options of anything that turns an instance into a solution."""
-
-    @abstractmethod
-    def solve(
-        self,
-        instance: Instance,
-        options: RunOptions,
-        *,
-        original: nn.Module,
-        evaluate: Evaluate | None = None,
-        watch: Watch | None = None,
-        start: Solution | None = None,
-    ) -> Solution:
-        """Solve an instance.
-
-        Args:
-            instance: the bound program.
-            options: steps, batch size, seed and so on.
-            original: the user's module, for the class of `solution.model`.
-            evaluate: numbers of a module on held-out data.
-            watch: called with each row of the history.
-            start: a solution of the same program to start from, weights, states and multipliers.
-
-        Raises:
-            ProgramError: the method is not defined on this program; the message says what would work.
-        """
-
-
-class Method(Solver):
-    """Frozen options of a step-wise method; `executor` binds it to an instance."""
-
-    def solve(
-        self,
-        instance: Instance,
-        options: RunOptions,
-        *,
-        original: nn.Module,
-        evaluate: Evaluate | None = None,
-        watch: Watch | None = None,
-        start: Solution | None = None,
-    ) -> Solution:
-        """Drive an executor to the end of the options; see `Solver.solve`."""
-        begin(instance, start)
-        with seeded(instance, options):
-            executor = self.executor(instance, seed=options.seed)
-            if instance.draws:
-                return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
-        return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
-
-    @abstractmethod
-    def executor(self, instance: Instance, *, seed: int = 0) -> Executor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: the method is not defined on this program; the message says what would work.
-        """
 
 
 def begin(instance: Instance, start: Solution | None) -> None:

@@ -15,7 +15,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lagcompile.backends.base import Method
 from lagcompile.backends.local import (
     StageExecutor,
     StageNetwork,
@@ -24,12 +23,15 @@ from lagcompile.backends.local import (
     unsupported,
     weight_penalty,
 )
+from lagcompile.backends.method import Method
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import StateVariable
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import display, number
 from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch, Instance, to_rows, to_value
-from lagcompile.runtime.rules import Adam, RuleSpec
+from lagcompile.runtime.rules import Adam, RuleSpec, rules_tex
 from lagcompile.runtime.steps import Extra
 
 
@@ -47,6 +49,14 @@ class Backprop(Method):
             ProgramError: inputs to be solved for, or further constraints.
         """
         return BackpropExecutor(instance, self, seed=seed)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the step along the gradient."""
+        return [
+            "All states are eliminated: with $J$ the objective of the network that is not cut,",
+            *display(r"\theta^{t+1} = \theta^{t} - A_\theta\, \nabla_\theta J(\theta^{t})"),
+            rules_tex({r"\theta": self.weights}),
+        ]
 
 
 class BackpropExecutor(StageExecutor):
@@ -88,6 +98,20 @@ class FeedbackAlignment(Method):
             ProgramError: states that are not transient, or an output that is not one tensor.
         """
         return FeedbackAlignmentExecutor(instance, self, seed=seed)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return what is fed back, and the local step."""
+        return [
+            r"With fixed random matrices $B_k$ and the output's error $e^{(i)} = \partial \ell^{(i)} / "
+            r"\partial \hat{y}^{(i)}$,",
+            *display(
+                r"\delta_k^{(i)} &= B_k^{\top} e^{(i)}",
+                r"\theta_{k-1} &\leftarrow \theta_{k-1} - A_\theta\, \nabla_{\theta_{k-1}} \sum_i \bigl\langle "
+                r"\delta_k^{(i)},\, f_{k-1}(h_{k-1}^{(i)};\, \theta_{k-1}) \bigr\rangle",
+            ),
+            rf"The entries of $B_k$ have standard deviation ${number(self.scale)} / \sqrt{{d_{{\hat{{y}}}}}}$; the "
+            "last stage takes its gradient. " + rules_tex({r"\theta": self.weights}),
+        ]
 
 
 class FeedbackAlignmentExecutor(StageExecutor):
@@ -153,6 +177,24 @@ class DifferenceTargetPropagation(Method):
             ProgramError: the stages do not form a chain, or states are not transient.
         """
         return TargetPropagationExecutor(instance, self, seed=seed)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the targets, the local step, and what the inverses learn."""
+        eta, noise = number(self.target_step), number(self.noise)
+        return [
+            r"With $h$ from a forward pass and learned maps $g_k$ from state $k+1$ back to state $k$, the targets are",
+            *display(
+                rf"\hat{{h}}_K^{{(i)}} &= h_K^{{(i)}} - {eta}\, \partial \ell^{{(i)}} / \partial h_K^{{(i)}}",
+                r"\hat{h}_k^{(i)} &= h_k^{(i)} + g_k(\hat{h}_{k+1}^{(i)}) - g_k(h_{k+1}^{(i)}), \qquad k < K",
+            ),
+            "and each stage moves towards its own, the last one along the loss:",
+            *display(
+                r"\theta_{k-1} &\leftarrow \theta_{k-1} - A_\theta\, \nabla_{\theta_{k-1}} \sum_i \bigl\lVert "
+                r"f_{k-1}(h_{k-1}^{(i)};\, \theta_{k-1}) - \hat{h}_k^{(i)} \bigr\rVert^2"
+            ),
+            r"Each $g_k$ learns to give back $h_k + \nu$ from $f_k(h_k + \nu)$, $\nu$ of standard deviation "
+            f"${noise}$. " + rules_tex({r"\theta": self.weights, "g": self.inverses}),
+        ]
 
 
 class TargetPropagationExecutor(StageExecutor):

@@ -32,6 +32,8 @@ from lagcompile.exact import KKT, Facts, IterationTable, Multipliers, Result, St
 from lagcompile.ir.alone import without_warnings
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import number
 
 GAP = 1e-11
 """Duality gap and infeasibility at which Clarabel stops."""
@@ -68,6 +70,13 @@ class Convex(ExactSolver):
         proof = f"global optimum: all stages are affine in the variables and {loss.name} is convex"
         bound = {} if model.bound is None else {"bound": {"value": model.bound, "slack": SLACK}}
         return Found(result, (proof,), details=bound)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return what is solved, and how accurately."""
+        return [
+            "With the weights or the inputs fixed such that it is convex, the program is solved as a cone program, to "
+            rf"residuals of at most ${number(self.tolerance)}$."
+        ]
 
     def _polished(self, exact: ExactProgram, functions: ProgramFunctions, found: Result) -> Result:
         """The same point to the tolerance asked for, by Newton steps from the conic solver's primal and dual."""

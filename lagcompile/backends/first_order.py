@@ -10,28 +10,35 @@ In: an `Instance`. Out: an executor. Invariant: both half steps see the same bat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lagcompile.backends.base import Executor, Method
+from lagcompile.backends.base import Executor
 from lagcompile.backends.inputs import FreeInputs
 from lagcompile.backends.local import NOTHING_MOVES
+from lagcompile.backends.method import Method
 from lagcompile.backends.store import Store
 from lagcompile.backends.tables import portions
 from lagcompile.ir.base import ProgramError
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import display
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Batch, Instance, Known
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
-from lagcompile.runtime.rules import SGD, Adagrad, RuleSpec, Scheme
+from lagcompile.runtime.rules import SGD, Adagrad, Rule, RuleSpec, Scheme, rules_tex
 from lagcompile.runtime.steps import Extra
 
 
 class FirstOrder(Method):
     """Options that all first-order saddle-point methods share."""
 
+    scheme: ClassVar[Scheme]
+    """How gradients are combined."""
+    moves: ClassVar[tuple[str, ...]]
+    """A step as lines of TeX; between < and > stands what is projected."""
     weights: RuleSpec = Adagrad(lr=1e-2)
     """Step rule of the weights."""
     states: RuleSpec = Adagrad(lr=5e-2)
@@ -44,11 +51,6 @@ class FirstOrder(Method):
     inner_steps: int = Field(default=0, ge=0)
     """Steps on states and multipliers alone ahead of each step on everything. Stages that read data alone run once."""
 
-    @property
-    def scheme(self) -> Scheme:
-        """How gradients are combined."""
-        raise TypeError(f"{type(self).__name__} is abstract")
-
     def executor(self, instance: Instance, *, seed: int = 0) -> FirstOrderExecutor:
         """Executor of this method on an instance.
 
@@ -57,49 +59,64 @@ class FirstOrder(Method):
         """
         return FirstOrderExecutor(instance, self, seed=seed)
 
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the field, the step along it and the step rules."""
+        project, note = symbols.projection()
+        duals = bool(symbols.program.multipliers) and not self.dual_sweep
+        kept = symbols.moved()
+        parts = [(r"\theta", r"\nabla_{\theta} \mathcal{L}")]
+        parts += [(kept, rf"\nabla_{{{kept}}} \mathcal{{L}}")] if kept else []
+        parts += [(r"\lambda", r"-\nabla_{\lambda} \mathcal{L}")] if duals else []
+        z = rf"z = ({', '.join(p for p, _ in parts)})"
+        field = r"F(z) = \bigl(" + r",\, ".join(g for _, g in parts) + r"\bigr)"
+        close = r"\bigr)" if project else ""
+        rules: dict[str, Rule | None] = {r"\theta": self.weights}
+        rules |= {kept: self.states} if kept else {}
+        rules |= {r"\lambda": self.multipliers} if duals else {}
+        own = f"{kept}, \\lambda" if duals else kept
+        each = f" Gradients in ${own}$ are those of one example." if kept else ""
+        lines = [
+            f"With ${z}$ and ${field}$, each step on a batch makes",
+            *display(*(line.replace("<", project).replace(">", close) for line in self.moves)),
+            rf"$A$ stands for the step rules, which act by entries. {rules_tex(rules)}{each}{note}",
+        ]
+        if self.dual_sweep:
+            lines.append(r"$\lambda$ is set by solving $\nabla_h \mathcal{L} = 0$ from the last stage to the first.")
+        if self.inner_steps:
+            lines.append(rf"Ahead of each step, {self.inner_steps} such steps are made on $h$ and $\lambda$ alone.")
+        return lines
+
 
 class Extragradient(FirstOrder):
     """Extragradient (Korpelevich 1976; Gidel et al. 2019): two gradients a step."""
 
+    scheme = "extragradient"
+    moves = (r"z^{t+\frac12} &= <z^{t} - A\, F(z^{t})>", r"z^{t+1} &= <z^{t} - A\, F(z^{t+\frac12})>")
     kind: Literal["extragradient"] = "extragradient"
-
-    @property
-    def scheme(self) -> Scheme:
-        """How gradients are combined."""
-        return "extragradient"
 
 
 class ExtragradientFromPast(FirstOrder):
     """Extragradient that extrapolates along the previous gradient (Popov 1980): one gradient a step."""
 
+    scheme = "past"
+    moves = (r"z^{t+\frac12} &= <z^{t} - A\, F(z^{t-\frac12})>", r"z^{t+1} &= <z^{t} - A\, F(z^{t+\frac12})>")
     kind: Literal["extragradient_from_past"] = "extragradient_from_past"
-
-    @property
-    def scheme(self) -> Scheme:
-        """How gradients are combined."""
-        return "past"
 
 
 class OptimisticGradient(FirstOrder):
     """Optimistic descent-ascent along 2 g_t - g_{t-1} (Daskalakis et al. 2018): one gradient a step."""
 
+    scheme = "optimistic"
+    moves = (r"z^{t+1} &= <z^{t} - A\, \bigl(2 F(z^{t}) - F(z^{t-1})\bigr)>",)
     kind: Literal["optimistic"] = "optimistic"
-
-    @property
-    def scheme(self) -> Scheme:
-        """How gradients are combined."""
-        return "optimistic"
 
 
 class DescentAscent(FirstOrder):
     """Simultaneous gradient descent-ascent (Arrow, Hurwicz and Uzawa 1958): one gradient a step."""
 
+    scheme = "descent"
+    moves = (r"z^{t+1} &= <z^{t} - A\, F(z^{t})>",)
     kind: Literal["descent_ascent"] = "descent_ascent"
-
-    @property
-    def scheme(self) -> Scheme:
-        """How gradients are combined."""
-        return "descent"
 
 
 class FirstOrderExecutor(Executor):

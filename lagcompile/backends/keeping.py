@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import (
     Executor,
-    Method,
     RunOptions,
-    Solver,
     Watch,
     begin,
     best_of,
@@ -28,6 +26,7 @@ from lagcompile.backends.base import (
     seeded,
 )
 from lagcompile.backends.best import Evaluate
+from lagcompile.backends.method import Method, Solver
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.ir.text import to_json

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lagcompile.backends.base import Executor, Method
+from lagcompile.backends.base import Executor
+from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint

@@ -28,6 +28,8 @@ from lagcompile.backends.sqp_variables import Values, state_rows
 from lagcompile.exact import KKT, Facts, IterationTable, Result, Status, Timings
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import display, number
 from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
 REPRODUCED = 1e-5
@@ -74,6 +76,16 @@ class MixedInteger(ExactSolver):
         if search.bound is not None and result.status is Status.OPTIMAL:
             details["bound"] = {"value": search.bound, "slack": max(self.gap, REPRODUCED)}
         return Found(result, facts, details=details)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the form of a unit, and where the search ends."""
+        return [
+            r"Each piecewise-linear unit is written with a binary $b \in \{0, 1\}$ and bounds $l \le z \le u$ of its "
+            r"input, a unit $h = \max(z, 0)$ as",
+            *display(r"h \ge z, \qquad h \ge 0, \qquad h \le z - l\,(1 - b), \qquad h \le u\, b"),
+            rf"and the mixed-integer program is solved until the bounds on its optimum differ by at most "
+            rf"${number(self.gap)}$, relatively.",
+        ]
 
 
 def _problems(exact: ExactProgram, operations: tuple[Operation, ...]) -> list[str]:

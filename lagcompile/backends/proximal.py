@@ -15,14 +15,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lagcompile.backends.base import Method
 from lagcompile.backends.local import (
     StageExecutor,
     StageNetwork,
@@ -32,15 +31,19 @@ from lagcompile.backends.local import (
     weight_penalty,
     weighted_layers,
 )
+from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
 from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import display, number
 from lagcompile.runtime.instance import Instance
-from lagcompile.runtime.rules import SGD, RuleSpec
+from lagcompile.runtime.rules import SGD, RuleSpec, rules_tex
 
 
 class Exact(Frozen):
     """Solve the layer's normal equations by a Cholesky factorisation, in the smaller of the two dimensions."""
 
+    words: ClassVar[str] = "exactly"
     kind: Literal["exact"] = "exact"
     woodbury: bool | None = None
     """Factor the rows' matrix (A A^T + I/tau), not the weights'; None: where there are fewer rows than weights."""
@@ -52,6 +55,11 @@ class ConjugateGradients(Frozen):
     kind: Literal["cg"] = "cg"
     iterations: int = Field(default=3, ge=1)
     """Conjugate-gradient steps for each layer."""
+
+    @property
+    def words(self) -> str:
+        """How the step is computed."""
+        return f"by {self.iterations} conjugate-gradient steps"
 
 
 Solve = Annotated[Exact | ConjugateGradients, Field(discriminator="kind")]
@@ -77,6 +85,21 @@ class ProxProp(Method):
             ProgramError: a stage that is not affine in its weights; each problem names the layer.
         """
         return ProxPropExecutor(instance, self, seed=seed)
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the targets and the proximal step on each layer."""
+        return [
+            r"With $h$ from a forward pass and $z_k$ the output of the affine layer $\phi_k$ in stage $k$, a backward "
+            r"sweep of gradient steps gives targets $z_k - \delta_k$; each layer moves along "
+            r"$\theta_k - \theta_k^{+}$ with",
+            *display(
+                r"\theta_k^{+} = \operatorname*{arg\,min}_{\theta} \; \tfrac12 \sum_i \bigl\lVert "
+                r"\phi_k(\theta, a_k^{(i)}) - z_k^{(i)} + \delta_k^{(i)} \bigr\rVert^2 + \tfrac{1}{2 \tau} "
+                r"\lVert \theta - \theta_k \rVert^2"
+            ),
+            rf"and $\tau = {number(self.tau)}$, solved {self.implicit.words}; the last stage takes its gradient. "
+            + rules_tex({r"\theta": self.weights}),
+        ]
 
 
 @dataclass(frozen=True)

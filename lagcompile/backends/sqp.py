@@ -24,6 +24,8 @@ from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, 
 from lagcompile.exact import IterationRow, Result, minimize
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.solution import Solution, Status
+from lagcompile.ir.symbols import Symbols
+from lagcompile.ir.tex import display, number
 
 
 class SQP(ExactSolver):
@@ -67,6 +69,24 @@ class SQP(ExactSolver):
         near = self.kinks == "accept" and STATUS[result.status] is not Status.REFUSED
         said = nearest_kink(exact.observe(result.x).operations) if near else ""
         return Found(result, remarks=(said,) if said else ())
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return the quadratic subproblem and where iterations end."""
+        hessian = {
+            "exact": "the Hessian",
+            "gauss_newton": "the Gauss-Newton matrix",
+            "bfgs": "a quasi-Newton estimate",
+        }[self.hessian]
+        return [
+            r"With $x = (\theta, h)$, objective $f$, equations $c(x) = 0$ and inequalities $g(x) \le 0$, each "
+            "iteration solves",
+            *display(
+                r"\min_{p} \quad & \tfrac12 p^{\top} H p + \nabla f(x)^{\top} p",
+                r"\text{subject to} \quad & c(x) + \nabla c(x)^{\top} p = 0, \qquad g(x) + \nabla g(x)^{\top} p \le 0",
+            ),
+            rf"with $H$ {hessian} of the Lagrangian, made convex where it is not, and steps along $p$ as far as a "
+            rf"filter allows, until the KKT residuals are at most ${number(self.tolerance)}$.",
+        ]
 
     def compiled(self, exact: ExactProgram, z: Tensor) -> ProgramFunctions:
         """The program's functions and derivatives, checked for kinks at a point.

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from lagcompile.backends.base import RunOptions, Solver, Watch
+from lagcompile.backends.base import RunOptions, Watch
 from lagcompile.backends.best import Evaluate, evaluated
+from lagcompile.backends.method import Solver
 from lagcompile.backends.sqp_program import ExactProgram
 from lagcompile.backends.sqp_result import row_of, solution_of
 from lagcompile.exact import IterationRow, Result

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lagcompile.export.symbols import features, shapes_known
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.frontend.plan import size
 from lagcompile.ir.program import Program, Stage, StateVariable, TensorType
+from lagcompile.ir.symbols import features, shapes_known
 
 MOST, ENDS = 60, 20
 """More stages than MOST are drawn by their first and last ENDS."""

@@ -7,10 +7,9 @@ f_k, h_k, r_k = f_{k-1}(h_{k-1}) - h_k, lambda_k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from lagcompile.export.latex_methods import method_lines
 from lagcompile.export.latex_terms import (
     Group,
     coupling_lines,
@@ -19,10 +18,10 @@ from lagcompile.export.latex_terms import (
     regularisers,
     weight_lines,
 )
-from lagcompile.export.symbols import Symbols, between, code, count, space, text
-from lagcompile.ir.base import Frozen
+from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.domains import NonNegative
 from lagcompile.ir.program import DataVariable, Program, StateVariable, ValueConstraint
+from lagcompile.ir.symbols import Symbols, between, code, count, space, text
 from lagcompile.ir.tex import number
 
 HEAD = "% lagcompile: needs amsmath and amssymb"
@@ -42,12 +41,20 @@ def latex(program: Program, method: Frozen | None = None, *, document: bool = Fa
     symbols = Symbols(program)
     lines = [HEAD, *_variables(symbols), *_program(symbols), *_lagrangian(symbols)]
     if method is not None:
-        lines += method_lines(symbols, method)
+        lines += _method(symbols, method)
     body = "\n".join(lines) + "\n"
     if not document:
         return body
     head = "\\documentclass{article}\n\\usepackage[margin=2.5cm]{geometry}\n\\usepackage{amsmath,amssymb}\n"
     return f"{head}\\begin{{document}}\n{body}\\end{{document}}\n"
+
+
+def _method(symbols: Symbols, method: Frozen) -> list[str]:
+    kind = str(getattr(method, "kind", type(method).__name__))
+    tex: Callable[[Symbols], list[str]] | None = getattr(method, "tex", None)
+    if tex is None:
+        raise ProgramError(f"no LaTeX is known for the method '{kind}'")
+    return [rf"\paragraph{{Method: {kind.replace('_', ' ')}.}}", *tex(symbols)]
 
 
 # ---------------------------------------------------------------- variables

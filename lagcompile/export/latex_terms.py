@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lagcompile.export.symbols import Symbols, features
 from lagcompile.ir.axes import Weight
 from lagcompile.ir.program import DefectConstraint, Multiplier, StateVariable
+from lagcompile.ir.symbols import Symbols, features
 from lagcompile.ir.tex import number
 
 

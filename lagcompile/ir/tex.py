@@ -1,6 +1,6 @@
-"""How numbers are written in TeX.
+"""How numbers and displays are written in TeX.
 
-In: numbers. Out: TeX for mathematics mode. Invariant: what a person would write; ten digits are told apart.
+In: numbers, lines. Out: TeX. Invariant: what a person would write; ten digits are told apart.
 """
 
 from __future__ import annotations
@@ -19,3 +19,9 @@ def number(value: float) -> str:
     mantissa = f"{value / 10.0**exponent:.6g}"
     power = f"10^{{{exponent}}}"
     return power if mantissa == "1" else rf"{mantissa} \cdot {power}"
+
+
+def display(*lines: str) -> list[str]:
+    """Lines of mathematics, aligned at their `&`."""
+    body = [line + (r" \\" if i + 1 < len(lines) else "") for i, line in enumerate(lines)]
+    return [r"\begin{align*}", *body, r"\end{align*}"]

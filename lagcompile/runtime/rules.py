@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -217,3 +218,9 @@ RuleSpec = Annotated[Rule, Field(discriminator="kind")]
 Scheme = Literal["extragradient", "past", "optimistic", "descent"]
 """extragradient: two gradients a step. past: extrapolate along the last gradient, one gradient a step (Popov 1980).
 optimistic: step along 2 g_t - g_{t-1} (Daskalakis et al. 2018). descent: simultaneous gradient descent-ascent."""
+
+
+def rules_tex(rules: Mapping[str, Rule | None]) -> str:
+    """Step rules by the symbol that they move, in a sentence with TeX."""
+    said = [f"{rule.tex()} for ${symbol}$" for symbol, rule in rules.items() if rule is not None]
+    return "Step rules: " + "; ".join(said) + "."

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from lagcompile.backends.base import Method, RunOptions, Solver
+from lagcompile.backends.base import RunOptions
+from lagcompile.backends.method import Method, Solver
 from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.check.agreement import Distance, distance

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.backends.augmented import AugmentedLagrangian
-from lagcompile.backends.base import Executor, Method
+from lagcompile.backends.base import Executor
 from lagcompile.backends.first_order import FirstOrder
+from lagcompile.backends.method import Method
 from lagcompile.frontend.plan import size
 from lagcompile.ir.base import BindError, DataError, LagcompileError, LiftError, ProgramError, SpecError, SplitError
 from lagcompile.ir.machine import available_memory

@@ -16,8 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lagcompile.backends.base import Method, Solver, seeded
+from lagcompile.backends.base import seeded
 from lagcompile.backends.keeping import FREE, Keeping, opened, program_files
+from lagcompile.backends.method import Method, Solver
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.kkt import certify_kkt
 from lagcompile.ir.base import DataError, ProgramError, SpecError

@@ -20,7 +20,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lagcompile.backends.base import Method, drive
+from lagcompile.backends.base import drive
+from lagcompile.backends.method import Method
 from lagcompile.ir import sums
 from lagcompile.ir.base import Frozen, SpecError
 from lagcompile.ir.disk import held

@@ -11,9 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
 from lagcompile.backends.augmented import AugmentedLagrangian
-from lagcompile.backends.base import Method
 from lagcompile.backends.baselines import Backprop, DifferenceTargetPropagation, FeedbackAlignment
 from lagcompile.backends.local import StageExecutor
+from lagcompile.backends.method import Method
 from lagcompile.workbench.data import digits
 from lagcompile.workbench.models import DigitsConvNet
 from tests.backends.hand import CUT, data, net

@@ -10,8 +10,8 @@ import torch
 
 import lagcompile as lc
 from lagcompile.export.latex import latex
-from lagcompile.export.symbols import text
 from lagcompile.ir.base import Frozen
+from lagcompile.ir.symbols import text
 from lagcompile.ir.tex import number
 from lagcompile.workbench.methods import MethodSpec
 from tests.export.programs import GOLDEN, NAMES, program

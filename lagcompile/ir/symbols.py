@@ -116,6 +116,20 @@ class Symbols:
         """States that are variables."""
         return [s for s in self.program.states if s.storage.variable]
 
+    # ---------------------------------------------------------------- a method's step
+    def moved(self) -> str:
+        """What moves besides weights and multipliers: states, the parts that are kept of them, free inputs."""
+        names = dict.fromkeys(letter for s in self.variables() for letter in s.storage.letters)
+        return ", ".join([*names, *(self.bare(d.name) for d in self.program.data if d.free)])
+
+    def projection(self) -> tuple[str, str]:
+        """Symbol and sentence of the projection behind a step; empty where nothing is projected."""
+        if any(s.domain.projected for s in self.variables()):
+            return r"\Pi\bigl(", r" $\Pi$ projects states onto their sets."
+        if any(c.relation == "<=" for c in self.program.defects):
+            return r"\Pi\bigl(", r" $\Pi$ keeps multipliers of inequalities $\ge 0$."
+        return "", ""
+
 
 def shapes_known(program: Program) -> bool:
     """Whether the program was lifted with inputs: without them its types and costs say nothing."""

@@ -1,0 +1,92 @@
+"""The one interface of methods: frozen options that say what they do and where they are defined.
+
+In: an `Instance`. Out: a `Solution`. Invariant: what a reader may want to know of a method (its formulas, the memory
+that it keeps, why it is not defined on a program) the method says itself; nobody asks for its class.
+
+To add a method: its class, in a file of its own, and its line in workbench/methods.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from lagcompile.backends.base import Executor, RunOptions, Watch, begin, drive, seeded
+from lagcompile.backends.best import Evaluate
+from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.solution import Solution
+from lagcompile.ir.symbols import Symbols
+from lagcompile.runtime.instance import Instance
+
+
+class Solver(Frozen, ABC):
+    """Frozen options of anything that turns an instance into a solution."""
+
+    def tex(self, symbols: Symbols) -> list[str]:
+        """Return lines of TeX on what a step does.
+
+        Raises:
+            ProgramError: none are known.
+        """
+        raise ProgramError(f"no LaTeX is known for the method '{self.name}'")
+
+    @property
+    def name(self) -> str:
+        """What a spec calls the method."""
+        return str(getattr(self, "kind", type(self).__name__))
+
+    @abstractmethod
+    def solve(
+        self,
+        instance: Instance,
+        options: RunOptions,
+        *,
+        original: nn.Module,
+        evaluate: Evaluate | None = None,
+        watch: Watch | None = None,
+        start: Solution | None = None,
+    ) -> Solution:
+        """Solve an instance.
+
+        Args:
+            instance: the bound program.
+            options: steps, batch size, seed and so on.
+            original: the user's module, for the class of `solution.model`.
+            evaluate: numbers of a module on held-out data.
+            watch: called with each row of the history.
+            start: a solution of the same program to start from, weights, states and multipliers.
+
+        Raises:
+            ProgramError: the method is not defined on this program; the message says what would work.
+        """
+
+
+class Method(Solver):
+    """Frozen options of a step-wise method; `executor` binds it to an instance."""
+
+    def solve(
+        self,
+        instance: Instance,
+        options: RunOptions,
+        *,
+        original: nn.Module,
+        evaluate: Evaluate | None = None,
+        watch: Watch | None = None,
+        start: Solution | None = None,
+    ) -> Solution:
+        """Drive an executor to the end of the options; see `Solver.solve`."""
+        begin(instance, start)
+        with seeded(instance, options):
+            executor = self.executor(instance, seed=options.seed)
+            if instance.draws:
+                return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
+        return drive(executor, options, original=original, evaluate=evaluate, watch=watch)
+
+    @abstractmethod
+    def executor(self, instance: Instance, *, seed: int = 0) -> Executor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: the method is not defined on this program; the message says what would work.
+        """
