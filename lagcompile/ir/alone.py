@@ -1,4 +1,4 @@
-"""What belongs to the whole process: changed by one thread at a time, or for one thread only.
+"""State of the whole process, changed by one thread at a time or for one thread only.
 
 In: code that needs torch's default random generator, its default dtype or its tracers, or that is to run without
 warnings. Out: the same code, run so that other threads are left alone. Invariant: streams, warning filters and levels
@@ -22,11 +22,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ALONE = threading.RLock()
-"""Held while something that the whole process shares is changed, where torch leaves no other way."""
+"""Held while shared state is changed, where torch leaves no other way."""
 
 
 def alone(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that runs in one thread at a time."""
+    """Decorate a function so that one thread at a time runs it."""
 
     @functools.wraps(function)
     def locked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -37,7 +37,7 @@ def alone(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Mine:
-    """Whether the thread that asks is the one that made this; ends with `over`."""
+    """Tell whether the calling thread is the one that made this object, until `over` is set."""
 
     def __init__(self) -> None:
         self.thread: int | None = threading.get_ident()

@@ -14,17 +14,17 @@ from lagcompile.ir.base import LARGEST_INTEGER, SpecError
 
 
 def expect(name: str, value: object, kind: type | tuple[type, ...], words: str) -> None:
-    """Refuse a value of another kind.
+    """Refuse a value of any other type.
 
     Raises:
-        SpecError: the value is neither None nor of a kind.
+        SpecError: the value is neither None nor of one of the types.
     """
     if value is not None and not isinstance(value, kind):
         raise SpecError(f"{name} takes {words}, got {_shown(value)}")
 
 
 def expect_count(name: str, value: object, least: int) -> None:
-    """Refuse what is no integer of at least `least` that fits 64 bits.
+    """Refuse anything but an integer of at least `least` that fits 64 bits.
 
     Raises:
         SpecError: it is none.
@@ -34,7 +34,7 @@ def expect_count(name: str, value: object, least: int) -> None:
 
 
 def expect_positive(name: str, value: object) -> None:
-    """Refuse what is no positive finite number.
+    """Refuse anything but a positive finite number.
 
     Raises:
         SpecError: it is none.
@@ -45,7 +45,7 @@ def expect_positive(name: str, value: object) -> None:
 
 
 def loss_name(value: object) -> str:
-    """What a loss is called.
+    """Return the name of a loss.
 
     Raises:
         SpecError: it cannot be called.
@@ -56,10 +56,10 @@ def loss_name(value: object) -> str:
 
 
 def device_of(value: object) -> torch.device:
-    """A device by its name.
+    """Return a device from its name.
 
     Raises:
-        SpecError: it has no such form.
+        SpecError: it is not the name of a device.
     """
     try:
         found: torch.device = torch.device(value)  # type: ignore[call-overload]

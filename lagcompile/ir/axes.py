@@ -1,7 +1,7 @@
 """The axes on which the systems differ: where a state starts, the weight of a defect, its multiplier.
 
 In: nothing. Out: small tagged records (a union of pydantic classes is the registry). Invariant: a record says *what* is
-meant; how it is computed is the runtime's business (`runtime/kkt.py`, `backends/tables.py`).
+computed; how is the runtime's business (`runtime/kkt.py`, `backends/tables.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class UnitSphere(Frozen):
 
 
 class Observed(Frozen):
-    """Values given by the user when the data are bound."""
+    """Values that the user gives when the data are bound."""
 
     tex: ClassVar[str] = "observations"
     kind: Literal["observed"] = "observed"
@@ -51,9 +51,9 @@ Start = Annotated[Forward | Zeros | UnitSphere | Observed, Field(discriminator="
 # ---------------------------------------------------------------- rho: weight of the quadratic term
 class _Weight(Frozen, ABC):
     augmented: ClassVar[bool] = False
-    """The term is on what exceeds the tube, and no part of the objective."""
+    """Whether the term acts on what exceeds the tube, and is not part of the objective."""
     scheduled: ClassVar[bool] = False
-    """It changes from step to step."""
+    """Whether it changes from step to step."""
     kind: str
 
     @abstractmethod
@@ -180,15 +180,15 @@ LayoutName = Literal["full", "example", "class", "scalar"]
 
 
 class Layout(NamedTuple):
-    """What one number of a multiplier serves: one feature or all, the rows of one example, of a class, or all."""
+    """What one number of a multiplier covers: one feature or all; the rows of an example, of a class, or all rows."""
 
     per_feature: bool
     rows: Literal["example", "class", "all"]
     words: str
-    """In TeX, behind "multiplier"."""
+    """Words that follow "multiplier" in TeX."""
 
     def shape(self, rows: int, classes: int, features: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a multiplier of so many rows of defects."""
+        """Return the shape of the multiplier of that many rows of defects."""
         held = {"example": rows, "class": classes, "all": 1}[self.rows]
         return (held, *(features if self.per_feature else (1 for _ in features)))
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 NAME = r"^[A-Za-z0-9][\w.-]{0,99}$"
-"""Pattern of a name that is also the name of a folder."""
+"""Pattern of a name that a folder may have too."""
 LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, 3.4e38
-"""What fits the integers and the single-precision numbers of tensors."""
+"""Largest values that the integers and single-precision numbers of tensors can hold."""
 
 
 class Frozen(BaseModel):
@@ -24,9 +24,9 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     FILE: ClassVar[tuple[str, ...]] = ()
-    """What a file of this class is called, and keys that each of them has."""
+    """What a file of this class is called, followed by keys that every such file has."""
     BOUNDED: ClassVar[bool] = True
-    """Whether numbers must fit a tensor."""
+    """Whether numbers must fit into a tensor."""
 
     if not TYPE_CHECKING:
 
@@ -57,14 +57,14 @@ class Frozen(BaseModel):
 
 
 class Measured(Frozen):
-    """Immutable record of what came out: any number may, NaN and infinities included."""
+    """Immutable record of results: any number is valid, NaN and infinities included."""
 
     model_config = ConfigDict(allow_inf_nan=True)
     BOUNDED: ClassVar[bool] = False
 
 
 def printable(text: str) -> str:
-    """A text in which control characters, which a terminal would obey, are written as Python writes them."""
+    """Return a text with control characters, which a terminal would obey, escaped as Python does."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
@@ -101,7 +101,7 @@ class SplitError(LagcompileError):
 
 
 class ProgramError(LagcompileError):
-    """A program is inconsistent, or asks for what a backend does not execute."""
+    """A program is inconsistent, or needs something that a backend does not support."""
 
 
 class BindError(LagcompileError):

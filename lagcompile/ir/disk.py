@@ -2,7 +2,7 @@
 
 In: a path and bytes. Out: a file or a folder. Invariant: after a crash at any operation a name holds what it held
 before or all that was written, on the disk itself; no link is followed at a temporary name; what the system refuses is
-one problem that names the file, and leaves what stood there before.
+one problem that names the file, and leaves the old content in place.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from lagcompile.ir.base import DataError
 LOCK = ".lock"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
-"""What file systems without locks say: there nothing guards a folder against two processes."""
+"""Errors of file systems without locks, where nothing guards a folder against two processes."""
 
 
 @contextmanager
 def naming(path: Path, doing: str) -> Iterator[None]:
-    """What the system refuses as one problem.
+    """Turn errors of the system into one problem.
 
     Raises:
         DataError: an operation inside failed.
@@ -41,7 +41,7 @@ def naming(path: Path, doing: str) -> Iterator[None]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
         DataError: there is none, or it cannot be read.
@@ -61,10 +61,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def replace(path: Path, *chunks: bytes | memoryview) -> None:
-    """Replace a file, or make it; what is a device or a stream is written to.
+    """Replace a file, or make it; write to a device or a stream.
 
     Raises:
-        DataError: it cannot be written; what stood there is as it was.
+        DataError: it cannot be written; the old content is unchanged.
     """
     with naming(path, "written"):
         if path.is_dir():
@@ -91,7 +91,7 @@ def replace(path: Path, *chunks: bytes | memoryview) -> None:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a path is written to where it stands, such as /dev/null or /dev/fd/5: no file takes its place."""
+    """Return whether a path, such as /dev/null or /dev/fd/5, is written to and not replaced by a file."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def _is_device(path: Path) -> bool:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Write behind the end of a file that is there.
+    """Append to a file that exists.
 
     Raises:
         DataError: it cannot be written, or it is gone.
@@ -115,7 +115,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what dead processes left of files that they were writing; for who holds the folder's lock."""
+    """Remove unfinished files that dead processes left; only the holder of the folder's lock may."""
     with naming(folder, "written"):
         for entry in list(os.scandir(folder)):
             if entry.name.startswith(".") and entry.name.endswith(".part") and not entry.is_dir(follow_symlinks=False):
@@ -134,7 +134,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Names of a folder on the disk (some file systems have no such thing, and say so)."""
+    """Bring the names in a folder to the disk (some file systems cannot, and say so)."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -181,7 +181,7 @@ def unlock(folder: Path, handle: int) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make a folder where there is none, and have it for this process while the context lasts.
+    """Make a folder where there is none, and lock it for this process while the context lasts.
 
     Raises:
         DataError: another process has it, or it cannot be written.
@@ -207,7 +207,7 @@ def _taken(handle: int) -> bool:
 
 
 def _same(handle: int, path: Path) -> bool:
-    """Whether a name still stands for an open file."""
+    """Return whether a name still belongs to an open file."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -216,7 +216,7 @@ def _same(handle: int, path: Path) -> bool:
 
 # ---------------------------------------------------------------- folders
 def make(folder: Path) -> None:
-    """Make a folder where there is none, its parents too, and have their names on the disk.
+    """Make a folder and its parents where there are none, and bring their names to the disk.
 
     Raises:
         DataError: it cannot be made.
@@ -230,11 +230,11 @@ def make(folder: Path) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to write to, which takes its place where no exception was raised.
+    """Give a new folder beside `path` to write to, which takes the place of `path` unless an exception is raised.
 
     Args:
-        path: where the folder is to be; a folder that stands there is replaced. Parents are made. Where it is a link,
-            the folder that it names is meant.
+        path: where the folder will be; a folder that is there is replaced. Parents are made. Of a link, the folder
+            that it points to is replaced.
 
     Raises:
         DataError: the folder cannot be made.
@@ -260,13 +260,13 @@ def appearing(path: Path) -> Iterator[Path]:
                 shutil.rmtree(old)
     finally:
         os.close(held)
-        with suppress(OSError):  # of a disk that refuses everything; it goes with the next `restore`
+        with suppress(OSError):  # the disk refuses everything; the next `restore` removes it
             if os.path.lexists(part):
                 shutil.rmtree(part)
 
 
 def restore(path: Path) -> None:
-    """Undo what a killed process left half done of `appearing`: what stood there comes back, the rest goes."""
+    """Undo what a killed process left of `appearing`: the old folder comes back, the rest is removed."""
     path = _meant(path)
     if not path.parent.is_dir():
         return
@@ -283,7 +283,7 @@ def restore(path: Path) -> None:
 
 
 def _meant(path: Path) -> Path:
-    """Where a folder really stands: a link's target, the name of `.`."""
+    """Return where a folder really is: the target of a link, the name of `.`."""
     return Path(os.path.realpath(path)) if path.is_symlink() or path.name in {"", ".."} else path
 
 

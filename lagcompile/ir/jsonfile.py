@@ -21,14 +21,15 @@ from lagcompile.ir.yamlfile import read_text as read_yaml_text
 
 Model = TypeVar("Model", bound=BaseModel)
 LOCATED = 1 << 20
-"""Characters: in a longer text lines are not looked for."""
+"""Characters of a text; line numbers are not searched for in a longer one."""
 
 
 def validate(path: str | Path, model_class: type[Model], *, error: type[LagcompileError] = DataError) -> Model:
     """Read a JSON file and validate it.
 
     Raises:
-        LagcompileError: of class `error`: the file cannot be read, is no JSON, or each thing that is wrong in it.
+        LagcompileError: of class `error`: the file cannot be read or is not JSON, or one problem for each thing that is
+            wrong in it.
     """
     text = read_text(path, error=error, kind="JSON")
     if _holds_words(text):
@@ -37,16 +38,16 @@ def validate(path: str | Path, model_class: type[Model], *, error: type[Lagcompi
 
 
 def read(path: str | Path, *, error: type[LagcompileError] = DataError) -> Any:
-    """Plain data of a JSON file.
+    """Read a JSON file as plain data.
 
     Raises:
-        LagcompileError: of class `error`: the file cannot be read, or is no JSON.
+        LagcompileError: of class `error`: the file cannot be read, or is not JSON.
     """
     return parse(read_text(path, error=error, kind="JSON"), str(path), error=error)
 
 
 def _holds_words(text: str) -> bool:
-    """Whether problems of a text would show what is in it: those of its form show places only."""
+    """Return whether problems would quote the text: those of its form show places only."""
     try:
         data = json.loads(text, parse_int=str)
     except (ValueError, RecursionError):
@@ -64,7 +65,7 @@ def check(text: str, source: str, model_class: type[Model], *, error: type[Lagco
         error: class of the problems.
 
     Raises:
-        LagcompileError: of class `error`: the text is no JSON, or each thing that is wrong in it.
+        LagcompileError: of class `error`: the text is not JSON, or one problem for each thing that is wrong in it.
     """
     return _validated(parse(text, source, error=error), text, source, model_class, error)
 
@@ -82,16 +83,16 @@ def check_list(text: str, source: str, model_class: type[Model], *, error: type[
 
 
 def parse(text: str, source: str, *, error: type[LagcompileError] = DataError, standard: bool = False) -> Any:
-    """Plain data of JSON text; NaN and infinities are read as Python writes them.
+    """Read JSON text as plain data; NaN and infinities are read as Python writes them.
 
     Args:
         text: JSON.
         source: the name that problems begin with.
         error: class of the problems.
-        standard: refuse NaN, infinities and numbers beyond 64 bits, which not every reader takes for the same.
+        standard: refuse NaN, infinities and numbers beyond 64 bits, on which readers differ.
 
     Raises:
-        LagcompileError: of class `error`: the text is no JSON, or no sensible one.
+        LagcompileError: of class `error`: the text is not JSON, repeats a key, or nests too deeply.
     """
     twice: list[str] = []
 
@@ -154,7 +155,7 @@ def _finite(digits: str) -> float:
 
 
 def _refused(word: str) -> float:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 def _deeper(data: object, depth: int) -> bool:
@@ -163,7 +164,7 @@ def _deeper(data: object, depth: int) -> bool:
 
 
 def _located(text: str, source: str, data: object) -> Document:
-    """The same text read as YAML, of which JSON is a part, for its lines; without lines where that fails."""
+    """Read the text as YAML, which includes JSON, to know its lines; without lines where that fails."""
     if len(text) <= LOCATED:
         try:
             return read_yaml_text(text, source)

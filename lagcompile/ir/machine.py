@@ -1,4 +1,4 @@
-"""What this machine has left.
+"""Free memory of this machine.
 
 In: nothing. Out: bytes. Invariant: nothing is allocated to find out.
 """
@@ -12,7 +12,7 @@ _UNKNOWN = 8 * 2**30
 
 
 def available_memory() -> int:
-    """Free bytes: what the kernel could hand out without swapping, or less where a container is limited to less."""
+    """Return the free bytes: what the kernel could give without swapping, or what a container's limit leaves."""
     return min(_of_machine(), _of_container())
 
 
@@ -27,7 +27,7 @@ def _of_machine() -> int:
 
 
 def _of_container() -> int:
-    """What control groups leave; where there are none, more than any machine has."""
+    """Return what control groups leave; more than any machine has where there are none."""
     group = Path("/sys/fs/cgroup")
     try:
         most, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()

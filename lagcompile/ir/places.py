@@ -12,12 +12,12 @@ from lagcompile.ir.base import SpecError
 
 
 def contained(name: str, folder: Path, *, trusted: Path | None = None) -> Path:
-    """The real path of what a file names.
+    """Return the real path of a name in a file.
 
     Args:
         name: as the file gives it, from the file's folder.
         folder: the file's folder.
-        trusted: a folder of the person's in which paths may also lead.
+        trusted: a folder that the person trusts, into which paths may also lead.
 
     Raises:
         SpecError: it leads out.
@@ -26,7 +26,7 @@ def contained(name: str, folder: Path, *, trusted: Path | None = None) -> Path:
     try:
         real = (home / path).resolve()
     except (OSError, ValueError, RuntimeError):
-        raise SpecError(f"{name!r} is no path") from None
+        raise SpecError(f"{name!r} is not a path") from None
     if trusted is not None and real.is_relative_to(trusted):
         return real
     if path.is_absolute() or ".." in path.parts or not real.is_relative_to(home):

@@ -57,7 +57,7 @@ class DataVariable(Frozen):
     name: str
     type: TensorType
     free: bool = False
-    """True where the input is solved for (state estimation)."""
+    """Whether the input is solved for (state estimation)."""
     lower: float | None = None
     upper: float | None = None
 
@@ -121,13 +121,13 @@ class DefectConstraint(Frozen):
 
 
 class ValueConstraint(Frozen):
-    """A further constraint of the user's: bounds, or a function of named values that must be == 0 or <= 0."""
+    """A constraint that the user adds: bounds, or a function of named values that must be == 0 or <= 0."""
 
     kind: Literal["value"] = "value"
     name: str
     reads: tuple[str, ...]
     function: str | None = None
-    """module:attribute of a torch function of the named values; None where only bounds are meant."""
+    """module:attribute of a torch function of the named values; None where there are bounds only."""
     relation: Literal["==", "<="] = "<="
     lower: float | None = None
     upper: float | None = None
@@ -147,7 +147,7 @@ class Multiplier(Frozen):
 
     @property
     def laid(self) -> Layout:
-        """What the layout means."""
+        """Return the record of the layout."""
         return LAYOUTS[self.layout]
 
 
@@ -199,7 +199,7 @@ class Program(Frozen):
         return to_text(self)
 
     def state(self, name: str) -> StateVariable:
-        """State by name.
+        """Return a state by its name.
 
         Raises:
             ProgramError: there is no such state.
@@ -207,7 +207,7 @@ class Program(Frozen):
         return _by_name(self.states, name, "state")
 
     def stage(self, name: str) -> Stage:
-        """Stage by name.
+        """Return a stage by its name.
 
         Raises:
             ProgramError: there is no such stage.
@@ -215,11 +215,11 @@ class Program(Frozen):
         return _by_name(self.stages, name, "stage")
 
     def defect_of(self, state: str) -> DefectConstraint | None:
-        """The defect constraint of a state, None where it is eliminated."""
+        """Return the defect constraint of a state; None where it is eliminated."""
         return next((c for c in self.defects if c.state == state), None)
 
     def multiplier_of(self, constraint: str) -> Multiplier | None:
-        """The multiplier of a constraint, None where the constraint is a pure penalty."""
+        """Return the multiplier of a constraint; None where the constraint is a pure penalty."""
         return next((m for m in self.multipliers if m.constraint == constraint), None)
 
     @property

@@ -1,7 +1,7 @@
 """Text files in: the one way in which files are opened, whatever they hold, and what is said where that fails.
 
 In: a path. Out: text with Unix line ends, or one problem that names file, place and remedy. Invariant: a file that is
-no text, is too large or cannot be read is refused before anything looks at its content.
+not text, is too large or cannot be read is refused before anything looks at its content.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lagcompile.ir import sums
 from lagcompile.ir.base import DataError, LagcompileError
 
 LARGEST = 64 * 2**20
-"""Bytes of a text that a person or lagcompile wrote; tables of numbers may be larger."""
+"""Bytes that a text by a person or lagcompile may have; tables of numbers may have more."""
 LONGEST_INTEGER = 100
-"""Digits: no number of a spec or a program is longer, and Python takes quadratic time to read one."""
+"""Digits that a number may have: Python takes quadratic time to read one, and none of ours is longer."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or write to another place",
@@ -41,7 +41,7 @@ _REMEDIES = {
 
 
 def os_problem(error: OSError, path: str | Path | None = None) -> str:
-    """One sentence for what the system refused: file, reason, remedy.
+    """Say in one sentence what the system refused: file, reason, remedy.
 
     Args:
         error: what was raised.
@@ -56,7 +56,7 @@ def os_problem(error: OSError, path: str | Path | None = None) -> str:
 def read_text(
     path: str | Path, *, error: type[LagcompileError] = DataError, kind: str = "text", largest: int = LARGEST
 ) -> str:
-    """A text file's content.
+    """Return the content of a text file.
 
     Args:
         path: the file.
@@ -65,8 +65,8 @@ def read_text(
         largest: refuse more bytes than this.
 
     Raises:
-        LagcompileError: of class `error`: there is no such file, it cannot be read, it is no text, or it is not what
-            was written with the list of digests beside it.
+        LagcompileError: of class `error`: the file does not exist, cannot be read, is not text, or is not what was
+            written with the list of digests beside it.
     """
     try:
         with open(Path(path), "rb", opener=_opened) as file:
@@ -80,7 +80,7 @@ def read_text(
     except OSError as caught:
         raise error(f"{path}: the file cannot be read: {os_problem(caught, '').removeprefix(': ')}") from None
     except ValueError as caught:  # a NUL byte in the name
-        raise error(f"{str(path)!r} is no name of a file: {caught}") from None
+        raise error(f"{str(path)!r} is not the name of a file: {caught}") from None
     if not data and stat.S_ISFIFO(found.st_mode):
         raise error(f"{path}: expected a {kind} file, got a pipe that nobody writes to")
     if max(len(data), found.st_size) > largest:
@@ -93,14 +93,14 @@ def read_text(
 
 
 def _opened(path: str, flags: int) -> int:
-    """A file for reading; a pipe that nobody writes to does not keep us waiting."""
+    """Open a file for reading, without waiting for a pipe that nobody writes to."""
     handle = os.open(path, flags | os.O_NONBLOCK)
     os.set_blocking(handle, True)
     return handle
 
 
 def decoded(data: bytes, source: str, *, error: type[LagcompileError] = DataError) -> str:
-    """Bytes as text: UTF-8, with or without a mark at its beginning, with any line ends.
+    """Decode UTF-8 text, with or without a byte order mark, with any line ends.
 
     Raises:
         LagcompileError: of class `error`: the bytes are something else.
@@ -115,12 +115,12 @@ def decoded(data: bytes, source: str, *, error: type[LagcompileError] = DataErro
         raise error(f"{where}: save it as UTF-8, or take an undamaged copy") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise error(f"{source}:{line}: the file holds a NUL byte: it is damaged, or no text")
+        raise error(f"{source}:{line}: the file holds a NUL byte: it is damaged, or not text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_kind(text: str, source: str, kinds: Sequence[type[BaseModel]], *, error: type[LagcompileError]) -> None:
-    """Whether a text may be one of some kinds of files: only then may problems speak of what is in it.
+    """Refuse a text that cannot be a file of some kinds, so that later problems may quote what is in it.
 
     Args:
         text: of the file.

@@ -13,7 +13,7 @@ from lagcompile.ir.program import Program
 
 
 class Sampled(NamedTuple):
-    """Names of the stages that run on samples, and of the values that are of samples."""
+    """Names of the stages that run on samples, and of the values that belong to samples."""
 
     stages: frozenset[str]
     values: frozenset[str]

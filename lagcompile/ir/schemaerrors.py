@@ -31,7 +31,7 @@ _NAMES: Mapping[object, str] = {
     Path: "a path",
     NoneType: "null",
 }
-# Error types whose own sentence says more than "expected this or that" at a union.
+# Error types whose own sentence says more than "expected this or that" does at a union.
 _TELLING = frozenset({"union_tag_invalid", "union_tag_not_found", "value_error", "assertion_error"})
 # Error types that the description of the expected type covers.
 _EXPECTED = re.compile(
@@ -40,7 +40,7 @@ _EXPECTED = re.compile(
 
 
 def explain(error: ValidationError, model_class: type[BaseModel], data: object) -> list[Problem]:
-    """Every problem once, as (key path, sentence), without regard to lines.
+    """Return every problem once, as (key path, sentence), in no order of lines.
 
     Args:
         error: what `model_class` raised on `data`.
@@ -57,19 +57,19 @@ def explain(error: ValidationError, model_class: type[BaseModel], data: object) 
 
 
 def show_path(path: KeyPath) -> str:
-    """A key path as users write it: `stages[2].split.k`."""
+    """Write a key path as users do: `stages[2].split.k`."""
     parts = (part if isinstance(part, int) or len(part) <= 60 else f"{part[:57]}..." for part in path)
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`, did you mean 'epsilon'?`, or nothing when no known word is near."""
+    """Return `, did you mean 'epsilon'?`, or nothing when no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f", did you mean '{near[0]}'?" if near else ""
 
 
 def listed(words: Iterable[str]) -> str:
-    """Words as a sorted list for a message."""
+    """List words in order, for a message."""
     return ", ".join(sorted(words))
 
 
@@ -172,7 +172,7 @@ class _Type:
         return _Type.of(arguments[0]) if len(arguments) == 2 else _Type(None)
 
     def describe(self) -> str:
-        """What a value of this type is called in a message."""
+        """Return what a message calls a value of this type."""
         if self.core in (int, float):
             return _number_words("integer" if self.core is int else "number", self.metadata)
         if get_origin(self.core) is Literal:
@@ -285,7 +285,7 @@ def _trace(details: Mapping[str, Any], model_class: type[BaseModel], data: objec
 
 
 def _message(details: Mapping[str, Any]) -> str:
-    """Pydantic's sentence, or a better one where the error carries its facts."""
+    """Return pydantic's sentence, or a better one where the error carries its facts."""
     context = details.get("ctx", {})
     if details["type"] in ("too_short", "too_long"):
         few = details["type"] == "too_short"

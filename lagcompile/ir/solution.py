@@ -1,4 +1,4 @@
-"""What a backend gives back: a status with advice, the history of the run, and the values that were reached.
+"""What a backend returns: a status with advice, the history of the run, and the values that were reached.
 
 In: numbers and tensors from a backend. Out: `Solution`. Invariant: non-convergence is a `Status`, never an exception;
 the history holds plain numbers.
@@ -46,7 +46,7 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class History:
-    """Numbers along a run: one row for each time it was looked at.
+    """Numbers along a run, one row for each look.
 
     Attributes:
         rows: mappings such as {"step": 50, "seconds": 1.2, "loss": 0.3, "accuracy": 0.9, "defect": 1e-3, ...}.
@@ -55,11 +55,11 @@ class History:
     rows: tuple[Mapping[str, Any], ...] = ()
 
     def column(self, name: str) -> list[float]:
-        """One quantity over the rows that have it."""
+        """Return one quantity over the rows that have it."""
         return [float(r[name]) for r in self.rows if name in r]
 
     def pairs(self, name: str) -> tuple[list[float], list[float]]:
-        """Steps and values of one quantity, where both are known."""
+        """Return steps and values of one quantity, where both are known."""
         found = [(float(r["step"]), float(r[name])) for r in self.rows if name in r]
         return [s for s, _ in found], [v for _, v in found]
 
@@ -90,7 +90,7 @@ class Checked(Protocol):
 
 @dataclass(frozen=True)
 class Solution:
-    """What was reached.
+    """Result of a run.
 
     Attributes:
         model: a new module of the user's class with the solved weights, under the user's state_dict keys.
@@ -99,11 +99,11 @@ class Solution:
         states: state name -> values, one row for each example (or class, with mean and deviation).
         multipliers: multiplier name -> values, laid out as the program says.
         program: the program that was solved.
-        steps: steps made.
-        gradient_evaluations: forward+backward passes made.
+        steps: number of steps.
+        gradient_evaluations: number of forward and backward passes.
         seconds: wall time of the steps.
-        details: what a backend adds (iteration tables, best iterate and so on).
-        certificate: whether the network that was solved is the model, on a few rows; None where nobody looked.
+        details: further results of the backend (iteration tables, best iterate and so on).
+        certificate: whether the solved network is the model, on a few rows; None where it was not checked.
     """
 
     model: Any

@@ -1,8 +1,8 @@
-"""SHA-256 of every file of a folder, beside them in `lagcompile.sums`: no damaged file is read without a word.
+"""SHA-256 of every file of a folder, kept in `lagcompile.sums`, so that no damaged file is read silently.
 
-In: files of a folder. Out: the list, in the form of `sha256sum -c`, with a digest of its own as last line. Invariant:
-at each moment, crashes included, every listed file is what one of its lines says: a file's new line is on the disk
-before the file is, its old one goes after it.
+In: files of a folder. Out: the list, in the form of `sha256sum -c`; its last line is the digest of the list. Invariant:
+at each moment, crashes included, every listed file is what one of its lines says: a file's new line reaches the disk
+before the file does, and its old line is removed after that.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from lagcompile.ir.disk import read_bytes, replace
 
 SUMS = "lagcompile.sums"
 Listed = dict[str, tuple[str, ...]]
-"""File name -> digests that it may have: one, or two while it is being replaced."""
+"""File name -> digests that the file may have: one, or two while it is being replaced."""
 
 
 def listed(folder: Path) -> Listed:
-    """The list of a folder; empty where it has none.
+    """Return the list of a folder; empty where it has none.
 
     Raises:
         DataError: the list is damaged.
@@ -42,7 +42,7 @@ def listed(folder: Path) -> Listed:
 
 
 def is_listed(path: Path) -> bool:
-    """Whether a file stands in its folder's list, so that it should be there.
+    """Return whether the list of its folder names a file, which should then exist.
 
     Raises:
         DataError: the list is damaged.
@@ -51,7 +51,7 @@ def is_listed(path: Path) -> bool:
 
 
 def check(path: Path, data: bytes) -> bytes:
-    """Content of a file, once it is known to be what was written, where its folder has a list.
+    """Return content once it is known to be what was written, where the folder has a list.
 
     Raises:
         DataError: it is something else.
@@ -66,7 +66,7 @@ def check(path: Path, data: bytes) -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """Content of a file, checked.
+    """Return the content of a file, checked.
 
     Raises:
         DataError: there is none, or it is not what was written.
@@ -75,7 +75,7 @@ def read(path: Path) -> bytes:
 
 
 def problems(folder: Path) -> list[str]:
-    """One sentence for each file of a folder that is not what was written."""
+    """Return one sentence for each file of a folder that is not what was written."""
     found: list[str] = []
     try:
         names = sorted(listed(folder))
@@ -95,8 +95,8 @@ def write(folder: Path, files: Mapping[str, bytes], without: Iterable[str] = (),
     Args:
         folder: where.
         files: name -> content.
-        without: names that are listed no longer: of files that change from now on.
-        anew: a list that is damaged is begun anew.
+        without: names of files that change from now on, which are not listed any more.
+        anew: replace a damaged list by a new one.
 
     Raises:
         DataError: a file cannot be written, or the list is damaged.

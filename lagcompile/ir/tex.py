@@ -1,6 +1,6 @@
 """How numbers and displays are written in TeX.
 
-In: numbers, lines. Out: TeX. Invariant: what a person would write; ten digits are told apart.
+In: numbers, lines. Out: TeX. Invariant: what a person would write; numbers to ten digits.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 
 
 def number(value: float) -> str:
-    r"""A number as a person writes it: 0.05, 3, 10^{-3}, 2.5 \cdot 10^{-7}."""
+    r"""Write a number as a person would: 0.05, 3, 10^{-3}, 2.5 \cdot 10^{-7}."""
     if value == 0 or not math.isfinite(value):
         return {math.inf: r"\infty", -math.inf: r"-\infty"}.get(value, f"{value:g}")
     shown = f"{value:.10g}"

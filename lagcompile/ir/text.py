@@ -20,12 +20,12 @@ from lagcompile.ir.program import (
 
 
 def to_json(program: Program) -> str:
-    """JSON with two-space indentation; `from_json` reads it back to an equal program."""
+    """Return JSON with two-space indentation; `from_json` reads it back to an equal program."""
     return program.model_dump_json(indent=2)
 
 
 def from_json(text: str, source: str = "program.json") -> Program:
-    """Program from the text that `to_json` wrote.
+    """Read a program from the text that `to_json` wrote.
 
     Args:
         text: what `to_json` wrote.
@@ -40,14 +40,14 @@ def from_json(text: str, source: str = "program.json") -> Program:
 
 
 def to_yaml(program: Program) -> str:
-    """YAML of a program; `from_yaml` reads it back to an equal program."""
+    """Return the YAML of a program; `from_yaml` reads it back to an equal program."""
     from lagcompile.ir.yamlfile import dumps
 
     return dumps(program)
 
 
 def from_yaml(text: str, source: str = "program.yaml") -> Program:
-    """Program from YAML text.
+    """Read a program from YAML text.
 
     Args:
         text: what `to_yaml` wrote, perhaps edited.
@@ -63,12 +63,12 @@ def from_yaml(text: str, source: str = "program.yaml") -> Program:
 
 
 def to_text(program: Program) -> str:
-    """The program as a person reads it."""
+    """Print the program for a person."""
     return "\n".join(_lines(program)) + "\n"
 
 
 def diff(a: str, b: str, names: tuple[str, str] = ("a", "b")) -> str:
-    """Unified diff of two printed programs or specs; empty where they are equal."""
+    """Return the unified diff of two printed programs or specs; empty where they are equal."""
     return "".join(difflib.unified_diff(a.splitlines(True), b.splitlines(True), *names))
 
 

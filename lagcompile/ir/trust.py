@@ -1,4 +1,4 @@
-"""Names of code in files (`module:attribute`) to Python objects, as far as the person who runs them trusts them.
+"""From names of code in files (`module:attribute`) to Python objects, where the person who runs them trusts them.
 
 In: a name, and the `Scope` that a person gave. Out: the object, or a `Refused` that says why and what would allow it.
 Invariant: no file grants itself anything. What is not trusted is not imported and not looked for; what is reached must
@@ -43,19 +43,19 @@ _STANDARD = sys.stdlib_module_names | {"test"}
 
 
 class Refused(Exception):  # noqa: N818
-    """A name stands for nothing that may run; the message says why."""
+    """A name must not run anything; the message says why."""
 
 
 @final
 @dataclass(frozen=True)
 class Scope:
-    """What the names of one file may stand for.
+    """What the names of one file may reach.
 
     Attributes:
         modules: modules that the person named, dotted.
         everything: the person trusts the folder in which the file lies: its modules and all installed packages.
-        loaded: names come from a program of Python, and stand for what that program has imported.
-        roots: folders in which modules are looked for, behind all installed ones.
+        loaded: names come from a Python program, and reach what that program has imported.
+        roots: folders in which modules are searched for after all installed ones.
         inside: the trusted folder, in which modules of `roots` that were not named must really lie.
         home: the folder of the file, for advice.
     """
@@ -81,9 +81,9 @@ class Scope:
 
     @property
     def advice(self) -> str:
-        """How a person would allow a module, with {} for its name."""
+        """Say how a person would allow a module, with {} for its name."""
         if self.loaded:
-            return "a name stands for a module that your program has imported: import {} first"
+            return "names reach the modules that your program has imported: import {} first"
         folder = f", or `lagcompile trust {shlex.quote(str(self.home))}` for that folder" if self.home else ""
         return f"it runs only if you trust it: --trust {{}} for this call{folder}"
 
@@ -95,7 +95,7 @@ _SCOPE: ContextVar[Scope] = ContextVar("lagcompile_trust", default=PROGRAM)
 
 @contextmanager
 def trusting(scope: Scope) -> Iterator[None]:
-    """Names are resolved within a scope, and its modules are importable, for as long as the context lasts."""
+    """Resolve names within a scope, whose modules are importable while the context lasts."""
     token = _SCOPE.set(scope)
     try:
         with _importable(tuple(dict.fromkeys(str(r) for r in scope.roots))):
@@ -109,7 +109,7 @@ _ASIDE: dict[tuple[str, ...], dict[str, ModuleType]] = {}
 
 @contextmanager
 def _importable(roots: tuple[str, ...]) -> Iterator[None]:
-    """Folders behind the import path, so that nothing in them comes before what is installed.
+    """Append folders to the import path, so that nothing in them comes before what is installed.
 
     The path belongs to the process: one thread at a time changes it. Modules of equal name in other folders are set
     aside meanwhile, so that each file gets its own.
@@ -143,7 +143,7 @@ def _own(names: set[str], roots: Sequence[str]) -> dict[str, ModuleType]:
 
 
 def _places(spec: ModuleSpec | None) -> list[Path]:
-    """Where a module lies: its file, or its folders."""
+    """Return where a module is: its file, or its folders."""
     if spec is None:
         return []
     if spec.submodule_search_locations is not None:
@@ -157,10 +157,10 @@ def _found(name: str) -> ModuleSpec | None:
 
 
 def resolve(name: str, scope: Scope | None = None) -> Callable[..., Any]:
-    """The callable that `module:attribute` stands for.
+    """Return the callable that `module:attribute` names.
 
     Args:
-        name: as the file gives it.
+        name: the name as the file gives it.
         scope: what is trusted; None for what the context says: a program's own modules, or a command's scope.
 
     Raises:
@@ -190,8 +190,8 @@ def resolve(name: str, scope: Scope | None = None) -> Callable[..., Any]:
 def _check_package(name: str, top: str) -> None:
     if top in _STANDARD:
         raise Refused(
-            f"'{name}': '{top}' is part of Python's standard library, of which a file never names anything, whatever "
-            "is trusted; a module of your own needs another name"
+            f"'{name}': '{top}' is part of Python's standard library, which a file may never name, whatever is "
+            "trusted; a module of your own needs another name"
         )
 
 
@@ -211,7 +211,7 @@ def _check_origin(name: str, value: object, scope: Scope) -> None:
 
 
 def origin_of(value: object) -> str:
-    """Dotted name of the module that an object was made in; '' where it has none."""
+    """Return the dotted name of the module that made an object; '' where it has none."""
     if isinstance(value, functools.partial):
         return origin_of(value.func)
     if inspect.ismethod(value):
@@ -255,7 +255,7 @@ def _module(name: str, scope: Scope) -> ModuleType:
 
 
 def _check_choice(top: str, scope: Scope) -> None:
-    """Whether a file that was named is what its module's name stands for."""
+    """Refuse a named file whose module's name means an installed package."""
     folder = scope.chosen.get(top)
     places = _places(_found(top))
     if folder is not None and places and all(p.resolve().parent != folder for p in places):
@@ -263,7 +263,7 @@ def _check_choice(top: str, scope: Scope) -> None:
 
 
 def _check_place(top: str, scope: Scope) -> None:
-    """Whether a module that nobody named lies in the trusted folder, and is no link to somewhere else."""
+    """Refuse a module that nobody named and that lies, or links to a place, outside the trusted folder."""
     if top in {m.partition(".")[0] for m in scope.modules}:
         return
     for place in _places(_found(top)):

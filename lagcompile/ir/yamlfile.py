@@ -36,7 +36,7 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_VALUES = 100_000
 MAX_DEPTH = 60
 LARGEST = 1 << 18
-"""Bytes: the reader takes half a minute for a mebibyte."""
+"""Bytes of a YAML file: the reader takes half a minute for a mebibyte."""
 LINE_WIDTH = 100
 _PLAIN = re.compile(r"[A-Za-z_][\w./*+-]*(:[\w./*+-]+)*", re.ASCII)
 _READ_AS_OTHER = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
@@ -60,13 +60,13 @@ class Document:
     lines: Mapping[KeyPath, int]
 
     def line(self, path: KeyPath = ()) -> int:
-        """Line of a key, or of the nearest key above it that the file has."""
+        """Return the line of a key, or of the nearest key above it that the file has."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
 
     def problem(self, path: KeyPath, message: str) -> str:
-        """One sentence for a `SpecError`: `specs/x.yaml:12: split.k: message`."""
+        """Write one sentence for a `SpecError`: `specs/x.yaml:12: split.k: message`."""
         place = f"{self.source}:{self.line(path)}: " if self.lines else f"{self.source}: "
         return f"{place}{show_path(path)}: {message}" if path else place + message
 
@@ -76,10 +76,10 @@ def read(path: str | Path, *kinds: type[BaseModel]) -> Document:
 
     Args:
         path: the file.
-        kinds: what it may be; nothing of another file is shown.
+        kinds: what it may be; nothing of any other file is shown.
 
     Raises:
-        SpecError: the file is missing, is not UTF-8 text, is of no such kind, or is not one well-formed YAML document
+        SpecError: the file is missing, is not UTF-8 text, is of another kind, or is not one well-formed YAML document
             of plain data.
     """
     text = reading.read_text(path, error=SpecError, kind="YAML", largest=LARGEST)
@@ -110,7 +110,7 @@ def read_text(text: str, source: str) -> Document:
     except RecursionError:
         raise SpecError(f"{source}: too many or too deeply nested values") from None
     except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, AssertionError) as error:
-        # The reader's own slips on what is no YAML, such as an escape beyond Unicode.
+        # The reader itself fails on some texts that are not YAML, such as an escape beyond Unicode.
         raise SpecError(f"{source}: not valid YAML: {error}") from None
     if node is None:
         raise SpecError(f"{source}: the file is empty")
@@ -127,7 +127,7 @@ def _earlier(error: MarkedYAMLError) -> bool:
 
 
 class _Shallow(Composer):
-    """Stops at the depth that is refused anyway: what follows could take minutes to read."""
+    """Stop at the depth that is refused anyway: the rest could take minutes to read."""
 
     depth = 0
 
@@ -141,7 +141,7 @@ class _Shallow(Composer):
 
 
 class _Builder:
-    """Turns composed YAML nodes into plain data; gathers lines and problems on the way."""
+    """Turn composed YAML nodes into plain data, and gather lines and problems on the way."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -154,7 +154,7 @@ class _Builder:
         self.lines.setdefault(path, line)
         self.count += 1
         if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
-            # Raised at once: going on is what such a file wants.
+            # Raised at once: a file made to exhaust the reader would keep it busy.
             raise SpecError(f"{self.source}:{line}: too many or too deeply nested values (an alias inside itself?)")
         if isinstance(node, MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, path)
@@ -270,7 +270,7 @@ def check(document: Document, model_class: type[Model]) -> Model:
 def problems_of(
     error: ValidationError, model_class: type[BaseModel], data: object, document: Document, within: KeyPath = ()
 ) -> list[str]:
-    """What a class found wrong with the data at `within` in a document, in the order of the lines."""
+    """List what a class found wrong with the data at `within` in a document, in the order of lines."""
     found = [((*within, *path), message) for path, message in explain(error, model_class, data)]
     found.sort(key=lambda problem: document.line(problem[0]))
     return [document.problem(path, message) for path, message in found]
@@ -286,7 +286,7 @@ def dump(model: BaseModel, path: str | Path) -> None:
 
 
 def dumps(model: BaseModel) -> str:
-    """A model as YAML text: keys in the order of the class, one a line, lists of plain values on one line."""
+    """Return a model as YAML text: keys in the order of the class, one a line, lists of plain values on one line."""
     return "\n".join(_written(plain(model), "")) + "\n"
 
 
@@ -297,7 +297,7 @@ def spec_hash(model: BaseModel) -> str:
 
 
 def plain(value: object) -> object:
-    """A model, or anything inside one, as mappings with string keys, lists and scalars; sets become sorted lists."""
+    """Turn a model, or anything in one, into mappings with string keys, lists and scalars; sets are sorted."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump(mode="python", by_alias=True))
     if isinstance(value, Enum):
@@ -354,7 +354,7 @@ def _inline(value: object) -> str:
 
 
 def _word(text: str) -> str:
-    """A string: plain where every YAML reader takes it for a string, else in double quotes."""
+    """Write a string plain where every YAML reader takes it for a string, else in double quotes."""
     if _PLAIN.fullmatch(text) and text.lower() not in _READ_AS_OTHER:
         return text
     return '"' + "".join(_character(character) for character in text) + '"'

@@ -179,8 +179,8 @@ def test_nodes_that_are_none(what: str, folder: Path) -> None:
 
 TEXTS: dict[str, tuple[str, str]] = {
     "duplicate keys": ('{"reads": [], "reads": []}', "the key 'reads' is given twice"),
-    "NaN": ('{"reads": NaN}', "NaN is no number of JSON"),
-    "Infinity": ('{"reads": -Infinity}', "-Infinity is no number of JSON"),
+    "NaN": ('{"reads": NaN}', "NaN is not a number in JSON"),
+    "Infinity": ('{"reads": -Infinity}', "-Infinity is not a number in JSON"),
     "huge number": ('{"reads": 1' + "0" * 5000 + "}", "is too long"),
     "just too large": (f'{{"reads": {1 << 63}}}', "does not fit into 64 bits"),
     "huge float": ('{"reads": 1e999}', "is too large"),

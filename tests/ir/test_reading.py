@@ -27,7 +27,7 @@ def program() -> str:
             b'{\n"a": "\xe9"}',
             "x.json:2: the file is not UTF-8 text (byte 8): save it as UTF-8, or take an undamaged copy",
         ),
-        (b'{\n\n"a": "\0"}', "x.json:3: the file holds a NUL byte: it is damaged, or no text"),
+        (b'{\n\n"a": "\0"}', "x.json:3: the file holds a NUL byte: it is damaged, or not text"),
         (b"", "x.json:1:1: not valid JSON: the file is empty: it may have been cut short"),
         (b'{"a": 1,\n "b"', "x.json:2:5: not valid JSON: expecting ':' delimiter: it may have been cut short"),
         (
