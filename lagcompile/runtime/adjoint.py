@@ -19,7 +19,7 @@ from lagcompile.runtime.instance import Batch, Instance, to_rows, to_value
 
 @dataclass(frozen=True)
 class Sweep:
-    """Stages run at given states, and the multipliers that follow.
+    """Result of a backward sweep at given states.
 
     Attributes:
         loss: the loss at the states, connected to them and to the weights.
@@ -56,7 +56,7 @@ def sweep(
     multipliers: dict[str, Tensor] = {}
     leaves = list(states.values())
     if leaves:
-        reads = value.requires_grad  # else the loss reads nothing that moves
+        reads = value.requires_grad  # otherwise the loss reads nothing that moves
         direct = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) if reads else ()
         _add(multipliers, states, direct or [None for _ in leaves])
     for stage in reversed(network.stages):
@@ -66,7 +66,7 @@ def sweep(
 
 
 def dual_sweep(instance: Instance, batch: Batch, values: Sequence[Tensor]) -> list[Tensor]:
-    """Multipliers per example for an instance's banks.
+    """Compute the multipliers of an instance's banks, per example.
 
     Args:
         instance: the instance, weights published.

@@ -1,4 +1,4 @@
-"""Tensors that would not fit the memory are refused before they are allocated.
+"""Refuse tensors that do not fit into memory before they are allocated.
 
 In: code that makes tensors from sizes. Out: the same, or one named problem. Invariant: numbers are what they would be
 without; only new tensors on the CPU are looked at, as the kernel promises more memory than it has and then ends the
@@ -19,21 +19,21 @@ from lagcompile.ir.base import LagcompileError
 from lagcompile.ir.machine import available_memory
 
 SMALL = 1 << 24
-"""Bytes that are not worth a look."""
+"""Smaller tensors are not checked."""
 
 
 class WithinMemory(TorchDispatchMode):
-    """While it is entered, a tensor that is larger than the free memory is a problem, not the end of the process."""
+    """Context in which a tensor larger than the free memory is a problem, not the end of the process."""
 
     def __init__(self, error: type[LagcompileError], remedy: str) -> None:
-        """Take the class of the problem and what its last words are."""
+        """Take the class of the problem and the remedy that ends its message."""
         super().__init__()
         self.error, self.remedy = error, remedy
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Compute as before, where what is computed fits."""
+        """Compute as before what fits."""
         options = kwargs or {}
         like = next((a for a in args if isinstance(a, torch.Tensor)), None)
         shape = _new_shape(func, args, like)
@@ -57,7 +57,7 @@ _SIZED = frozenset({"empty", "empty_strided", "zeros", "ones", "full", "rand", "
 
 
 def _new_shape(func: Callable[..., Any], args: Sequence[Any], like: torch.Tensor | None) -> tuple[int, ...]:
-    """Shape of the tensor that a call makes; empty where it makes none, or one of a kind that is not looked at."""
+    """Return the shape of the tensor that a call makes; empty where it makes none that is checked."""
     name = str(getattr(func, "overloadpacket", func)).rpartition(".")[2]
     if name in _LIKE and like is not None:
         return tuple(like.shape)

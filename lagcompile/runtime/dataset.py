@@ -1,4 +1,4 @@
-"""Any user's data set as tensors with row numbers.
+"""Any data set as tensors with row numbers.
 
 In: a `torch.utils.data` data set, a pair of tensors, or batches. Out: inputs and targets with one row an example.
 Invariant: the rows keep the order in which the data set gives them, so that a row number names an example for a whole
@@ -22,7 +22,7 @@ _GIVES_EXAMPLES = (Dataset, Iterable)
 
 
 def as_tensors(dataset: object) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a data set with one input, as tensors with one row an example.
+    """Return inputs and targets of a data set with one input, as tensors with one row an example.
 
     Args:
         dataset: a pair of tensors or arrays, a `TensorDataset`, a map-style or iterable `Dataset` of (input, target)
@@ -40,7 +40,7 @@ def as_tensors(dataset: object) -> tuple[Tensor, Tensor]:
 
 
 def as_rows(dataset: object) -> tuple[tuple[Tensor, ...], Tensor]:
-    """As `as_tensors`, for data sets whose inputs may be a tuple of tensors: the inputs and the targets.
+    """Do as `as_tensors` for data sets whose inputs may be a tuple of tensors.
 
     Raises:
         DataError: as for `as_tensors`.
@@ -56,7 +56,7 @@ def as_rows(dataset: object) -> tuple[tuple[Tensor, ...], Tensor]:
 
 
 def class_counts(labels: Tensor, classes: int) -> Tensor:
-    """Number of examples of each class, int64 [classes].
+    """Count the examples of each class, int64 [classes].
 
     Raises:
         DataError: labels that are not whole numbers from 0 to classes - 1, one an example.
@@ -84,7 +84,7 @@ def require_all_classes(labels: Tensor, classes: Sequence[str], *, name: str) ->
 
 
 def _is_pair(dataset: object) -> TypeGuard[Sequence[object]]:
-    """Whether something is (inputs, targets), and not a list of two examples."""
+    """Return whether a value is (inputs, targets), and not a list of two examples."""
     arrays = (Tensor, np.ndarray)
     return (
         isinstance(dataset, (tuple, list))
@@ -118,10 +118,10 @@ def _joined(dataset: object) -> tuple[list[Tensor], Tensor]:
         count = f" of {len(dataset)} entries" if isinstance(dataset, (tuple, list)) else ""
         raise DataError(
             f"expected a data set of (input, target) examples, got {type(dataset).__name__}{count}: give a pair "
-            "(inputs, targets); several inputs are a tuple of their own, ((a, b), targets)"
+            "(inputs, targets); several inputs form a tuple, ((a, b), targets)"
         )
     if isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset):
-        # A map-style data set has no iteration protocol of its own; its length is part of its contract.
+        # A map-style data set need not be iterable; its length is part of its contract.
         rows = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
     else:
         rows = list(dataset)

@@ -32,7 +32,7 @@ _TYPES = frozenset({"torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tens
 
 
 class _Widen(TorchFunctionMode):
-    """Replaces dtype arguments of every torch function."""
+    """Replace dtype arguments of every torch function."""
 
     def __torch_function__(
         self,
@@ -85,7 +85,7 @@ def _wide(value: Any) -> Any:
 
 
 def widened(value: Any) -> Any:
-    """A floating or complex tensor in double precision; anything else as it is."""
+    """Return a floating or complex tensor in double precision, anything else as it is."""
     return value.to(_WIDER[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDER else value
 
 
@@ -112,14 +112,14 @@ def float64_for(*runs: Callable[[], Any]) -> Iterator[None]:
     try:
         with _Widen():
             needed = any(leaves_float64(run) for run in runs)
-    except Exception:  # what fails is told where it is run
+    except Exception:  # its failure is reported where it is run
         needed = True
     with in_float64() if needed else _Widen():
         yield
 
 
 class _Watching(TorchDispatchMode):
-    """Notes whether any operation gives numbers of a lower precision."""
+    """Note whether any operation gives numbers of a lower precision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Watching(TorchDispatchMode):
 
 
 def leaves_float64(run: Callable[[], Any]) -> bool:
-    """Whether code on float64 tensors computes in a lower precision somewhere, by casts or constants of its own."""
+    """Whether code on float64 tensors computes in a lower precision somewhere, by its casts or constants."""
     try:
         with _Watching() as watching:
             run()

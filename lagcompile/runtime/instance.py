@@ -37,7 +37,7 @@ INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 """Types of class numbers."""
 
 Known: TypeAlias = dict[int, tuple[Tensor, ...]]
-"""Results of units, by their number."""
+"""Unit number -> its results."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Batch:
 
 
 def _reads_only(unit: Unit, values: Mapping[str, Any]) -> bool:
-    """Whether a unit reads nothing but values that were given: no state, nothing that follows from one."""
+    """Return whether a unit reads given values only: no state, and nothing that follows from one."""
     return all(piece.bank is None and piece.name in values for pieces in unit.inputs for piece in pieces)
 
 
@@ -103,7 +103,7 @@ class Instance:
 
     # ---------------------------------------------------------------- data
     def batch(self, rows: Tensor, *, prepared: bool = True) -> Batch:
-        """The batch of some rows; what follows from inputs alone is computed here, once for both half steps.
+        """Make the batch of some rows; what follows from inputs alone is computed here, once for both half steps.
 
         Raises:
             BindError: the network was captured for other sizes.
@@ -156,7 +156,7 @@ class Instance:
         return any(n.role == "structure" for n in self.network.partition.graph.nodes)
 
     def _sizes_for(self, batch: Batch) -> dict[str, Any]:
-        """Sizes that cross breakpoints, from one forward pass for each shape of the inputs."""
+        """Sizes of what crosses breakpoints, from one forward pass for each shape of the inputs."""
         key = tuple(tuple(v.shape) for v in batch.values.values() if isinstance(v, Tensor))
         if key not in self._sizes:
             graph = self.network.partition.graph
@@ -261,7 +261,7 @@ class Instance:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], dict[str, Any]]:
-        """Glued forward pass: values of every bank's states in rows, and all values by name. Publish weights first."""
+        """Run the glued network: values of every bank's states in rows, and all values. Publish weights first."""
         values = dict(batch.values)
         for stage in self.network.stages:
             values.update(zip(stage.writes, stage.module(*(values[n] for n in stage.reads)), strict=True))
@@ -272,7 +272,7 @@ class Instance:
         return rows, values
 
     def output(self, values: Mapping[str, Any]) -> Any:
-        """The model's output from values by name."""
+        """Assemble the model's output from values by name."""
         return self.network.assemble(values)
 
     def scale(self, batch: Batch) -> float:
@@ -281,7 +281,7 @@ class Instance:
 
     @property
     def module(self) -> nn.Module:
-        """The copy of the user's module that holds the weights (call `weights.publish()` first)."""
+        """Copy of the user's module that holds the weights (call `weights.publish()` first)."""
         return self.network.capture.original
 
     @property
@@ -290,7 +290,7 @@ class Instance:
         return self.network.capture.sizes
 
     def recover(self, original: nn.Module) -> nn.Module:
-        """A new module of the user's class with this instance's weights and buffers, on the original's device."""
+        """Make a module of the user's class with this instance's weights and buffers, on the original's device."""
         self.weights.publish()
         result = copied(original)
         result.load_state_dict(self.module.state_dict())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 AT = 1e-7
-"""Distance below which a number counts as lying at a kink (solvers of linear programs leave about 1e-9)."""
+"""Distance from a kink below which a number counts as lying at it (linear programs leave about 1e-9)."""
 Margin = Callable[[Sequence[Any]], Tensor | None]
 
 
@@ -22,7 +22,7 @@ def _first(args: Sequence[Any]) -> Tensor | None:
 
 
 def _between(args: Sequence[Any]) -> Tensor | None:
-    """Distance from the ends of clamp(x, low, high) and its like."""
+    """Distance from the ends of clamp(x, low, high) and similar operations."""
     ends = [a for a in args[1:3] if isinstance(a, int | float)]
     ends = ends or ([-1.0, 1.0] if len(args) == 1 else [])
     if not ends:
@@ -35,7 +35,7 @@ def _apart(args: Sequence[Any]) -> Tensor | None:
 
 
 def _leaders(args: Sequence[Any]) -> Tensor | None:
-    """Gap between the two largest along the reduced axes (for amin: smallest)."""
+    """Gap between the two largest numbers along the reduced axes (for amin: smallest)."""
     x = args[0]
     axes = args[1] if len(args) > 1 else None
     if axes is None or (isinstance(axes, list | tuple) and not axes):

@@ -26,12 +26,12 @@ def defect(prediction: Tensor, state: Tensor) -> Tensor:
 
 
 def coupling(g: Tensor, multiplier: Tensor | None, r: Tensor, rho: float, *, mean_features: bool = False) -> Tensor:
-    """Sum of <lambda, G(r)> + (rho/2) |r|^2 over everything, a scalar.
+    """Sum <lambda, G(r)> + (rho/2) |r|^2 over everything, a scalar.
 
     Args:
         g: G(r), or the excess (`runtime.transforms`).
         multiplier: of g's shape, or with size 1 where one number serves several features; None for a pure penalty.
-        r: defects; the excess once more in an augmented Lagrangian.
+        r: defects; in an augmented Lagrangian the excess again.
         rho: weight of the quadratic term.
         mean_features: divide by the number of features of a row.
     """
@@ -103,7 +103,7 @@ def dual_gradient(g: Tensor, layout: LayoutName, labels: Tensor | None, classes:
 
 
 def size(value: Tensor, kind: str) -> Tensor:
-    """What a regulariser of a kind counts: |value|_1, or 1/2 |value|_2^2."""
+    """Compute a regulariser: |value|_1, or 1/2 |value|_2^2."""
     if kind == "l1":
         return value.abs().sum()
     real = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value

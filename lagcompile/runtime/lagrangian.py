@@ -25,7 +25,7 @@ from lagcompile.runtime.transforms import behaviour
 
 @dataclass(frozen=True)
 class Terms:
-    """What a forward pass of the Lagrangian gives.
+    """Result of a forward pass of the Lagrangian.
 
     Attributes:
         loss: the user's loss, with the regularisers of the objective.
@@ -54,13 +54,13 @@ class Gradients:
 
 
 class Lagrangian:
-    """L of one instance."""
+    """The Lagrangian of one instance."""
 
     def __init__(self, instance: Instance) -> None:
         """Check that a first-order backend can evaluate the program.
 
         Raises:
-            ProgramError: it holds what first-order backends do not execute.
+            ProgramError: it has features that first-order backends do not support.
         """
         problems = [
             f"the constraint '{c.name}' on {', '.join(c.reads)} needs the exact backend (method sqp)"
@@ -82,7 +82,7 @@ class Lagrangian:
         self._augmented = [b.augmented for b in instance.layout.banks]
 
     def values(self, stored: Sequence[Tensor], noise: Sequence[Tensor | None]) -> list[Tensor]:
-        """Values of the states as the stages read them."""
+        """Return the values of the states as the stages read them."""
         given = zip(self._keeping, stored, noise, strict=True)
         return [kept.values(raw, self.drawn, drawn) for kept, raw, drawn in given]
 
@@ -96,7 +96,7 @@ class Lagrangian:
         noise: Sequence[Tensor | None],
         known: Known | None = None,
     ) -> Terms:
-        """One forward pass: loss and defects.
+        """Run one forward pass: loss and defects.
 
         Args:
             batch: the batch.
@@ -126,7 +126,7 @@ class Lagrangian:
         return Terms(self._regularised(loss, values), output, defects, transformed, rows)
 
     def value(self, terms: Terms, rho: Sequence[float]) -> Tensor:
-        """L itself, a scalar connected to everything. Steps do without it: they need its gradient only."""
+        """Compute L, a scalar connected to everything. Steps need its gradient only."""
         total = terms.loss
         for i, (r, multiplier, weight) in enumerate(zip(terms.defects, terms.multipliers, rho, strict=True)):
             g = self._transformed(i, r, multiplier, weight)
@@ -171,7 +171,7 @@ class Lagrangian:
         return total
 
     def row_labels(self, bank: int, batch: Batch) -> Tensor | None:
-        """Class of each row of a bank's defects."""
+        """Return the class of each row of a bank's defects."""
         return self.drawn if self.on_samples[bank] else batch.labels
 
     def gradients(
@@ -186,7 +186,7 @@ class Lagrangian:
         inputs: Mapping[str, Tensor] | None = None,
         known: Known | None = None,
     ) -> Gradients:
-        """Gradients of L at a point; see `terms` for the arguments.
+        """Compute the gradients of L at a point; see `terms` for the arguments.
 
         Args:
             weights: also differentiate in the weights.
@@ -220,7 +220,7 @@ class Lagrangian:
         return Gradients(list(rest), states, self._dual_gradients(batch, terms), terms, moved)
 
     def reading(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Batch:
-        """The batch with other values of some inputs, and what follows from inputs alone computed anew."""
+        """Return the batch with other values of some inputs; what follows from inputs alone is computed again."""
         if not inputs:
             return batch
         network, values = self.instance.network, {**batch.values, **inputs}
@@ -244,5 +244,5 @@ class Lagrangian:
         return result
 
     def dual_signed(self, bank: int) -> bool:
-        """Whether a bank's multiplier must be >= 0 (an inequality)."""
+        """Return whether a bank's multiplier must be >= 0 (an inequality)."""
         return self._signed[bank]

@@ -1,4 +1,4 @@
-"""How a program's states and stages lie in memory: banks of equal states, units of equal stages.
+"""How a program's states and stages are laid out in memory: banks of equal states, units of equal stages.
 
 In: `Program` and `Network`. Out: `Layout`. Invariant: stages that compute the same function, and are independent once
 states are given, form one unit that runs as one batched call; their states form one bank, one tensor of shape
@@ -24,7 +24,7 @@ class Bank:
 
     states: tuple[StateVariable, ...]
     constraint: DefectConstraint
-    """The constraint of the first state; the others differ from it in names only."""
+    """Constraint of the first state; those of the others differ in names only."""
     multiplier: Multiplier | None
 
     @property
@@ -45,7 +45,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a run of a unit's inputs comes from: a span of a bank, or one named value (bank is None)."""
+    """Source of some of a unit's inputs: a span of a bank, or one named value (bank is None)."""
 
     bank: int | None
     start: int
@@ -83,7 +83,7 @@ class Layout:
     units: tuple[Unit, ...]
 
     def bank_of(self, state: str) -> tuple[int, int]:
-        """Bank number and position of a state.
+        """Return the bank number and position of a state.
 
         Raises:
             KeyError: the state is eliminated or unknown.
@@ -96,7 +96,7 @@ class Layout:
 
 
 def layout_of(program: Program, network: Network, *, stack: bool = True) -> Layout:
-    """Banks and units of a program; with `stack=False` every stage is a unit of its own."""
+    """Lay out a program in banks and units; with `stack=False` every stage is a separate unit."""
     states = {s.node: s for s in program.states if s.storage.variable}
     ties = _ties(network)
     groups = list(_groups(network, program, states, ties)) if stack else [(s,) for s in network.stages]
@@ -136,7 +136,7 @@ def _ties(network: Network) -> Mapping[str, str]:
 def _groups(
     network: Network, program: Program, states: Mapping[str, StateVariable], ties: Mapping[str, str]
 ) -> Iterator[tuple[StageModule, ...]]:
-    """Runs of consecutive stages that can be one call."""
+    """Group consecutive stages that can be one call."""
     uses: dict[str, int] = {}
     for stage in network.stages:
         for slot in {ties.get(s, s) for s in stage.slots}:
@@ -202,7 +202,7 @@ def _random(stage: StageModule) -> bool:
 def _spans(
     program: Program, states: Mapping[str, StateVariable], names: Sequence[str]
 ) -> Iterator[tuple[Bank | None, int, int]]:
-    """Runs of written values that are states of one formulation, or outputs."""
+    """Group written values that are states of one formulation, or outputs."""
     start = 0
     while start < len(names):
         state = states.get(names[start])
@@ -223,7 +223,7 @@ def _spans(
 
 
 def _formulation(program: Program, state: StateVariable) -> tuple[object, ...]:
-    """What states of one bank have in common."""
+    """Return what the states of one bank have in common."""
     constraint = program.defect_of(state.name)
     assert constraint is not None
     multiplier = program.multiplier_of(constraint.name)

@@ -1,6 +1,6 @@
 """Step rules: SGD, Adagrad, Adam, and the schemes that combine gradients.
 
-In: gradients and slots. Out: moved values. Invariant: a rule's arithmetic stands once (`move`), in place, for dense
+In: gradients and slots. Out: moved values. Invariant: a rule's arithmetic is written once (`move`), in place, for dense
 tensors and rows of tables alike; every rule is odd in its gradients, so that a negative lr climbs.
 
 To add a rule: its class, and its name in the union at the end.
@@ -28,15 +28,15 @@ Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Rule(Frozen, ABC):
-    """What all rules share."""
+    """Base of all rules."""
 
     kind: str
     lr: float = Field(ge=0)
     """Step size."""
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Every move first takes the share lr * weight_decay, at most 1, off all values that the rule moves (decoupled from
-    the gradient: Loshchilov and Hutter 2019, AdamW); a schedule of lr is one of the share too. It is no part of the
-    program, which certificates are about: regularisers are. bfloat16 has no values a share below 0.002 smaller."""
+    the gradient: Loshchilov and Hutter 2019, AdamW); a schedule of lr scales the share too. It is not part of the
+    program that certificates are about; regularisers are. bfloat16 has no values a share below 0.002 smaller."""
 
     @model_validator(mode="after")
     def _share(self) -> _Rule:
@@ -56,7 +56,7 @@ class _Rule(Frozen, ABC):
         return ()
 
     def initial(self, slot: str) -> float:
-        """Starting value of a slot."""
+        """Return the starting value of a slot."""
         return 0.0
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Adagrad(_Rule):
         return ("sum",)
 
     def initial(self, slot: str) -> float:
-        """Starting value of a slot."""
+        """Return the starting value of a slot."""
         return self.start
 
     def move(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
@@ -136,7 +136,7 @@ class Adagrad(_Rule):
             values,
             gradients,
             slots["sum"],
-            [torch.zeros(())] * len(values),  # steps count for a decay of lr only, which is none
+            [torch.zeros(())] * len(values),  # the count matters only to a decay of lr, and there is none
             fused=fused,
             foreach=not fused,
             has_sparse_grad=False,
@@ -194,7 +194,7 @@ class Adam(_Rule):
         return f"Adam ({self._rate(betas)})"
 
     def _dense(self, values: Tensors, gradients: Tensors, slots: Slots, lr: float) -> None:
-        """One count for a tensor: PyTorch's own fused kernel."""
+        """Move a tensor with one count by PyTorch's fused kernel."""
         adam(
             values,
             gradients,
@@ -221,6 +221,6 @@ optimistic: step along 2 g_t - g_{t-1} (Daskalakis et al. 2018). descent: simult
 
 
 def rules_tex(rules: Mapping[str, Rule | None]) -> str:
-    """Step rules by the symbol that they move, in a sentence with TeX."""
+    """Describe step rules by the symbol that they move, in a sentence with TeX."""
     said = [f"{rule.tex()} for ${symbol}$" for symbol, rule in rules.items() if rule is not None]
     return "Step rules: " + "; ".join(said) + "."

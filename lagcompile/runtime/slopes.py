@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lagcompile.runtime.kinks import AT
 
 MOST = 60
-"""Kinks for which slopes are looked for."""
+"""Number of kinks up to which slopes are searched for."""
 STEPS = 15
 """Gauss-Newton steps from one start."""
 FEW = 10
@@ -27,7 +27,7 @@ FEW = 10
 
 
 class Slopes(TorchFunctionMode):
-    """Takes slopes at kinks from a vector, in the order in which the kinks are met.
+    """Take slopes at kinks from a vector, in the order in which the kinks are met.
 
     Attributes:
         seen: arguments at kinks that were met and given a slope.
@@ -66,7 +66,7 @@ class Slopes(TorchFunctionMode):
         return self.slopes[start : self.used]
 
     def _bent(self, x: Tensor, value: Tensor, ends: Sequence[tuple[float, float, float]]) -> Tensor:
-        """The value, with slopes of its own at (place, slope below, slope above)."""
+        """Return the value, with the slopes chosen at (place, slope below, slope above)."""
         slope = torch.full_like(x, ends[0][1], requires_grad=False)
         plain = x.detach()
         for place, _, above in ends:
@@ -86,7 +86,7 @@ class Slopes(TorchFunctionMode):
         return size.mean() if reduction == "mean" else size.sum() if reduction == "sum" else size
 
     def _largest(self, x: Tensor, value: Tensor) -> Tensor:
-        """The largest entry of all, with a convex combination of the slopes of those that share it."""
+        """Return the largest entry, with a convex combination of the slopes of the entries that share it."""
         plain = x.detach()
         near = plain.max() - plain <= AT
         count = int(near.sum())
@@ -101,7 +101,7 @@ class Slopes(TorchFunctionMode):
 
 
 _MAXIMA = frozenset({"amax", "max"})
-"""Of a whole tensor."""
+"""Return the largest entry of a whole tensor."""
 _SIZE = ((0.0, -1.0, 1.0),)
 Ends = Sequence[tuple[float, float, float]]
 Rule = Callable[[tuple[Any, ...], Mapping[str, Any]], Ends | None]
@@ -155,7 +155,7 @@ _RULES: dict[str, Rule] = {
 
 
 def fit_slopes(residual: Callable[[Tensor], Tensor], count: int, tolerance: float) -> Tensor:
-    """Slopes in [0, 1] with a small residual, by Gauss-Newton steps within the bounds.
+    """Find slopes in [0, 1] with a small residual, by Gauss-Newton steps within the bounds.
 
     The residual is affine in each slope alone, so that differences between its ends are exact derivatives.
 

@@ -51,7 +51,7 @@ class _Keeping(torch.optim.Optimizer):
 class Extra(_Keeping):
     """A step rule on dense tensors, with an extrapolation.
 
-    Extragradient in a loop of your own: compute gradients, `extrapolate()`, compute gradients again, `step()`. Without
+    Extragradient in your own loop: compute gradients, `extrapolate()`, compute gradients again, `step()`. Without
     a call of `extrapolate` it is the plain rule.
 
     Args:
@@ -76,13 +76,13 @@ class Extra(_Keeping):
 
     @torch.no_grad()
     def extrapolate(self) -> None:
-        """The first half step: remember where the values are, and move them along the gradients (or the last ones)."""
+        """Take the first half step: remember the values, and move them along the gradients (or the last ones)."""
         if self.scheme in {"descent", "optimistic"}:
             return
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None or self.scheme == "past"]
             for p in params:
-                # the extrapolated values live in memory of their own: one copy, and none to come back
+                # extrapolated values have separate memory: one copy there, and none back
                 ahead = self._spare.pop(p, None)
                 ahead = torch.empty_like(p) if ahead is None or ahead.shape != p.shape else ahead
                 self.state[p]["saved"] = p.data
@@ -101,7 +101,7 @@ class Extra(_Keeping):
         for group in self.param_groups:
             for p in group["params"]:
                 saved = self.state[p].pop("saved", None)
-                if saved is not None:  # also of those that have no gradient now
+                if saved is not None:  # also those that have no gradient now
                     self._spare[p], p.data = p.data, saved
             params = [p for p in group["params"] if p.grad is not None]
             gradients = [p.grad for p in params]
@@ -120,7 +120,7 @@ class Extra(_Keeping):
         if not params:
             return
         slots = {n: [self.state[p][n] for p in params] for n in (*self.rule.slots(), *self.rule.counts())}
-        if any(p.is_complex() for p in params):  # numbers of two parts, each with slots of its own, as PyTorch does
+        if any(p.is_complex() for p in params):  # real and imaginary parts have separate slots, as in PyTorch
             params, gradients = _parts(params), _parts(gradients)
             slots = {n: _parts(t) for n, t in slots.items()}
         if not advance:  # the last gradient has been counted already
@@ -139,12 +139,12 @@ class Extra(_Keeping):
 
 
 def _parts(tensors: Sequence[Tensor]) -> Tensors:
-    """Real views of complex tensors; the others themselves."""
+    """Return real views of complex tensors, and the other tensors as they are."""
     return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
 
 
 def _rows_first(tensors: Sequence[Tensor], turned: Sequence[bool]) -> Tensors:
-    """Views in the order of memory, in which fused kernels need no copies."""
+    """Return views in the order of memory, of which fused kernels need no copies."""
     return [t.mT if turn and t.dim() >= 2 else t for t, turn in zip(tensors, turned, strict=True)]
 
 
@@ -189,12 +189,12 @@ class ExtraRows(_Keeping):
 
     @property
     def tables(self) -> Tensors:
-        """The tables, in order."""
+        """Tables, in order."""
         return [p for group in self.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def take(self, rows: Sequence[Tensor | None], dtypes: Sequence[torch.dtype] | None = None) -> Tensors:
-        """The tables' rows as fresh tensors, in the types to compute in.
+        """Gather rows of the tables as fresh tensors, in the types to compute in.
 
         Args:
             rows: for each table, indices into axis 1; None takes all rows.
@@ -213,12 +213,12 @@ class ExtraRows(_Keeping):
 
     @property
     def held(self) -> Tensors:
-        """The rows taken, as they are now."""
+        """Return the rows that were taken, as they are now."""
         return self._values
 
     @torch.no_grad()
     def extrapolated(self, gradients: Tensors | None) -> Tensors:
-        """Rows after the first half step; without gradients (scheme `past`) along the last ones."""
+        """Return rows after the first half step; without gradients (scheme `past`) along the last ones."""
         if self.scheme in {"descent", "optimistic"}:
             return self._values
         values = [v.clone() for v in self._values]
@@ -231,7 +231,7 @@ class ExtraRows(_Keeping):
         return values
 
     def update(self, gradients: Tensors, project: Callable[[int, Tensor], Tensor] | None = None) -> Tensors:
-        """The second half step, written back to the tables.
+        """Take the second half step, and write it back to the tables.
 
         Args:
             gradients: one for each table, of the shape of the rows taken.
@@ -243,10 +243,10 @@ class ExtraRows(_Keeping):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """What `update` calls, so that schedulers and hooks see a step.
+        """Called by `update`, so that schedulers and hooks see a step.
 
         Raises:
-            BindError: called on its own: the gradients of a table belong to rows.
+            BindError: called by anything else: the gradients of a table belong to rows.
         """
         if not self._gradients:
             raise BindError("a table moves by rows: call take, extrapolated and update")

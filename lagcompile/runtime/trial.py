@@ -1,4 +1,4 @@
-"""The model and the loss tried on a few rows, before a run starts.
+"""Try the model and the loss on a few rows, before a run starts.
 
 In: an instance. Out: nothing, or an error in the user's words. Invariant: buffers and modes are left as they were.
 """
@@ -22,7 +22,7 @@ from lagcompile.runtime.instance import INTEGERS, Instance, quiet
 
 ROWS = 2
 LOOKED = 64
-"""Rows that are looked at one by one where the loss is undefined on the first."""
+"""Rows that are tried one by one where the loss is undefined on the first."""
 IGNORED = -100
 """The class that `cross_entropy` leaves out."""
 COMPARED, FEWER = 8, 5
@@ -66,7 +66,7 @@ def _alike(known: Sequence[int | str], found: Sequence[int]) -> bool:
 
 
 def try_out(instance: Instance) -> None:
-    """One forward pass and loss on the first rows, and on those with the least and largest whole numbers.
+    """Run the network and the loss on the first rows, and on those with the least and largest whole numbers.
 
     Raises:
         BindError: the model or the loss fails, or the loss is not one number, is undefined or says nothing.
@@ -88,7 +88,7 @@ def try_out(instance: Instance) -> None:
             f"the loss is a {does} over examples, but the formulation says 'reduction: {said}': defects would weigh "
             f"{weight} than the loss by the batch size; write 'reduction: {does}', or give a loss that is a {said}"
         )
-    _ = instance.draws  # found out here, where no method watches the network yet
+    _ = instance.draws  # determined here, where no method watches the network yet
 
 
 def try_receipt(instance: Instance) -> None:
@@ -123,7 +123,7 @@ def try_receipt(instance: Instance) -> None:
 
 
 def _try_loss(instance: Instance, rows: Tensor, first: float) -> None:
-    """Whether a loss can be lowered at all: it is defined somewhere, and depends on what the model gives.
+    """Check that a loss can be lowered: it is defined somewhere, and depends on the model's output.
 
     Raises:
         BindError: it is NaN on all examples looked at, or takes no gradient.
@@ -151,12 +151,12 @@ def _try_loss(instance: Instance, rows: Tensor, first: float) -> None:
 def _undefined(instance: Instance, rows: Tensor) -> bool:
     try:
         return math.isnan(float(_loss(instance, rows)))
-    except Exception:  # so few rows may be too few: nothing is known
+    except Exception:  # these rows may be too few: nothing is known
         return False
 
 
 def _silent(instance: Instance, rows: Tensor) -> bool:
-    """Whether the loss neither has a gradient in the model's output nor changes with it."""
+    """Return whether the loss neither has a gradient in the model's output nor changes with it."""
     with torch.no_grad(), quiet(instance.module):
         batch = instance.batch(rows)
         template = transform(instance.output(instance.forward(batch)[1]), lambda leaf: leaf)
@@ -179,7 +179,7 @@ def _silent(instance: Instance, rows: Tensor) -> bool:
 
 
 def _reduction(instance: Instance, rows: Tensor, once: float) -> str | None:
-    """What the loss does when every row stands twice; None where that does not tell."""
+    """Return how the loss reduces, from its value where every row occurs twice; None where that does not tell."""
     if instance.examples == 1 or not math.isfinite(once) or abs(once) < 1e-12:
         return None  # one example: mean and sum are the same
     try:
@@ -191,7 +191,7 @@ def _reduction(instance: Instance, rows: Tensor, once: float) -> str | None:
 
 
 def one_number(value: object) -> Tensor:
-    """What a user's loss gave, which may be anything.
+    """Check the value of a user's loss, which may be anything.
 
     Raises:
         BindError: it is not one number.
@@ -203,7 +203,7 @@ def one_number(value: object) -> Tensor:
 
 
 def try_batches(instance: Instance, sizes: Iterable[int]) -> None:
-    """One forward pass in train mode for each size of batch that a run will see.
+    """Run the network once in train mode for each size of batch that a run will see.
 
     Raises:
         BindError: the model or the loss fails on one of them.
@@ -229,7 +229,7 @@ def _tried(instance: Instance, rows: Tensor, what: str, advice: str = "") -> Ten
 
 
 def _extremes(instance: Instance) -> Iterator[tuple[str, int, int]]:
-    """Rows with the least and the largest number of each column of whole numbers: indices may be out of range."""
+    """Return rows with the least and largest number of each column of whole numbers: indices may be out of range."""
     columns = dict(zip(instance.network.capture.signature.names, instance.inputs, strict=True))
     for what, column in {**columns, "target": instance.target}.items():
         if isinstance(column, Tensor) and column.dtype in INTEGERS and column.numel():
@@ -251,7 +251,7 @@ def _run(instance: Instance, rows: Tensor) -> Tensor:
 
 
 def draws(instance: Instance) -> bool:
-    """Whether a forward pass in train mode, or the loss, draws from the default generators."""
+    """Return whether a forward pass in train mode, or the loss, draws from the default generators."""
     modes = [(m, m.training) for m in instance.module.modules()]
     try:
         with torch.no_grad(), quiet(instance.module):
@@ -259,7 +259,7 @@ def draws(instance: Instance) -> bool:
             before = _random_state(instance.device)
             _run(instance, torch.arange(instance.sizes.near(min(ROWS, instance.examples), instance.examples)))
             return not torch.equal(before, _random_state(instance.device))
-    except Exception:  # so few rows may be too few: then it may
+    except Exception:  # these rows may be too few: then it may draw
         return True
     finally:
         for module, mode in modes:

@@ -1,6 +1,6 @@
 """The weights of an instance: one leaf tensor for each variable, or for each stack of equal stages' variables.
 
-In: a bound `Network` and its `Layout`. Out: `Weights`. Invariant: a parameter of the user's model lies in exactly one
+In: a bound `Network` and its `Layout`. Out: `Weights`. Invariant: every parameter of the model is in exactly one
 leaf; `publish` makes the modules agree with the leaves.
 """
 
@@ -66,7 +66,7 @@ class Weights:
 
     @property
     def trainable(self) -> list[Tensor]:
-        """The leaves that are solved for."""
+        """Leaves that are solved for."""
         return [leaf.tensor for leaf in self.leaves if leaf.tensor.requires_grad]
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class Weights:
                 torch._foreach_copy_(list(leaf.tensor.unbind()), [self._parameters[n].data for n in leaf.names])
 
     def named_gradients(self, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Gradients of the trainable leaves by parameter name; absent ones are zero."""
+        """Return the gradients of the trainable leaves by parameter name; absent ones are zero."""
         result: dict[str, Tensor] = {}
         moving = [leaf for leaf in self.leaves if leaf.tensor.requires_grad]
         for leaf, gradient in zip(moving, gradients, strict=True):
