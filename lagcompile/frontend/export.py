@@ -22,7 +22,7 @@ from lagcompile.frontend.capture import is_users
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.guards import sizes_of
 from lagcompile.frontend.leaves import Calls, layers_as_calls, operator
-from lagcompile.frontend.proxies import Custom, DataAsDetach
+from lagcompile.frontend.proxies import Custom, DataAsDetach, lengths
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, leaves, transform
@@ -30,6 +30,8 @@ from lagcompile.frontend.symbolic import Traced, restore_buffers
 from lagcompile.ir.alone import ALONE, without_logs, without_prints, without_warnings
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_check")
+_VALUES = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+"""Types of what a graph returns: numbers that hang on sizes are values, too."""
 
 
 class _Adapter(nn.Module):
@@ -45,8 +47,8 @@ class _Adapter(nn.Module):
         held = dict(self.model.named_buffers())
         output = self.signature.call(self.model, list(tensors))
         self._write_back(held)
-        self.calls.output = transform(output, lambda v: Reference("") if isinstance(v, Tensor) else v)
-        return tuple(v for v in leaves(output) if isinstance(v, Tensor))
+        self.calls.output = transform(output, lambda v: Reference("") if isinstance(v, _VALUES) else v)
+        return tuple(v for v in leaves(output) if isinstance(v, _VALUES))
 
     def _write_back(self, held: Mapping[str, Tensor]) -> None:
         """Make `self.buffer = value` an operation of the graph (torch.export drops it in sub-modules)."""
@@ -78,7 +80,7 @@ def export(
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     try:
-        with quietly(), torch.enable_grad(), DataAsDetach(), layers_as_calls(model, whole) as calls:
+        with quietly(), torch.enable_grad(), DataAsDetach(), lengths(), layers_as_calls(model, whole) as calls:
             adapter = _Adapter(model, signature, calls)
             program = torch.export.export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False

@@ -210,6 +210,8 @@ def _is_structure(node: fx.Node, seen: Observation | None) -> bool:
         return node.target in _STRUCTURE_METHODS
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _STRUCTURE_ATTRIBUTES
+    if node.target is len:
+        return True
     sources = node.all_input_nodes
     return bool(sources) and node.op == "call_function" and all(_is_structure(n, None) for n in sources)
 

@@ -7,6 +7,7 @@ threads are not disturbed; what is replaced while one thread traces hands their 
 
 from __future__ import annotations
 
+import builtins
 import operator
 import sys
 import threading
@@ -20,7 +21,7 @@ from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from lagcompile.frontend.capture import user_line
+from lagcompile.frontend.capture import is_users, user_line
 from lagcompile.frontend.structure import fill, transform
 
 IN_PLACE = ("iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
@@ -122,6 +123,26 @@ def custom_functions(call: Apply) -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = before  # type: ignore[method-assign]
+
+
+@contextmanager
+def lengths() -> Iterator[None]:
+    """Within: `len(tensor)` in the user's code in this thread is a size that the graph holds, not one number."""
+    before, thread = builtins.len, threading.get_ident()
+
+    def length(value: Any) -> Any:
+        asked = isinstance(value, Tensor | fx.Proxy) and threading.get_ident() == thread
+        if not asked or not is_users(sys._getframe(1).f_code.co_filename):
+            return before(value)
+        if isinstance(value, fx.Proxy):
+            return value.tracer.create_proxy("call_function", before, (value,), {})
+        return value.shape[0] if value.dim() else before(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = before
 
 
 _FORM_NAMES = (

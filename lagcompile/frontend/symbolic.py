@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from lagcompile.frontend.capture import Sizes, reason_of, user_line
-from lagcompile.frontend.proxies import Custom, Proxy, Reads, custom_functions, detached
+from lagcompile.frontend.proxies import Custom, Proxy, Reads, custom_functions, detached, lengths
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.storage import named_write
 from lagcompile.frontend.structure import Reference, leaves, transform
@@ -102,7 +102,7 @@ def _trace(model: nn.Module, signature: Signature, whole: Mapping[str, str], *, 
     try:
         with ALONE, torch.random.fork_rng(devices=[]), torch.enable_grad():
             state = torch.get_rng_state()
-            with custom_functions(tracer.custom), Reads(tracer.parameter):
+            with custom_functions(tracer.custom), Reads(tracer.parameter), lengths():
                 graph = tracer.trace(model)
             if not tracer.faults and not torch.equal(state, torch.get_rng_state()):
                 tracer.faults[""] = _RANDOM

@@ -1,4 +1,4 @@
-"""Random modules as source text: views, writes, loops, regions, containers, from a seed.
+"""Random modules as source text: views, writes, loops, regions, containers, modules in modules, from a seed.
 
 In: a `random.Random`. Out: `Drawn`, whose `build()` is the module. Invariant: a seed always gives the same text; the
 text is real Python with lines of its own, so that places in messages can be looked at.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import linecache
 import random
+import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,7 +18,26 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from tests.unseen._words import ANY, COLUMN, FLAT, FRESH, GRID, HALF, INIT, PURE, VIEWS, WRITES
+from tests.unseen._words import (
+    ALWAYS,
+    ANY,
+    BUFFERS,
+    COLUMN,
+    FLAT,
+    FRESH,
+    GRID,
+    HALF,
+    HEAD,
+    LAYERS,
+    LOOPS,
+    OUTPUTS,
+    PARTS,
+    PURE,
+    REGIONS,
+    SIDES,
+    VIEWS,
+    WRITES,
+)
 
 
 class Pair(NamedTuple):
@@ -78,6 +99,7 @@ class Drawn:
             "Scaled": Scaled,
             "Pair": Pair,
             "Record": Record,
+            "OrderedDict": OrderedDict,
             "__name__": "drawn",
         }
         exec(compile(self.source, self.name, "exec"), space)
@@ -87,9 +109,16 @@ class Drawn:
 
 @dataclass
 class Drawer:
-    """Writes one forward, line by line."""
+    """Writes one class, line by line: its forward over x and y, and the classes of its sub-modules ahead of it."""
 
     random: random.Random
+    name: str
+    depth: int
+    """How deep its sub-modules may hold sub-modules."""
+    ahead: list[str] = field(default_factory=list)
+    """Sources of the classes of sub-modules."""
+    parts: list[tuple[str, str]] = field(default_factory=list)
+    """Sub-modules: attribute, and how their main value is read."""
     lines: list[str] = field(default_factory=list)
     values: dict[str, list[str]] = field(default_factory=lambda: {k: [] for k in PURE})
     fresh: dict[str, list[str]] = field(default_factory=lambda: {k: [] for k in PURE})
@@ -104,7 +133,7 @@ class Drawer:
         for kind, text in ((HALF, "self.r(x)"), (GRID, "y.view(-1, 2, 3)"), (COLUMN, "y.sum(1)")):
             self.put(kind, text)
         choices: list[tuple[Callable[[], None], int]] = [
-            (self.pure, 9),
+            (self.pure, 14),
             (self.make, 4),
             (self.view, 6),
             (self.write, 8),
@@ -115,10 +144,23 @@ class Drawer:
             (self.branch, 1),
             (self.alias, 1),
             (self.pieces, 1),
+            (self.closure, 1),
+            (self.attribute, 1),
+            (self.part, 2 * (self.depth > 0)),
         ]
         actions, weights = zip(*choices, strict=True)
         for _ in range(steps):
             self.random.choices(actions, weights)[0]()
+
+    def source(self, output: str) -> str:
+        """The class, and ahead of it those of its sub-modules."""
+        forward = "\n".join(["    def forward(self, x, y):", *self.lines, f"        return {output}"])
+        read = set(re.findall(r"self\.(\w+)", forward))
+        held = [f"        self.{n} = {text}" for n, text in LAYERS.items() if n in read or n in ALWAYS]
+        held += [f"        self.{attribute} = {attribute.title()}()" for attribute, _ in self.parts]
+        if self.random.random() < 0.2:
+            held.append("        self.c.weight = self.b.weight")
+        return "\n\n".join([*self.ahead, HEAD.format(name=self.name) + "\n".join(held) + "\n\n" + forward])
 
     # ------------------------------------------------------------ text
     def say(self, line: str) -> None:
@@ -177,17 +219,28 @@ class Drawer:
             self.say(line)
 
     def loop(self) -> None:
-        """A recurrent loop that fills an output."""
+        """A recurrent loop that fills an output, or gathers its states."""
         start = self.text(self.random.choice(("torch.zeros_like({f})", "self.b({f})", "{f}")))
-        out = self.put(FLAT, self.text(self.random.choice(("torch.empty_like({f})", "{f}.new_zeros({f}.shape)"))))
+        made = (
+            "torch.empty_like({f})",
+            "{f}.new_zeros({f}.shape)",
+            "torch.empty({f}.shape[0], 6, dtype={f}.dtype)",
+            "[]",
+        )
+        out = self.put(FLAT, self.text(self.random.choice(made)))
         h = self.put(FLAT, start)
-        into = self.random.choice(("{o}[:, i] = {h}[:, i]", "{o}[:, i] = {h}.sum(1)", "{o}[:, i].copy_({h}[:, 0])"))
+        gathered = self.lines[-2].endswith("[]")
         self.say("for i in range(6):")
         self.indent += 1
-        self.say(f"{h} = " + self.text("torch.tanh(self.a({f}) + self.b({h0}))", h0=h))
-        self.say(into.format(o=out, h=h))
+        self.values[FLAT].remove(out)
+        self.say(f"{h} = " + self.text("torch.tanh(self.a({f}) + self.b({n}))", n=h))
+        self.say(f"{out}.append({h}[:, i])" if gathered else self.text(self.random.choice(LOOPS), o=out, n=h))
         self.indent -= 1
-        self.fresh[FLAT].append(out)
+        if gathered:
+            self.put(FLAT, f"torch.stack({out}, 1)", fresh=True)
+        else:
+            self.values[FLAT].append(out)
+            self.fresh[FLAT].append(out)
 
     def fill(self) -> None:
         """A value made of pieces."""
@@ -199,13 +252,12 @@ class Drawer:
         self.fresh[FLAT].append(out)
 
     def region(self) -> None:
-        head = self.random.choice(
-            ("torch.no_grad()", "torch.no_grad()", "torch.set_grad_enabled(False)", "torch.enable_grad()")
-        )
+        head = self.random.choice(REGIONS)
         self.say(f"with {head}:")
         self.indent += 1
+        writes = self.make if "inference" in head else self.write  # a write there is lost to autograd
         for _ in range(self.random.randint(1, 3)):
-            self.random.choice((self.pure, self.pure, self.make, self.write))()
+            self.random.choice((self.pure, self.pure, self.make, writes))()
         self.indent -= 1
 
     def branch(self) -> None:
@@ -215,10 +267,7 @@ class Drawer:
 
     def buffer(self) -> None:
         self.say("if self.training:")
-        self.say(
-            "    "
-            + self.random.choice(("self.count += 1", self.text("self.mean.mul_(0.9).add_(0.1 * {f}.detach().mean(0))")))
-        )
+        self.say("    " + self.text(self.random.choice(BUFFERS)))
 
     def alias(self) -> None:
         kind = self.kind()
@@ -235,35 +284,44 @@ class Drawer:
             self.values[HALF].append(name)
             self.fresh[HALF].append(name)
 
-    def outputs(self) -> None:
+    def closure(self) -> None:
+        """A function over a value of the forward."""
+        self.say(
+            self.text(self.random.choice(("inner = lambda t: self.b(t) * {f}", "inner = lambda t: t.mul_(0.7) + {f}")))
+        )
+        self.put(FLAT, self.text("inner({F})"))
+
+    def attribute(self) -> None:
+        """A tensor that is kept on the module: made once, or of this call."""
+        if self.random.random() < 0.5:
+            self.say("if self.mask is None:")
+            self.say("    self.mask = torch.linspace(0.5, 1.0, 6)")
+            self.put(FLAT, self.text("{f} * self.mask"))
+        else:
+            self.say(self.text("self.last = {f}"))
+            self.put(FLAT, self.text("self.last * 0.5"))
+
+    def part(self) -> None:
+        """A call of a sub-module that is drawn, too, or of one that was called before."""
+        if not self.parts or self.random.random() < 0.7:
+            attribute = f"{self.name.lower()}{len(self.parts)}"
+            inner = Drawer(self.random, attribute.title(), self.depth - 1)
+            inner.draw(self.random.randint(1, 6))
+            template, reads = self.random.choice(PARTS)
+            self.ahead.append(inner.source(inner.returned(template)))
+            self.parts.append((attribute, reads))
+        attribute, reads = self.random.choice(self.parts)
+        self.put(FLAT, self.text(f"self.{attribute}({{f}}, {{f}}){reads}"))
+
+    def returned(self, template: str) -> str:
+        """What the forward returns."""
         flat = self.values[FLAT]
         main = flat[-1] if flat[-1] not in "xy" else "self.c(x)"
-        other = self.text(self.random.choice(("{f}", "{h}", "{g}", "{c}", "x", "{f}.sum()")))
-        self.say(
-            "return "
-            + self.random.choice(
-                (
-                    main,
-                    main,
-                    main,
-                    f"{main}, {other}",
-                    f"[{main}, {other}]",
-                    f"{{'main': {main}, 'other': {other}}}",
-                    f"Pair({main}, {other})",
-                    f"Record({main}, {other})",
-                    f"{main}, {{'deep': ({other}, {main})}}",
-                )
-            )
-        )
+        return self.text(template.replace("{side}", self.random.choice(SIDES)), main=main)
 
 
 def draw(random_: random.Random, name: str) -> Drawn:
-    """One module."""
-    drawer = Drawer(random_)
+    """One module; every third holds modules that are drawn, two levels deep."""
+    drawer = Drawer(random_, "Drawn", random_.choice((0, 0, 2)))
     drawer.draw(random_.randint(2, 14))
-    drawer.outputs()
-    source = INIT
-    if random_.random() < 0.2:
-        source += "        self.c.weight = self.b.weight\n"
-    source += "\n    def forward(self, x, y):\n" + "\n".join(drawer.lines) + "\n"
-    return Drawn(source, name)
+    return Drawn(drawer.source(drawer.returned(random_.choice(OUTPUTS))), name)

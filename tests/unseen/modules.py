@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import lagcompile as lc
+from tests.unseen._cuts import Cuts, cuts
 from tests.unseen._grammar import Drawn, Record, draw
+from tests.unseen._use import use
 
 CI, NIGHTLY = 30, 10_000
 _TOLERANCE = 1e-9
@@ -42,7 +43,18 @@ def case(seed: int) -> Mapping[str, int]:
         _compare(lifted, model, seed)
     except Exception as error:
         raise AssertionError(f"{type(error).__name__}: {error}\n{drawn.source}") from error
-    return {"whole": int(bool(lifted.receipt and lifted.receipt.whole)), "stages": len(lifted.stages), "lifted": 1}
+    counts = {"whole": int(_larger(lifted)), "stages": len(lifted.stages), "lifted": 1}
+    if seed % 4:
+        return counts
+    try:
+        return {**counts, **use(lifted, model, drawn.source, tuple(values_of(6, seed)))}
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}\n{drawn.source}") from error
+
+
+def _larger(lifted: lc.Lifted) -> bool:
+    """Whether a part was kept whole that is larger than what is named as the cause."""
+    return bool(lifted.receipt and lifted.receipt.whole)
 
 
 def valid(seed: int) -> tuple[Drawn, nn.Module, random.Random]:
@@ -68,11 +80,15 @@ def values_of(size: int, seed: int) -> list[Tensor]:
     return [torch.randn(size, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """Tensors of an output, in order."""
-    if isinstance(output, Record):
-        output = (output.main, output.other)
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+def flat(output: Any, place: str = "output") -> Iterator[tuple[str, Any]]:
+    """Leaves of an output with their places; a place tells the containers around it."""
+    if isinstance(output, tuple | list | Mapping | Record):
+        keyed = vars(output) if isinstance(output, Record) else output
+        items = keyed.items() if isinstance(keyed, Mapping) else enumerate(keyed)
+        for key, value in items:
+            yield from flat(value, f"{place} {type(output).__name__}[{key}]")
+    else:
+        yield place, output
 
 
 def outcome(owner: nn.Module, forward: Any, inputs: list[Tensor], seed: int) -> dict[str, Any]:
@@ -82,15 +98,17 @@ def outcome(owner: nn.Module, forward: Any, inputs: list[Tensor], seed: int) -> 
     torch.manual_seed(seed)
     output = forward(*given)
     state = torch.get_rng_state()
-    found = tensors_of(output)
+    parts = list(flat(output))
+    found = [t for _, t in parts if isinstance(t, Tensor)]
     names = [n for n, _ in owner.named_parameters()]
     wanted = [*leaves, *owner.parameters()]
-    loss: Any = sum(((i + 1.0) * torch.sin(t + 0.1 * i)).sum() for i, t in enumerate(found) if t.is_floating_point())
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in found]
+    loss: Any = sum(((i + 1.0) * torch.sin(t + 0.1 * i)).sum() for i, t in enumerate(real) if t.is_floating_point())
     gradients: tuple[Tensor | None, ...] = (None,) * len(wanted)
     if getattr(loss, "requires_grad", False):
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
     return {
-        "kind": type(output),
+        "form": [(place, None if isinstance(v, Tensor) else v) for place, v in parts],
         "outputs": [t.detach().clone() for t in found],
         "gradients": {
             n: torch.zeros_like(w) if g is None else g
@@ -108,40 +126,34 @@ def _lift(model: nn.Module, inputs: list[Tensor], source: random.Random) -> lc.L
     try:
         lifted = lc.lift(model, tuple(inputs), split=wanted)
     except lc.SplitError as refusal:
-        whole = lc.lift(model, tuple(inputs), split=1)
-        _impossible(refusal, whole, wanted)
-        lifted = lc.lift(model, tuple(inputs), split=places(whole) + 1)
+        wanted = _most(refusal, _cuts_of(lc.lift(model, tuple(inputs), split=1), inputs), wanted)
+        lifted = lc.lift(model, tuple(inputs), split=wanted)
+    assert len(lifted.stages) == wanted, f"{len(lifted.stages)} stages, not {wanted}"
     if source.random() < 0.2 and lifted.graph.staged:
         node = source.choice(lifted.graph.staged).name
         try:
             return lc.lift(model, tuple(inputs), split={"policy": "at", "after": [f"node:{node}"]})
         except lc.SplitError as refusal:
-            _placed(refusal, lifted, node)
+            _placed(refusal, _cuts_of(lifted, inputs), node)
     return lifted
 
 
-def _impossible(refusal: lc.SplitError, lifted: lc.Lifted, wanted: int) -> None:
-    assert places(lifted) + 1 < wanted, f"{refusal}, although there are {places(lifted)} places"
+def _cuts_of(lifted: lc.Lifted, inputs: list[Tensor]) -> Cuts:
+    return cuts(lifted.network.capture.module, inputs)
 
 
-def places(lifted: lc.Lifted) -> int:
-    """Number of places, in execution order, that a cut could have: found by looking at each in turn."""
-    nodes = [n for n in lifted.graph.nodes if n.role in {"value", "structure"}]
-    found = 0
-    for i in range(1, len(nodes)):
-        ahead, behind = {n.name: n for n in nodes[:i]}, nodes[i:]
-        crossing = {name for n in behind for name in n.inputs if name in ahead}
-        kinds = [ahead[name] for name in crossing]
-        tensors = [n for n in kinds if n.role == "value"]
-        found += bool(tensors) and all(n.type is not None and "float" in n.type.dtype for n in tensors)
-    return found
+def _most(refusal: lc.SplitError, found: Cuts, wanted: int) -> int:
+    """The number of stages that it says would work: no fewer than there are places for."""
+    least, most = len(found.places) + 1, refusal.most or 0
+    assert least <= most < wanted, f"{refusal}, although there are {least - 1} places"
+    return most
 
 
-def _placed(refusal: lc.SplitError, lifted: lc.Lifted, node: str) -> None:
+def _placed(refusal: lc.SplitError, found: Cuts, node: str) -> None:
     """It names what was asked for, or a value in the way that really is no state."""
     text = str(refusal)
-    known = lifted.graph.by_name.get(text.partition("'")[2].partition("'")[0])
-    in_the_way = "cannot be a state" in text and known is not None and not known.floating
+    named = text.partition("'")[2].partition("'")[0]
+    in_the_way = "cannot be a state" in text and named in found.values and not found.floating(named)
     assert node in text or "separates nothing" in text or in_the_way, text
 
 
@@ -167,7 +179,7 @@ def _compare(lifted: lc.Lifted, model: nn.Module, seed: int) -> None:
 
 
 def _equal(expected: Mapping[str, Any], got: Mapping[str, Any], inputs: list[Tensor], where: str) -> None:
-    assert got["kind"] is expected["kind"], f"{where}: output {got['kind']}, not {expected['kind']}"
+    assert got["form"] == expected["form"], f"{where}: output {got['form']}, not {expected['form']}"
     assert len(got["outputs"]) == len(expected["outputs"]), where
     for i, (a, b) in enumerate(zip(expected["outputs"], got["outputs"], strict=True)):
         assert _close(a, b), f"{where}: output {i} is off by {_off(a, b)}"
