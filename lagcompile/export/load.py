@@ -50,6 +50,8 @@ from lagcompile.frontend.still import set_mode
 from lagcompile.frontend.structure import Reference, leaves
 from lagcompile.ir.base import DataError, Frozen, LagcompileError
 from lagcompile.ir.program import Program
+from lagcompile.ir.reading import decoded
+from lagcompile.ir.text import from_json
 
 TOLD = 10
 """Missing files that are listed."""
@@ -173,7 +175,7 @@ def _torch() -> str:
 
 
 def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
-    program = record(files[PROGRAM], PROGRAM, Program)
+    program = from_json(decoded(files[PROGRAM], PROGRAM), PROGRAM, error=DataError)
     receipt = record(files[RECEIPT], RECEIPT, Receipt)
     if receipt.sizes.step < 1:
         raise DataError(f"{RECEIPT}: sizes.step: must be at least 1")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from lagcompile.ir.base import DataError, LagcompileError
+from lagcompile.ir.families import FamilyError, Origin
 from lagcompile.ir.reading import LONGEST_INTEGER, check_kind, read_text
 from lagcompile.ir.schemaerrors import KeyPath
 from lagcompile.ir.yamlfile import MAX_DEPTH, Document, problems_of
@@ -24,7 +27,17 @@ LOCATED = 1 << 20
 """Characters of a text; line numbers are not searched for in a longer one."""
 
 
-def validate(path: str | Path, model_class: type[Model], *, error: type[LagcompileError] = DataError) -> Model:
+Unfold: TypeAlias = Callable[[object], tuple[object, Origin]]
+"""Gives the data that are meant, and where in the text they stand."""
+
+
+def validate(
+    path: str | Path,
+    model_class: type[Model],
+    *,
+    error: type[LagcompileError] = DataError,
+    unfold: Unfold | None = None,
+) -> Model:
     """Read a JSON file and validate it.
 
     Raises:
@@ -34,7 +47,7 @@ def validate(path: str | Path, model_class: type[Model], *, error: type[Lagcompi
     text = read_text(path, error=error, kind="JSON")
     if _holds_words(text):
         check_kind(text, str(path), [model_class], error=error)
-    return check(text, str(path), model_class, error=error)
+    return check(text, str(path), model_class, error=error, unfold=unfold)
 
 
 def read(path: str | Path, *, error: type[LagcompileError] = DataError) -> Any:
@@ -55,7 +68,14 @@ def _holds_words(text: str) -> bool:
     return bool(data) and not isinstance(data, list)
 
 
-def check(text: str, source: str, model_class: type[Model], *, error: type[LagcompileError] = DataError) -> Model:
+def check(
+    text: str,
+    source: str,
+    model_class: type[Model],
+    *,
+    error: type[LagcompileError] = DataError,
+    unfold: Unfold | None = None,
+) -> Model:
     """Validate JSON text strictly: no text is taken for a number.
 
     Args:
@@ -63,11 +83,19 @@ def check(text: str, source: str, model_class: type[Model], *, error: type[Lagco
         source: the name that problems begin with.
         model_class: what is expected.
         error: class of the problems.
+        unfold: gives the data that are meant, and where in the text they stand.
 
     Raises:
         LagcompileError: of class `error`: the text is not JSON, or one problem for each thing that is wrong in it.
     """
-    return _validated(parse(text, source, error=error), text, source, model_class, error)
+    data = parse(text, source, error=error)
+    if unfold is None:
+        return _validated(data, text, source, model_class, error)
+    try:
+        meant, origin = unfold(data)
+    except FamilyError as caught:
+        raise error(f"{source}: {caught}") from None
+    return _validated(meant, text, source, model_class, error, origin=origin)
 
 
 def check_list(text: str, source: str, model_class: type[Model], *, error: type[LagcompileError]) -> list[Model]:
@@ -122,14 +150,22 @@ def parse(text: str, source: str, *, error: type[LagcompileError] = DataError, s
 
 
 def _validated(
-    data: object, text: str, source: str, model_class: type[Model], error: type[LagcompileError], within: KeyPath = ()
+    data: object,
+    text: str,
+    source: str,
+    model_class: type[Model],
+    error: type[LagcompileError],
+    within: KeyPath = (),
+    origin: Origin | None = None,
 ) -> Model:
     if not isinstance(data, dict):
         raise error(f"{source}: expected a mapping of keys to values, got {_words(data)}")
     try:
-        return model_class.model_validate_json(json.dumps(data) if within else text, strict=True)
+        return model_class.model_validate_json(json.dumps(data) if within or origin else text, strict=True)
     except ValidationError as caught:
-        raise error(problems_of(caught, model_class, data, _located(text, source, data), within)) from None
+        document = _located(text, source, data)
+        document = replace(document, origin=origin) if origin else document
+        raise error(problems_of(caught, model_class, data, document, within)) from None
     except LagcompileError as caught:
         raise error([f"{source}: {p}" for p in caught.problems]) from None
 

@@ -13,7 +13,7 @@ so that at a zero-defect stationary point lambda_k,i is the adjoint d objective_
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,8 @@ from lagcompile.ir.domains import Domain, Free
 from lagcompile.ir.storages import Storage
 from lagcompile.ir.transforms import Transform
 
-FORMAT = 1
+FORMAT: Final = 2
+"""Of JSON and YAML files; in format 1 every entry stood by itself."""
 
 
 class TensorType(Frozen):
@@ -174,7 +175,7 @@ class Program(Frozen):
     """A network as a constrained program. `print(program)` shows it; `ir.text` stores it as JSON or YAML."""
 
     FILE = ("program", "stages", "objective")
-    format: Literal[1] = 1
+    format: Literal[2] = FORMAT
     name: str = "program"
     data: tuple[DataVariable, ...]
     weights: tuple[WeightVariable, ...]

@@ -1,15 +1,20 @@
 """Printed forms of a program: stable text, JSON, YAML-ready data, and a diff of two texts.
 
-In: a `Program`. Out: strings. Invariant: equal programs print equal text, on every machine; JSON reads back equal.
+In: a `Program`. Out: strings. Invariant: equal programs print equal text, on every machine; JSON reads back equal. A
+run of equal stages, with their states, weights and constraints, is said once over an index (`ir.families`).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from lagcompile.ir.base import ProgramError
+from lagcompile.ir import families
+from lagcompile.ir.base import LagcompileError, ProgramError, SpecError
 from lagcompile.ir.program import (
+    FORMAT,
     DataVariable,
     DefectConstraint,
     Objective,
@@ -21,29 +26,31 @@ from lagcompile.ir.program import (
 
 def to_json(program: Program) -> str:
     """Return JSON with two-space indentation; `from_json` reads it back to an equal program."""
-    return program.model_dump_json(indent=2)
+    return json.dumps(families.fold_lists(program.model_dump(mode="json")), indent=2, ensure_ascii=False)
 
 
-def from_json(text: str, source: str = "program.json") -> Program:
+def from_json(text: str, source: str = "program.json", *, error: type[LagcompileError] = ProgramError) -> Program:
     """Read a program from the text that `to_json` wrote.
 
     Args:
         text: what `to_json` wrote.
         source: name that errors show.
+        error: class of the problems.
 
     Raises:
-        ProgramError: the text is not a program, or an inconsistent one; each problem names a line and a key.
+        LagcompileError: of class `error`: the text is not a program, or an inconsistent one; each problem names a
+            line and a key.
     """
     from lagcompile.ir.jsonfile import check
 
-    return check(text, source, Program, error=ProgramError)
+    return check(text, source, Program, error=error, unfold=unfolded)
 
 
 def to_yaml(program: Program) -> str:
     """Return the YAML of a program; `from_yaml` reads it back to an equal program."""
     from lagcompile.ir.yamlfile import dumps
 
-    return dumps(program)
+    return dumps(families.fold_lists(program.model_dump(mode="json")))
 
 
 def from_yaml(text: str, source: str = "program.yaml") -> Program:
@@ -59,7 +66,19 @@ def from_yaml(text: str, source: str = "program.yaml") -> Program:
     """
     from lagcompile.ir.yamlfile import check, read_text
 
-    return check(read_text(text, source), Program)
+    document = read_text(text, source)
+    try:
+        data, origin = unfolded(document.data)
+    except families.FamilyError as error:
+        raise SpecError(f"{source}: {error}") from None
+    return check(replace(document, data=data, origin=origin), Program)
+
+
+def unfolded(data: object) -> tuple[object, families.Origin]:
+    """Every entry by itself; a file of format 1 lists them so."""
+    if isinstance(data, dict) and data.get("format") == 1:
+        data = data | {"format": FORMAT}
+    return families.unfold_lists(data)
 
 
 def to_text(program: Program) -> str:
@@ -90,8 +109,7 @@ def _lines(program: Program) -> Iterator[str]:
         yield "  states"
         yield from _columns([(s.name, *_state(s)) for s in program.states])
     yield "  stages"
-    for s in program.stages:
-        yield f"    {s.name}({', '.join(s.reads)}) -> {', '.join(s.writes)}"
+    yield from _columns([(f"{s.name}({', '.join(s.reads)}) -> {', '.join(s.writes)}",) for s in program.stages])
     yield "  minimise"
     yield from _objective(program.objective)
     if program.constraints:
@@ -112,9 +130,19 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     if not rows:
         yield "    none"
         return
+    rows = [cells for run in families.runs(rows) for cells in _said(rows, run)]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for row in rows:
         yield ("    " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))).rstrip()
+
+
+def _said(rows: Sequence[tuple[str, ...]], run: families.Run | int) -> Iterator[tuple[str, ...]]:
+    """The rows of a family, each closed by the range of its index; of a single row, itself."""
+    if isinstance(run, int):
+        yield (*rows[run], "")
+        return
+    for cells in run.each:
+        yield (*cells, f"k = {run.first} .. {run.last}")
 
 
 def _data(d: DataVariable) -> str:

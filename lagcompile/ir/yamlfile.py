@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -53,14 +53,17 @@ class Document:
         data: mappings with string keys, lists, strings, numbers, booleans, None.
         lines: line number (from 1) by key path, e.g. `("split", "k")`; list items by their index. None are known where
             it is empty.
+        origin: path in the file of a path in the data, where the data were made from what the file holds.
     """
 
     source: str
     data: object
     lines: Mapping[KeyPath, int]
+    origin: Callable[[KeyPath], KeyPath] = tuple
 
     def line(self, path: KeyPath = ()) -> int:
         """Return the line of a key, or of the nearest key above it that the file has."""
+        path = self.origin(path)
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -285,8 +288,8 @@ def dump(model: BaseModel, path: str | Path) -> None:
     disk.replace(Path(path), dumps(model).encode())
 
 
-def dumps(model: BaseModel) -> str:
-    """Return a model as YAML text: keys in the order of the class, one a line, lists of plain values on one line."""
+def dumps(model: BaseModel | Mapping[str, object]) -> str:
+    """Return YAML text of a model or plain data: keys in their order, one a line, lists of plain values on one line."""
     return "\n".join(_written(plain(model), "")) + "\n"
 
 

@@ -12,7 +12,7 @@ from lagcompile.frontend.split import SplitFile
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.jsonfile import validate as validate_json
 from lagcompile.ir.program import Program
-from lagcompile.ir.text import diff
+from lagcompile.ir.text import diff, unfolded
 from lagcompile.ir.yamlfile import read, validate
 from lagcompile.workbench.prepare import Prepared, prepare
 from lagcompile.workbench.spec import RunSpec, load
@@ -36,7 +36,7 @@ def text_of(path: Path, trust: Sequence[str] = ()) -> str:
     """
     if path.suffix != ".json":
         return described(prepare(load(path, trust=trust)))
-    return str(validate_json(path, Program, error=SpecError))
+    return str(validate_json(path, Program, error=SpecError, unfold=unfolded))
 
 
 def is_split(path: Path) -> bool:
