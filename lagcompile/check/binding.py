@@ -32,7 +32,7 @@ def bindings(network: Network, program: Program) -> dict[str, str]:
 
 
 def program_digest(program: Program) -> str:
-    """Digest of a program; its loss has a name of its own in a certificate, and is not known before data are bound."""
+    """Digest of a program without its loss, which a certificate names and which is unknown before data are bound."""
     objective = program.objective.model_copy(update={"loss": ""})
     return digest([program.model_copy(update={"objective": objective}).model_dump_json()])
 
@@ -67,7 +67,7 @@ def label(state: StateVariable) -> str:
 
 
 def network_identities(program: Program) -> Iterator[Identity]:
-    """What holds in each mode where a cut network is the model."""
+    """List what holds in each mode where a cut network is the model."""
     per_state: tuple[Kind, ...] = ("defect", "adjoint", "state stationarity")
     for mode in MODES["network"]:
         yield "forward", "output", mode
@@ -80,7 +80,7 @@ def network_identities(program: Program) -> Iterator[Identity]:
 
 
 def solution_identities(program: Program) -> Iterator[Identity]:
-    """What holds at a solution of a program: stationarity in each variable, feasibility of each constraint."""
+    """List what holds at a solution of a program: stationarity of each variable, feasibility of each constraint."""
     (mode,) = MODES["solution"]
     weights = [w.name for w in program.weights if w.trainable]
     kept = [s for s in program.states if s.storage.variable]
@@ -102,14 +102,14 @@ def solution_identities(program: Program) -> Iterator[Identity]:
 
 
 def in_sums(program: Program, c: DefectConstraint) -> bool:
-    """Whether a constraint holds in sums only: its multiplier is laid out for them."""
+    """Return whether a constraint holds in sums only, for which its multiplier is laid out."""
     multiplier = program.multiplier_of(c.name)
     summed = multiplier is not None and multiplier.layout != "full"
     return summed and c.transform.signed and c.transform.half_width == 0.0
 
 
 def _rows_of(c: ValueConstraint, variables: set[str]) -> Iterator[str]:
-    """Names of what a user's constraint asks for."""
+    """Names of the requirements of a user's constraint."""
     if c.function is not None:
         yield c.name
         return

@@ -41,7 +41,7 @@ Identity = tuple[str, str, str]
 """Kind, name, mode."""
 
 LARGEST_TOLERANCE = 1e-2
-"""Above it a residual that holds says nothing."""
+"""Tolerance above which a residual that holds says nothing."""
 SAME_LOSS = 1e-8
 """Relative difference of the values of one loss on two machines."""
 EXIT: Mapping[Verdict, int] = {"ok": 0, "failed": 1, "not assessed": 3}
@@ -125,7 +125,7 @@ class Certificate(Measured):
     """What could not be decided, and why; only a global bound makes up for it."""
     versions: Mapping[str, str] = Field(default_factory=dict)
     digest: str
-    """Of everything above."""
+    """Digest of everything above."""
 
     @classmethod
     def made(cls, required: Iterable[Identity], **fields: Any) -> Certificate:
@@ -139,7 +139,7 @@ class Certificate(Measured):
         residuals: Sequence[Residual] = fields["residuals"]
         measured = {(r.kind, r.name, r.mode) for r in residuals}
         opened = tuple(fields.pop("unassessed", ()))
-        if not opened:  # what is open has said its own reason
+        if not opened:  # what is open gives its reason itself
             opened = tuple(
                 f"{k} of {n} in {m} mode was not measured" for k, n, m in needed if (k, n, m) not in measured
             )
@@ -155,30 +155,30 @@ class Certificate(Measured):
         return draft.model_copy(update={"digest": draft.own_digest()})
 
     def own_digest(self) -> str:
-        """Digest of the content, as it should stand in `digest`."""
+        """Compute what `digest` should be: the digest of the content."""
         content = json.loads(self.model_dump_json(exclude={"digest"}))
         return digest([json.dumps(content, sort_keys=True)])
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it holds, fails, or was not assessed."""
+        """Say whether it holds, fails, or was not assessed."""
         if self.digest == self.own_digest() and not all(r.ok for r in self.residuals):
             return "failed"
         return "not assessed" if self.reasons else "ok"
 
     @property
     def ok(self) -> bool:
-        """Every identity that the program has was measured, and lies within its tolerance."""
+        """Whether every identity of the program was measured and lies within its tolerance."""
         return self.verdict == "ok"
 
     @property
     def exit_code(self) -> int:
-        """0 ok, 1 failed, 3 not assessed."""
+        """Exit status: 0 ok, 1 failed, 3 not assessed."""
         return EXIT[self.verdict]
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it was not assessed, one sentence each; empty where it was."""
+        """Reasons why it was not assessed, in sentences; empty where it was."""
         return tuple(dict.fromkeys(self._reasons()))
 
     def _reasons(self) -> Iterable[str]:
@@ -203,7 +203,7 @@ class Certificate(Measured):
 
     @property
     def worst(self) -> Residual | None:
-        """The residual that is largest against its tolerance; one that is not a number before all others."""
+        """Residual that is largest relative to its tolerance; one that is not a number comes first."""
         return max(self.residuals, key=_rank, default=None)
 
     def check(
@@ -215,7 +215,7 @@ class Certificate(Measured):
         loss: Callable[[Any, Any], Tensor] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """What speaks against this certificate for a lifted model; empty where it is one of it and holds.
+        """List what speaks against this being a valid certificate of a lifted model; empty where it is one.
 
         Args:
             lifted: what `lagcompile.lift` gave.
@@ -250,7 +250,7 @@ class Certificate(Measured):
         """Read a certificate.
 
         Raises:
-            DataError: there is no such file, or it is no certificate (each problem names a line and a key), or it was
+            DataError: the file does not exist, is not a certificate (each problem names a line and a key), or was
                 changed after it was made.
         """
         found = validate(path, cls)
@@ -275,7 +275,7 @@ class Certificate(Measured):
 
 
 def differences(saved: Certificate, measured: Certificate) -> list[str]:
-    """What a new measurement says differently from a certificate; empty where it confirms it.
+    """List where a new measurement differs from a certificate; empty where it confirms it.
 
     Residuals are compared against the saved tolerances, not for equality: rounding may differ between machines.
     """

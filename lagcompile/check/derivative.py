@@ -23,7 +23,7 @@ from lagcompile.frontend.stages import Network
 
 DIRECTIONS = 2
 STEPS = (1e-6, 1e-5, 1e-7)
-"""Relative to a tensor's size. A kink that one of them crosses is not crossed by all."""
+"""Steps relative to a tensor's size: a kink that one of them crosses is not crossed by all."""
 AGREE = 1e-4
 """Relative difference of derivative and quotient."""
 ROUNDING = 1e-14
@@ -32,7 +32,7 @@ NAMED = 3
 PATTERN = 65_537
 """Random numbers of a direction; they repeat in larger tensors, since drawing them takes longer than using them."""
 MOST = 20
-"""Tensors that are looked at one by one where the whole disagrees."""
+"""Number of tensors up to which each is tried by itself where the whole disagrees."""
 
 
 class Probe:
@@ -46,7 +46,7 @@ class Probe:
         self._slopes: dict[tuple[str, int], float] = {}
 
     def _direction(self, name: str, number: int) -> Tensor:
-        """The same numbers each time: directions are not kept, since they are as large as the tensors."""
+        """Draw the same numbers each time: directions are as large as the tensors and are not kept."""
         like = self.tensors[name].detach()
         generator = torch.Generator().manual_seed(zlib.crc32(f"{number} {name}".encode()))
         drawn = torch.randn(min(PATTERN, like.numel()), generator=generator, dtype=like.dtype) * self._sizes[name]
@@ -72,7 +72,7 @@ class Probe:
             move(-step)
 
     def disagreement(self, value: Callable[[], float], *, size: float = 0.0) -> str:
-        """What speaks against the gradients that were noted; empty where nothing does.
+        """Say what speaks against the gradients that were noted; empty where nothing does.
 
         Args:
             value: the function at the tensors as they are.

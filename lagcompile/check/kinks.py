@@ -22,7 +22,7 @@ from lagcompile.runtime.kinks import AT, KINKS, is_norm_of_sizes
 
 LISTED = 3
 MOST = 200
-"""Kinks of one operation that are told apart; what lies beyond is known to be there, and no more."""
+"""Maximum number of kinks recorded for each operation; of further ones only their presence is."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Kink:
 
 
 class KinkRecorder(TorchDispatchMode):
-    """Records arguments that lie at a kink; `place` says where the operations that follow belong."""
+    """Record arguments that lie at a kink; `place` says where the operations that follow belong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class KinkRecorder(TorchDispatchMode):
             self._found.append((self.place, name, reached[0], near, flat[near].tolist()))
 
     def kinks(self, leaves: Mapping[tuple[str, str], Tensor]) -> tuple[Kink, ...]:
-        """What was found, with the leaves that each kink touches."""
+        """Return the kinks, with the leaves that each touches."""
         found: list[Kink] = []
         for place, name, argument, near, distances in self._found:
             gradients: Sequence[Tensor | None] = torch.autograd.grad(
@@ -104,7 +104,7 @@ def _unit(position: int, shape: Sequence[int]) -> str:
 
 
 def sentence(kinks: Sequence[Kink]) -> str:
-    """The kinks in words."""
+    """Describe kinks in words."""
     more = len(kinks) - LISTED
     rest = f"; and {more if more < MOST - LISTED else 'many'} more" if more > 0 else ""
     return "; ".join(str(k) for k in kinks[:LISTED]) + rest

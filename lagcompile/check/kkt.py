@@ -1,10 +1,10 @@
 """Unscaled KKT residuals of a solution, by constraint, state and parameter, from autograd alone.
 
 In: an `Instance` and a `Solution` of any backend. Out: a `Certificate`. Invariant: no backend's code runs here;
-residuals are in the units of the program's Lagrangian, and a certificate's facts say no more than was shown.
+residuals are in the units of the program's Lagrangian, and a certificate's facts claim only what was shown.
 
     stationarity        x - clip(soft(x - d L / d x, l1 weight), bounds): the gradient where nothing is at a bound
-    primal feasibility  |r| where r = 0 is meant, |r| - epsilon in tubes, distance from domains
+    primal feasibility  |r| where r = 0 is required, |r| - epsilon in tubes, distance from domains
     dual feasibility    a multiplier that is a size must cover the force on every defect it serves
     complementarity     multiplier times distance from the tube's edge
     global bound        objective above the bound that the solver claims to have proven, over max(1, |bound|)
@@ -36,9 +36,9 @@ from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
 TOLERANCE = 1e-8
 VARIES = 100.0
-"""Times the tolerance: an objective that varies less is constant as far as residuals can tell."""
+"""Factor of the tolerance: residuals cannot tell an objective that varies less from a constant."""
 LISTED = 8
-"""Violations that are listed by name."""
+"""Number of violations that are listed by name."""
 NONE_FOUND = "and no others were found with which it vanishes"
 NOT_TRIED = "and others were not tried, since other conditions fail"
 
@@ -114,7 +114,7 @@ def certify_kkt(
 
 
 def _probed(instance: Instance, point: CheckPoint, tolerance: float) -> tuple[float, list[str]]:
-    """By how much the Lagrangian varies, and why its gradient may say nothing."""
+    """Say by how much the Lagrangian varies, and why its gradient may say nothing."""
     gradients = point.gradients(point.lagrangian())
     touched = {leaf for k in point.kinks for leaf in k.touched}
     copies = {f"{role} {name}": v.detach().clone() for (role, name), v in point.leaves.items()}
@@ -315,7 +315,7 @@ def _slackness(c: DefectConstraint, r: Tensor, force: Tensor) -> float:
 
 
 def _worst(point: CheckPoint, tolerance: float) -> Iterator[str]:
-    """The largest violations by stage, state, example and feature."""
+    """List the largest violations by stage, state, example and feature."""
     found: list[tuple[float, str]] = []
     for c in point.program.defects:
         if c.name not in point.defects:

@@ -104,7 +104,7 @@ class CheckPoint:
 
 
 class _Evaluator:
-    """Runs the stages at given leaves."""
+    """Run the stages at given leaves."""
 
     def __init__(self, instance: Instance) -> None:
         self.instance, self.program = instance, instance.program
@@ -133,7 +133,7 @@ class _Evaluator:
         env: dict[str, Any] = dict(self.data)
         env.update({n: v for (role, n), v in leaves.items() if role == "input"})
         prologue = self.network.prologue
-        with nullcontext() if recorder is None else recorder.at("the part ahead of the first stage"):
+        with nullcontext() if recorder is None else recorder.at("the part before the first stage"):
             env.update(zip(prologue.writes, prologue.module(*(env[n] for n in prologue.reads)), strict=True))
         by_node = {s.node: s for s in self.kept}
         predictions: dict[str, Tensor] = {}

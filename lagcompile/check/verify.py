@@ -36,7 +36,7 @@ from lagcompile.runtime.trial import one_number
 TOLERANCE = 1e-10
 SEED = 0
 LARGEST = 2**24
-"""Weights up to which a solved network is certified in passing: a copy of them in float64 is needed."""
+"""Number of weights up to which `solve` certifies a network: a copy of them in float64 is needed."""
 FLOOR = 1e-4
 """Share of the largest sensitivity below which a gradient counts as that share: it may be rounding alone."""
 
@@ -229,7 +229,7 @@ class _Mode:
             self.doubts.append(not_the_derivative(network, said))
 
     def _value(self) -> float:
-        """The loss of the user's own module."""
+        """Return the loss of the user's module."""
         with _same_start(self.network), torch.no_grad():
             return float(self.loss(self._output()))
 
@@ -243,7 +243,7 @@ class _Mode:
     ) -> Iterator[Measured]:
         """Defects against zero, multipliers against adjoints, gradients of L in states ("h:" + name) against zero.
 
-        States are compared with the un-split network's own values, too: a wrong factor ahead of a norm changes no
+        States are also compared with the values of the un-split network: a wrong factor before a norm changes no
         output and no gradient.
         """
         names = {n: label(self.by_node[n]) for n in states}
@@ -320,7 +320,7 @@ def _groups(parameters: Mapping[str, Tensor], size: int = 2**27) -> Iterator[lis
 
 
 def top(value: Tensor) -> float:
-    """Largest size of an entry; NaN where one is not a number."""
+    """Return the largest size of an entry; NaN where one is not a number."""
     return float(value.detach().abs().max()) if value.numel() else 0.0
 
 
@@ -328,7 +328,7 @@ def apart(got: Tensor, expected: Tensor) -> float:
     """Largest difference; infinite where shapes or types differ, NaN where an entry is not a number."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return math.inf
-    equal = got == expected  # infinities that agree are no difference
+    equal = got == expected  # equal infinities do not differ
     if not (got.is_floating_point() or got.is_complex()):
         return 0.0 if bool(equal.all()) else math.inf
     return top(torch.where(equal, 0.0, (got - expected).abs()))
@@ -345,18 +345,18 @@ def _gradients(value: Tensor, variables: Mapping[str, Tensor]) -> dict[str, Tens
 
 @contextmanager
 def _same_start(network: Network) -> Iterator[None]:
-    """The same random numbers and buffers for each run."""
+    """Give each run the same random numbers and buffers."""
     with quiet(network.capture.original):
         torch.manual_seed(SEED)
         yield
 
 
 class _Recorder(Runner):
-    """Runs the un-split graph and keeps, connected, what later stages read of some nodes.
+    """Run the un-split graph and keep, connected, what later stages read of some nodes.
 
     A value is passed on to later stages as an identity copy, so that its adjoint is that of the breakpoint's state:
-    uses within its own stage lie ahead of the breakpoint and do not count. The copy is taken when its stage is done
-    with it (operations in place), and each later stage has a copy of its own.
+    uses within its own stage come before the breakpoint and do not count. The copy is taken when its stage is done
+    with it (operations in place), and each later stage has a separate copy.
     """
 
     def __init__(self, network: Network, names: Sequence[str]) -> None:

@@ -106,7 +106,7 @@ class CellFunctions:
 
     @property
     def first_order_only(self) -> bool:
-        """True where second derivatives cannot be had, because an adaptive solver stands in between."""
+        """Whether second derivatives are unavailable because of an adaptive solver."""
         return isinstance(self.rollout.cell, Adaptive)
 
     def start(self) -> Tensor:

@@ -171,7 +171,7 @@ def conditioned_length(norms: dict[int, Tensor], bound: float) -> int:
 
 
 def windows(data: Trajectories, *, count: int = 8, length: int = 33) -> Trajectories:
-    """Short pieces of the data, evenly spread over all samples, as trajectories of their own."""
+    """Short pieces of the data, evenly spread over all samples, as separate trajectories."""
     if data.samples <= count * length and len(data) == 1:
         return data
     places: list[tuple[int, int, int]] = []

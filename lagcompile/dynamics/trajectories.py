@@ -54,7 +54,7 @@ class Trajectories:
         observations: (trajectories, N, outputs); padding and missing values are 0.
         mask: (trajectories, N, outputs) bool, False for padding and missing values.
         inputs: (trajectories, N, inputs), None without inputs; the last row repeats where it was not given.
-        times: (trajectories, N); padding goes on with the last interval.
+        times: (trajectories, N); padding continues with the last interval.
         lengths: number of samples of each trajectory.
         names: what messages call each trajectory.
     """
@@ -161,7 +161,7 @@ def read_csv(
         rows: which data rows to keep.
 
     Raises:
-        SpecError: the names are no names of columns.
+        SpecError: the names are not names of columns.
         DataError: the file or a column is missing or twice there, a row is too short or too long, or a cell is no
             number; each problem names a line.
     """
@@ -231,7 +231,7 @@ class _Rows:
 
     def _number(self, name: str, line: int, cell: str) -> float:
         try:
-            if "_" in cell:  # Python's own way to write long numbers, and nobody else's
+            if "_" in cell:  # only Python writes long numbers like this
                 raise ValueError
             return float(cell) if cell else math.nan
         except ValueError:

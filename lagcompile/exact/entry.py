@@ -67,7 +67,7 @@ def minimize(
         The final point with its multipliers, `status`, unscaled `kkt` residuals, iteration table and facts.
 
     Raises:
-        ProgramError: for arguments that cannot be meant: shapes, dtypes, unknown options. All are reported at once.
+        ProgramError: for invalid arguments: shapes, dtypes, unknown options. All are reported at once.
     """
     begin = time.perf_counter()
     chosen = parse_options(options)

@@ -1,7 +1,7 @@
 """The subproblem written in cvxpy.
 
 In: sparsity patterns and the kinds of bounds. Out: a `cvxpy.Problem` for given numbers. Invariant: the order of numbers
-in a source vector is H, g, E, e, I, i, fixed values, lower bounds, upper bounds, weights; constraints stand in that
+in a source vector is H, g, E, e, I, i, fixed values, lower bounds, upper bounds, weights; constraints have that
 order too.
 """
 

@@ -54,8 +54,8 @@ def line_search(
         data: the subproblem that gave the step (the corrections change its constants).
         solve: solves a subproblem.
         expired: says that time is up.
-        shortest: give up below this length even where the filter's rule would go on.
-        expand: the subproblem was unbounded: go on along an accepted full step while the objective falls.
+        shortest: give up below this length even where the filter's rule would continue.
+        expand: the subproblem was unbounded: continue along an accepted full step while the objective falls.
     """
     now = measure(point.values)
     slope = float(point.gradient @ solution.d)

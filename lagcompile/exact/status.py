@@ -24,7 +24,7 @@ class Status(Enum):
     INFEASIBLE = (
         "infeasible",
         "The sum of constraint violations is locally as small as it gets and still positive: look at `conflict` for "
-        "the constraints that exclude each other, or start elsewhere (local evidence is no proof of emptiness).",
+        "the constraints that exclude each other, or start elsewhere (local evidence does not prove emptiness).",
     )
     UNBOUNDED = (
         "unbounded",

@@ -2,7 +2,7 @@
 
 In: `QuadraticData`. Out: `QuadraticSolution`. All data are cvxpy Parameters of fixed sparsity (DPP), so that
 canonicalisation happens once. Going through cvxpy's parameter tensors would still cost more than a small subproblem
-itself; therefore the compiled problem is asked once, with every parameter entry set to a number of its own, where
+itself; therefore the compiled problem is asked once, with every parameter entry set to a different number, where
 each entry ends up in the solver's data, and afterwards values are written there directly. Invariant: that map was
 verified against cvxpy on random parameter values, or is not used.
 """
