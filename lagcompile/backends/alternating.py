@@ -6,8 +6,8 @@ weights, goes down the program's own energy, divided by mu = rho/2 and with the 
     E = loss + mu sum_k |f_{k-1}(h_{k-1}) - h_k|^2 (+ regularisers)
     code k:  (1/mu) loss + readers' |.|^2 + |h_k - f(.)|^2
 
-The proximity target f(.) is the prediction at the codes ahead, a constant while h_k moves (the released code leaves it
-attached to h_k, which makes the term inert). Cut ahead of the activations, so that states are pre-activation codes.
+The proximity target f(.) is the prediction at the codes upstream, a constant while h_k moves (the released code leaves
+it attached to h_k, which makes the term inert). Cut before the activations, so that states are pre-activation codes.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class AltMinExecutor(StageExecutor):
 
     # ---------------------------------------------------------------- one step
     def step(self, rows: Tensor) -> None:
-        """Forward pass, backward sweep over codes, then weights."""
+        """Run the network forward, sweep backward over the codes, then move the weights."""
         batch = self.instance.batch(rows)
         with self.instance.quiet():
             with torch.no_grad():
@@ -143,7 +143,7 @@ class AltMinExecutor(StageExecutor):
         self.steps += 1
 
     def sweep(self, batch: Batch, values: Values) -> dict[str, Tensor]:
-        """Codes after a Gauss-Seidel sweep from the last state to the first.
+        """Return the codes after a Gauss-Seidel sweep from the last state to the first.
 
         Args:
             batch: the batch.
@@ -170,7 +170,7 @@ class AltMinExecutor(StageExecutor):
         return h.detach()
 
     def local(self, batch: Batch, values: Values, code: Code, target: Tensor) -> Tensor:
-        """The part of E/mu that one code sees: loss, readers' defects, proximity to its prediction, regularisers."""
+        """Compute what one code sees of E/mu: loss, readers' defects, proximity to its prediction, regularisers."""
         node = code.state.node
         h = values[node]
         mu = self._mu(code)
@@ -201,7 +201,7 @@ class AltMinExecutor(StageExecutor):
 
     # ---------------------------------------------------------------- weights
     def _weights(self, batch: Batch, values: Values) -> None:
-        """Steps on all weights at the new codes; stages do not see each other."""
+        """Move all weights at the new codes; stages do not see each other."""
         for i in range(self.method.weight_steps):
             last = i + 1 == self.method.weight_steps
             with (
@@ -232,7 +232,7 @@ class AltMinExecutor(StageExecutor):
         return total
 
     def _unit(self, code: Code, batch: Batch, values: Values) -> float:
-        """What E multiplies the mean over rows of one code's squared error by."""
+        """Factor in E of the mean over rows of one code's squared error."""
         h = values[code.state.node]
         features = h.shape[-1]
         rows = h.numel() / features
@@ -284,6 +284,6 @@ def _check(network: StageNetwork) -> None:
         elif c.weight.at(0) == 0:
             problems.append(f"altmin divides by mu, but the weight 2*mu of {c.name} starts at 0: give a value above 0")
     if not network.codes:
-        problems.append("altmin needs at least one state: cut ahead of each activation (split at, before: [...])")
+        problems.append("altmin needs at least one state: cut before each activation (split at, before: [...])")
     if problems:
         raise ProgramError(problems)

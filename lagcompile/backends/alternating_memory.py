@@ -1,7 +1,7 @@
-"""AltMin-mem: what a linear layer has seen of all batches, and its weights by coordinate descent.
+"""AltMin-mem: sums over all batches that a linear layer has seen, and its weights by coordinate descent.
 
 In: stages that end in one linear layer, their inputs and codes. Out: the layers' weights. Invariant: a layer's weights
-minimise the surrogate of all batches so far, as far as the sweeps go; nothing else moves them.
+minimise the surrogate of all batches so far, to the accuracy of the sweeps; nothing else moves them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def memories_of(instance: Instance, network: StageNetwork, method: AltMin) -> dict[str, Memory]:
-    """A memory for each hidden stage with weights that move, by the stage's name.
+    """Make a memory for each hidden stage with weights that move, by the stage's name.
 
     Raises:
         ProgramError: stages that have none; every one, with its layer's path.
@@ -65,7 +65,7 @@ def _stage_problems(
         names = ", ".join([p for p, _ in layers] + bare_weights(stage)) or "no weights"
         return [
             f"altmin: the memory variant needs stages that end in one nn.Linear layer, but {stage.name} holds "
-            f"{names}: cut after each linear layer, ahead of its activation, or set 'memory: false'"
+            f"{names}: cut after each linear layer, before its activation, or set 'memory: false'"
         ]
     path, layer = layers[0]
     own = list(layer.parameters())
@@ -94,7 +94,7 @@ class Memory:
         self.p = layer.weight.new_zeros(()).detach()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept from batch to batch."""
+        """Tensors that are kept from batch to batch."""
         return {"a": self.a, "b": self.b, "p": self.p}
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ class Memory:
         def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             caught.append(inputs[0])
 
-        as_before = instance.quiet()  # ahead of the hook: the network may be tried out here
+        as_before = instance.quiet()  # before the hook is set: this may run the network
         handle = self.layer.register_forward_pre_hook(keep)
         with as_before:
             self.stage.module(*(values[n] for n in self.stage.reads))

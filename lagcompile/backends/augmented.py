@@ -35,7 +35,7 @@ class AugmentedLagrangian(Method):
     states: RuleSpec = Adagrad(lr=5e-2)
     """Step rule of the states."""
     rounds: int = Field(default=1, ge=1)
-    """Rounds of (steps on states, one dual ascent) ahead of each step on the weights."""
+    """Number of rounds before each weight step; a round is several state steps followed by one dual step."""
     state_steps: int = Field(default=5, ge=1)
     """Steps on the states in each round."""
     dual_step: float | None = Field(default=None, ge=0)
@@ -106,12 +106,12 @@ class AugmentedExecutor(FirstOrderExecutor):
         self.steps += 1
 
     def _inner(self, batch: Batch) -> Gradients:
-        """Gradients in states and multipliers; buffers and random numbers stay as they were."""
+        """Compute the gradients in states and multipliers; buffers and random numbers stay as they were."""
         with self.instance.quiet():
             return self._gradients(batch, weights=False)
 
     def _scaled(self, gradients: Gradients) -> Gradients:
-        """Dual gradients times the dual step, for a rule of rate 1."""
+        """Return the dual gradients times the dual step, for a rule of rate 1."""
         step = self.options.dual_step
         rates = [rho if step is None else step for rho in self.store.rho]
         duals = [None if g is None else rate * g for g, rate in zip(gradients.multipliers, rates, strict=True)]

@@ -1,4 +1,4 @@
-"""What runs a step-wise method, and the loop that drives it.
+"""The executor of a step-wise method, and the loop that drives it.
 
 In: an `Executor`, which a `Method` (backends/method.py) makes for an `Instance`. Out: a `Solution`. Invariant: the
 rows of step t depend on (seed, t) alone, so that a resumed run sees what an unbroken one would have seen.
@@ -89,11 +89,11 @@ class Executor(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on bit for bit."""
+        """Complete state of the run; loading it resumes the run bit for bit."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
 
     @abstractmethod
     def bytes(self) -> int:
@@ -111,7 +111,7 @@ def fits(start: Solution | None, module: nn.Module) -> None:
     """Check that a solution to start from has the weights of this network.
 
     Raises:
-        SpecError: it is no solution.
+        SpecError: it is not a solution.
         ProgramError: names the first weight that is of another network.
     """
     expect("start", start, Solution, "a lagcompile.Solution")
@@ -126,9 +126,9 @@ def fits(start: Solution | None, module: nn.Module) -> None:
 
 @contextmanager
 def seeded(instance: Instance, options: RunOptions) -> Iterator[None]:
-    """Dropout and noise depend on the run's seed alone, and the caller's own random numbers are left as they were.
+    """Let dropout and noise depend on the run's seed alone, and leave the caller's random numbers as they were.
 
-    They belong to the process: what draws any has them to itself while the context lasts.
+    They belong to the process: a run that draws any has them to itself while the context lasts.
 
     Raises:
         LagcompileError: the program does not run on batches of the sizes that the run has.
@@ -156,7 +156,7 @@ class Rows:
         return self._order[position * self.batch : (position + 1) * self.batch]
 
     def sizes(self, steps: int) -> set[int]:
-        """Numbers of rows of so many steps from the first."""
+        """Batch sizes of that many steps from the first."""
         short = self.examples % self.batch
         return {self.batch} | ({short} if short and steps >= self.per_epoch else set())
 
@@ -168,7 +168,7 @@ class Keeper(Protocol):
         """Called before each step; raises `StoppedError` to end the run there."""
 
     def ended(self, status: Status) -> None:
-        """Called behind the last step, before anything is read off."""
+        """Called after the last step, before results are read."""
 
 
 def drive(
@@ -189,7 +189,7 @@ def drive(
     start. `Best` judges them.
 
     Args:
-        executor: a fresh one, or one that has loaded a checkpoint (it goes on behind its `steps`).
+        executor: a fresh one, or one that has loaded a checkpoint (it continues after its `steps`).
         options: steps, batch size, seed and so on.
         original: the user's module, for the class of `solution.model`.
         evaluate: numbers of a module on held-out data, such as {"accuracy": 0.98}.
@@ -197,7 +197,7 @@ def drive(
         start: history of the steps made before.
         best: the best iterate of the steps made before; None judges the executor as it is as the start.
         keeper: keeps the run; None keeps nothing.
-        ended: why the run has ended already: no step is made.
+        ended: reason why the run has already ended, so that no step is made.
 
     Raises:
         ProgramError: a weight is not finite.
@@ -249,7 +249,7 @@ def drive(
 
 
 def best_of(executor: Executor, options: RunOptions) -> Best:
-    """An executor as it is as the first candidate for its best iterate.
+    """Make the present iterate of an executor the first candidate for its best one.
 
     Raises:
         ProgramError: a weight is not finite.
@@ -276,7 +276,7 @@ def best_of(executor: Executor, options: RunOptions) -> Best:
 def conclude(
     executor: Executor, status: Status, history: History, seconds: float, *, original: nn.Module, best: Best
 ) -> Solution:
-    """Solution of what an executor has reached; the executor itself stays at its last iterate."""
+    """Make the solution that an executor has reached; the executor itself stays at its last iterate."""
     instance = executor.instance
     status, back = best.ended(status, executor.steps)
     if back:

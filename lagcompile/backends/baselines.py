@@ -168,7 +168,7 @@ class DifferenceTargetPropagation(Method):
     noise: float = Field(default=0.1, ge=0)
     """Standard deviation of the noise under which the inverses learn to reconstruct."""
     inverse_steps: int = Field(default=1, ge=0)
-    """Steps on the inverses ahead of each step on the weights."""
+    """Number of steps on the inverses before each step on the weights."""
 
     def executor(self, instance: Instance, *, seed: int = 0) -> TargetPropagationExecutor:
         """Executor of this method on an instance.
@@ -228,7 +228,7 @@ class TargetPropagationExecutor(StageExecutor):
         return inside(self.network.codes[k].state.domain).squashed(value)
 
     def step(self, rows: Tensor) -> None:
-        """Inverses learn, targets go down, every stage steps towards its target."""
+        """Train the inverses, pass targets down, and move every stage towards its target."""
         batch = self.instance.batch(rows)
         with self.instance.quiet(), torch.no_grad():
             states = self._flat(self.network.forward(batch))

@@ -26,7 +26,7 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 FEWEST, MOST = 64, 256
 """Rows of the probe: as many as a batch has, within these limits."""
 ROUNDING = 1e-6
-"""Relative difference of two scores that says nothing."""
+"""Relative difference below which two scores count as equal."""
 
 
 class Best:
@@ -81,11 +81,11 @@ class Best:
         return status, worse or status is Status.DIVERGED
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to judge as the unbroken one would."""
+        """State that a resumed run needs to judge as the unbroken one would."""
         return {"start": self.start, "value": self.value, "step": self.step, "kept": self.kept, "inputs": self.inputs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from `state_dict`."""
         self.start, self.value, self.step = float(state["start"]), float(state["value"]), int(state["step"])
         self.kept, self.inputs = dict(state["kept"]), dict(state["inputs"])
 
@@ -116,7 +116,7 @@ class Probe:
         except Exception:
             if self._training:
                 raise
-            self._training = True  # the loss is written for what the model gives in train mode
+            self._training = True  # the loss expects the output of train mode
             return self(inputs)
 
     def _objective(self, inputs: Mapping[str, Tensor]) -> float:
@@ -150,7 +150,7 @@ def probe_rows(examples: int, batch_size: int, sizes: Sizes | None = None) -> tu
 
 @contextmanager
 def at_rest(module: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """A mode and fixed random numbers, without gradients; all is as before afterwards."""
+    """Set a mode and fixed random numbers, without gradients; everything is put back afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     module.train(training)
     try:
@@ -163,10 +163,10 @@ def at_rest(module: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 
 def evaluated(module: nn.Module, evaluate: Evaluate) -> dict[str, float]:
-    """What an evaluation says of a module, in eval mode. The run goes on as if it had not been: all is put back.
+    """Evaluate a module, in eval mode; everything is put back, so that the run does not notice.
 
     Raises:
-        SpecError: it gives no mapping of names to numbers.
+        SpecError: the evaluation does not return a mapping of names to numbers.
     """
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
     with at_rest(module):
@@ -183,7 +183,7 @@ def evaluated(module: nn.Module, evaluate: Evaluate) -> dict[str, float]:
             stacklevel=2,
         )
     if not isinstance(found, Mapping):
-        raise SpecError(f"evaluate gives a mapping such as {{'accuracy': 0.98}}, it gave {type(found).__name__}")
+        raise SpecError(f"evaluate must return a mapping such as {{'accuracy': 0.98}}, got {type(found).__name__}")
     return {name: float(value) for name, value in found.items()}
 
 

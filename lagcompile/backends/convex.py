@@ -3,7 +3,7 @@
 In: an `Instance` whose stages are affine in everything that is solved for together: states (and inputs) with frozen
 weights, or the weights of one affine stage whose inputs are data. Out: a `Solution` whose facts say "global optimum".
 Invariant: affinity is proven from the operations that variables reach, not sampled; anything else is refused, never
-solved locally under this name. It is a method of its own because its claim differs from SQP's: a user who asks for a
+solved locally under this name. It is a separate method because its claim differs from SQP's: a user who asks for a
 global optimum must not get a local one.
 """
 
@@ -79,7 +79,7 @@ class Convex(ExactSolver):
         ]
 
     def _polished(self, exact: ExactProgram, functions: ProgramFunctions, found: Result) -> Result:
-        """The same point to the tolerance asked for, by Newton steps from the conic solver's primal and dual."""
+        """Improve the point to the tolerance asked for, by Newton steps from the conic solver's primal and dual."""
         sqp = SQP(tolerance=self.tolerance, max_iterations=20)
         _, equalities, inequalities = exact.sizes
         better = minimize(

@@ -30,7 +30,7 @@ def convex_loss(loss: Any, target: Any, shape: tuple[int, ...], name: str) -> Co
     """The cvxpy form of a loss.
 
     Raises:
-        ProgramError: it is none of the losses that are known to be convex.
+        ProgramError: it is not one of the losses that are known to be convex.
     """
     known: dict[Any, str] = {
         F.mse_loss: "mse", F.l1_loss: "l1", F.huber_loss: "huber", F.smooth_l1_loss: "huber",

@@ -38,7 +38,7 @@ class FirstOrder(Method):
     scheme: ClassVar[Scheme]
     """How gradients are combined."""
     moves: ClassVar[tuple[str, ...]]
-    """A step as lines of TeX; between < and > stands what is projected."""
+    """A step as lines of TeX, with < and > around what is projected."""
     weights: RuleSpec = Adagrad(lr=1e-2)
     """Step rule of the weights."""
     states: RuleSpec = Adagrad(lr=5e-2)
@@ -46,16 +46,16 @@ class FirstOrder(Method):
     multipliers: RuleSpec = SGD(lr=1e-2)
     """Step rule of the multipliers (ascent)."""
     dual_sweep: bool = False
-    """Set the multipliers by the exact sweep at each evaluation instead of ascending: the states' gradients are zero
-    then, and of transient states (which start on the forward pass) nothing but weights moves."""
+    """Compute the multipliers exactly by a backward sweep instead of gradient ascent. State gradients are then zero, so
+    with transient states (which start on the forward pass) only the weights move."""
     inner_steps: int = Field(default=0, ge=0)
-    """Steps on states and multipliers alone ahead of each step on everything. Stages that read data alone run once."""
+    """Number of steps on states and multipliers only before each full step; stages that read data alone run once."""
 
     def executor(self, instance: Instance, *, seed: int = 0) -> FirstOrderExecutor:
         """Executor of this method on an instance.
 
         Raises:
-            ProgramError: the program holds what first-order methods do not execute.
+            ProgramError: the program has features that first-order methods do not support.
         """
         return FirstOrderExecutor(instance, self, seed=seed)
 
@@ -313,12 +313,12 @@ class FirstOrderExecutor(Executor):
             "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
-            # of a network that draws nothing it would be the caller's
+            # a network that draws nothing has none: it would be the caller's
             "random": torch.get_rng_state() if self.instance.draws else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, bit for bit."""
+        """Resume from a checkpoint, bit for bit."""
         self.instance.module.load_state_dict(state["module"])
         self.instance.weights.adopt()
         self.store.load_state_dict(state["store"])

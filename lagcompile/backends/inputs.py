@@ -25,7 +25,7 @@ class FreeInputs:
         """Start from the data, moved inside the bounds.
 
         Raises:
-            ProgramError: a free input holds no floating numbers.
+            ProgramError: a free input does not hold floating-point numbers.
         """
         self.variables = [d for d in instance.program.data if d.free]
         position = instance.network.capture.signature.names.index
@@ -54,13 +54,13 @@ class FreeInputs:
         return {d.name: t[0] for d, t in zip(self.variables, self._now, strict=bool(self._now))}
 
     def extrapolate(self, gradients: Sequence[Tensor] | None) -> None:
-        """First half step; without gradients along the last ones."""
+        """Take the first half step; without gradients along the last ones."""
         if self.optimizer is not None:
             moved = self.optimizer.extrapolated(None if gradients is None else [g.unsqueeze(0) for g in gradients])
             self._now = [self._inside(i, t) for i, t in enumerate(moved)]
 
     def update(self, gradients: Sequence[Tensor]) -> None:
-        """Second half step, written back."""
+        """Take the second half step, and write it back."""
         if self.optimizer is not None:
             self._now = self.optimizer.update([g.unsqueeze(0) for g in gradients], self._inside)
 
@@ -85,7 +85,7 @@ class FreeInputs:
         return {"tables": [t.clone() for t in self.tables], "optimizer": optimizer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from `state_dict`."""
         for table, value in zip(self.tables, state["tables"], strict=True):
             table.copy_(value)
         if self.optimizer is not None:

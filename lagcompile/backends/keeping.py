@@ -1,4 +1,4 @@
-"""Step-wise runs that are kept in a folder: what is saved, when, and how a run goes on.
+"""Step-wise runs that are kept in a folder: what is saved, when, and how a run is resumed.
 
 In: an executor and the folder. Out: `Keeping`, which `drive` calls between steps. Invariant: what is saved lies on a
 step's boundary, with the rows of all steps before it; a run that was resumed is the unbroken one, bit for bit.
@@ -60,7 +60,7 @@ class Clock:
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether one is due behind a number of steps."""
+        """Return whether one is due after a number of steps."""
         late = self._seconds is not None and time.monotonic() - self._last > self._seconds
         if not late and (self._every is None or step % self._every):
             return False
@@ -104,7 +104,7 @@ class Keeping:
 
     # ---------------------------------------------------------------- what is kept
     def state(self) -> dict[str, Any]:
-        """All that the run needs to go on."""
+        """Return all that the run needs to be resumed."""
         device = self.executor.instance.device
         return {
             "made": {"device": str(device), "torch": str(torch.__version__)},
@@ -117,7 +117,7 @@ class Keeping:
         }
 
     def resume(self, folder: RunFolder) -> None:
-        """Go on from a folder's newest state; the folder is not changed.
+        """Resume from a folder's newest state; the folder is not changed.
 
         Raises:
             DataError: it is damaged, or of another run.
@@ -136,7 +136,7 @@ class Keeping:
             for word, old in state["made"].items():
                 if old != now[word]:
                     folder.notice(
-                        f"{folder.path} was run with {word} {old}, goes on with {now[word]}: rounding may differ"
+                        f"{folder.path} was run with {word} {old} and is resumed with {now[word]}: rounding may differ"
                     )
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise DataError(f"{folder.path} holds a checkpoint that does not fit this program and method") from error
@@ -182,7 +182,7 @@ class Keeping:
             self.folder.commit(self.state(), steps)
 
     def ended(self, status: Status) -> None:
-        """Called behind the last step, before anything is read off."""
+        """Called after the last step, before results are read."""
         self._ended = status
         if self.folder is not None:
             final = status is not Status.INTERRUPTED
@@ -220,7 +220,7 @@ def program_files(program: Any) -> dict[str, bytes]:
 
 
 def own_version() -> str:
-    """Version of lagcompile; what it writes is read by the same one."""
+    """Version of lagcompile; only the same version reads what it wrote."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -230,7 +230,7 @@ def own_version() -> str:
 
 
 def identity_of(instance: Instance, run: str) -> dict[str, str]:
-    """What may not change when a run is resumed.
+    """Digests of what must not change when a run is resumed.
 
     Args:
         instance: the program and its data.
@@ -260,8 +260,8 @@ def solve_in_folder(
         method: the method.
         instance: the bound program.
         options: of the run.
-        folder: the run folder to make, or to go on from.
-        resume: go on from what is there.
+        folder: the run folder to make or to resume from.
+        resume: resume the run that is there.
         original: the user's module.
         evaluate: numbers of a module on held-out data.
         watch: called with each row.
@@ -323,14 +323,14 @@ def opened(
     notice: Notice = warnings.warn,
     force: bool = False,
 ) -> RunFolder:
-    """The folder of a run: made, or taken up again.
+    """Make the folder of a run, or reopen it.
 
     Args:
         folder: where.
         keeping: the run.
         files: first files of the folder.
         run: digest of what may not change when it is resumed, besides program and data.
-        resume: take it up again.
+        resume: reopen it.
         notice: called with what is damaged and does no harm.
         force: replace a run folder that is there.
 

@@ -1,4 +1,4 @@
-"""Stage by stage on one batch: what the methods share that keep nothing between batches but the weights.
+"""Stage by stage on one batch: base of the methods that keep nothing but weights between batches.
 
 In: an `Instance` whose states are transient. Out: `StageNetwork` (who writes and reads each state, single stages run at
 given states) and `StageExecutor` (weights, their optimiser, checkpoints). Invariant: every stage runs on the module's
@@ -95,7 +95,7 @@ class StageNetwork:
         return {c.state.node for c in self.codes}
 
     def chain(self, method: str) -> None:
-        """Check that each stage reads one state of the stage ahead of it and writes one.
+        """Check that each stage reads one state of the stage before it and writes one.
 
         Raises:
             ProgramError: the states that do not form a chain.
@@ -105,7 +105,7 @@ class StageNetwork:
             own, following = self.stages[k : k + 1], self.stages[k + 1 : k + 2]  # there may be more states than stages
             if (code.writer,) != own or code.readers != following:
                 problems.append(
-                    f"{method} needs a chain, in which each stage reads the one state ahead of it, but "
+                    f"{method} needs a chain, in which each stage reads the one state before it, but "
                     f"{code.state.name} (after {code.state.node}, {code.state.module}) goes from "
                     f"{code.writer.name} to {', '.join(s.name for s in code.readers)}: cut where a single tensor "
                     "crosses, or use method dfa, altmin or extragradient"
@@ -139,7 +139,7 @@ def _problems(instance: Instance, method: str) -> Iterator[str]:
             )
     if method != "altmin" and any(t.on == "states" for t in instance.program.objective.regularisers):
         yield (
-            f"{method} sets its states without an objective of their own, so that regularisers on states would do "
+            f"{method} sets its states without minimising over them, so that regularisers on states would do "
             "nothing: leave them out, or use method altmin, extragradient or augmented_lagrangian"
         )
     for m in instance.program.multipliers:
@@ -148,7 +148,7 @@ def _problems(instance: Instance, method: str) -> Iterator[str]:
 
 
 def unsupported(instance: Instance, method: str) -> Iterator[str]:
-    """What no method but the exact one executes, one sentence each."""
+    """Yield one sentence for each program feature that stage-wise methods do not support."""
     for c in instance.program.constraints:
         if isinstance(c, ValueConstraint):
             yield f"{method}: the constraint '{c.name}' on {', '.join(c.reads)} needs the exact backend (method sqp)"
@@ -258,14 +258,14 @@ class StageExecutor(Executor):
             "extra": {n: t.detach().clone() for n, t in self.extra_state().items()},
             "steps": self.steps,
             "gradient_evaluations": self.gradient_evaluations,
-            # of a network that draws nothing it would be the caller's
+            # a network that draws nothing has none: it would be the caller's
             "random": torch.get_rng_state() if self.instance.draws else None,
             "generator": self.generator.get_state(),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, bit for bit."""
+        """Resume from a checkpoint, bit for bit."""
         self.instance.module.load_state_dict(state["module"])
         self.instance.weights.adopt()
         for name, optimizer in self.optimizers.items():

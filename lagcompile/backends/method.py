@@ -1,9 +1,9 @@
 """The one interface of methods: frozen options that say what they do and where they are defined.
 
 In: an `Instance`. Out: a `Solution`. Invariant: what a reader may want to know of a method (its formulas, the memory
-that it keeps, why it is not defined on a program) the method says itself; nobody asks for its class.
+that it keeps, why it is not defined on a program) the method says itself; no reader asks for its class.
 
-To add a method: its class, in a file of its own, and its line in workbench/methods.py.
+To add a method: its class, in a new file, and its line in workbench/methods.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Solver(Frozen, ABC):
 
     @property
     def name(self) -> str:
-        """What a spec calls the method."""
+        """Name of the method in a spec."""
         return str(getattr(self, "kind", type(self).__name__))
 
     @abstractmethod

@@ -277,7 +277,7 @@ class _Search:
         )
 
     def _result(self, v: Tensor | None, duals: tuple[Any, ...], status: Status, begin: float) -> Result:
-        """Everything at the inputs found; multipliers of states by the dual sweep."""
+        """Evaluate everything at the inputs found; the dual sweep gives the multipliers of states."""
         exact = self.exact
         _, m, k = exact.sizes
         mu_eq, mu_ineq = torch.zeros(m, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)

@@ -104,7 +104,7 @@ class ProxProp(Method):
 
 @dataclass(frozen=True)
 class Affine:
-    """A layer that is affine in its weights, and where its weights stand among the leaves."""
+    """A layer that is affine in its weights, and the positions of its weights among the leaves."""
 
     path: str
     module: nn.Linear | nn.Conv2d
@@ -341,7 +341,7 @@ def _zeros_around(module: nn.Conv2d) -> list[int]:
     if module.padding == "same":
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [n for t in reversed(total) for n in (t // 2, t - t // 2)]
-    assert not isinstance(module.padding, str)  # PyTorch has no third word
+    assert not isinstance(module.padding, str)  # PyTorch has no other word
     return [n for n in reversed(module.padding) for _ in range(2)]
 
 

@@ -44,7 +44,7 @@ __all__ = ["FitResult", "Gaussian", "Shooting", "ShootingExtragradient", "fit"]
 Limits = tuple[float | None, float | None]
 _PROBES = 8
 _SMOOTHING_STEPS = 20
-"""First-order steps that stand for one smoothing pass."""
+"""First-order steps that replace one smoothing pass."""
 
 
 def fit(

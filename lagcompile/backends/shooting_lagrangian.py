@@ -66,7 +66,7 @@ class Slope:
 
     @classmethod
     def beyond(cls, place: Place) -> Slope:
-        """What stands for the slope before the first one: infinite value, no gradient."""
+        """Placeholder before the first slope: infinite value, no gradient."""
         objective = torch.full_like(place.theta[:, 0], float("inf"))
         zero = torch.zeros_like(place.states)
         return cls(objective, zero, torch.zeros_like(place.theta), zero)

@@ -4,7 +4,7 @@ In: a `Problem`, a point of many starts, theta's units. Out: a `Metric` that tur
 metric depends on curvature alone, never on the history of gradients, and preconditions each state by itself: no
 system that couples stages is solved.
 
-With J the Jacobian of weighted outputs and defects, a state's curvature is that of its own outputs, of the defect at
+With J the Jacobian of weighted outputs and defects, a state's curvature is that of its outputs, of the defect at
 the end of its stage (rho A'A) and of the one at its beginning (rho I). `Blocks` takes J from forward mode. `Diagonal`
 estimates the diagonal of J'J from J'v with random signs v, whose squares have that expectation (Hutchinson 1989;
 for training: Yao et al. 2021), so that it costs backward passes only.

@@ -1,4 +1,4 @@
-"""What a multiple-shooting fit gives back.
+"""What a multiple-shooting fit returns.
 
 In: a finished `Run`. Out: `FitResult`: the fitted module, smoothed states, multipliers, defects, residuals, standard
 errors.
@@ -57,7 +57,7 @@ class FitResult:
     """A fitted model and everything that was found with it. Tensors of one start belong to the best one.
 
     Attributes:
-        rollout: deep copy of the user's module with the best start's parameters.
+        rollout: deep copy of the model with the best start's parameters.
         status: how the best start ended; `status.advice` says what to do.
         statuses: how each start ended.
         theta: (starts, p) parameters reached.

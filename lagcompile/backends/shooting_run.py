@@ -125,7 +125,7 @@ class Run:
         self.damping.fill_(self.method.damping)
 
     def harden(self) -> None:
-        """Go on with defects as equality constraints from where another method ended."""
+        """Continue with defects as equality constraints from where another method ended."""
         self.code[self.point.values.finite] = RUNNING
         self.hard.fill_(True)
         self.damping.fill_(1e-8)

@@ -36,7 +36,7 @@ class StartOptions(Frozen):
 
 
 class ShootingSpec(Frozen):
-    """A system, noisy data simulated from it, random guesses, and the method that shall find the parameters."""
+    """A system, noisy data simulated from it, random guesses, and the method that is to find the parameters."""
 
     FILE = ("shooting spec", "kind", "system")
     kind: Literal["shooting"] = "shooting"

@@ -31,7 +31,7 @@ from lagcompile.ir.tex import display, number
 class SQP(ExactSolver):
     """Sequential quadratic programming on the whole program (`lagcompile.exact.minimize`), with a certificate.
 
-    For programs of up to a few thousand variables; what is larger is refused with the numbers. `RunOptions.steps` does
+    For programs of up to a few thousand variables; larger ones are refused with the numbers. `RunOptions.steps` does
     not count here (`max_iterations` does), except that scheduled quadratic weights are read at that step.
     """
 
@@ -84,7 +84,7 @@ class SQP(ExactSolver):
                 r"\min_{p} \quad & \tfrac12 p^{\top} H p + \nabla f(x)^{\top} p",
                 r"\text{subject to} \quad & c(x) + \nabla c(x)^{\top} p = 0, \qquad g(x) + \nabla g(x)^{\top} p \le 0",
             ),
-            rf"with $H$ {hessian} of the Lagrangian, made convex where it is not, and steps along $p$ as far as a "
+            rf"with $H$ {hessian} of the Lagrangian, made convex where it is not, and steps along $p$ as long as a "
             rf"filter allows, until the KKT residuals are at most ${number(self.tolerance)}$.",
         ]
 

@@ -2,7 +2,7 @@
 
 In: stage modules and a loss, run once at a point whose variables require gradients. Out: one `Operation` for each ATen
 operation that a variable reaches, with the module path that caused it. Invariant: operations are seen below modules and
-functions, so that `nn.ReLU`, `F.relu` and `x.relu()` are the same thing, wherever they stand.
+functions, so that `nn.ReLU`, `F.relu` and `x.relu()` are the same thing, wherever they occur.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Stage(Runner):
-    """Runs a stage's graph and tells the recorder which module each operation belongs to."""
+    """Run a stage's graph and tell the recorder which module each operation belongs to."""
 
     def __init__(self, module: fx.GraphModule, label: str, paths: dict[str, str], recorder: _Recorder) -> None:
         super().__init__(module)
@@ -112,7 +112,7 @@ class _Stage(Runner):
 
 
 class Observer:
-    """Collects the operations of stages and of a loss; used as a context around their runs."""
+    """Collect the operations of stages and of a loss; used as a context around their runs."""
 
     def __init__(self) -> None:
         self._recorder = _Recorder()
@@ -137,7 +137,7 @@ class Observer:
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """What was seen."""
+        """Operations that were seen."""
         return tuple(self._recorder.found)
 
 

@@ -1,7 +1,7 @@
 """IPOPT through CasADi on the same exact program: an independent solver to compare with, not one to depend on.
 
 In: an `Instance`. Out: a `Solution`, as `SQP` gives it. Invariant: functions, gradients, Jacobians and Hessians are
-torch's exact ones, handed over as callbacks; everything else (globalisation, linear algebra, multipliers) is IPOPT's.
+torch's exact ones, passed as callbacks; everything else (globalisation, linear algebra, multipliers) is IPOPT's.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class ExactProgram:
         step: step at which scheduled quadratic weights are read.
 
     Raises:
-        ProgramError: the program holds what has no exact form; every problem at once.
+        ProgramError: the program has features without an exact form; every problem at once.
     """
 
     def __init__(self, instance: Instance, *, step: int = 0) -> None:

@@ -34,9 +34,9 @@ STATUS: Mapping[ExactStatus, Status] = {
     ExactStatus.TOO_LARGE: Status.REFUSED,
 }
 TELLING = 100.0
-"""Times the residual: an objective that varies less when the variables move by their own size is not shown optimal."""
+"""Factor of the residual: an objective that varies less when variables move by their size is not shown optimal."""
 NAMED = 30
-"""Violated constraints that are listed by name."""
+"""Number of violated constraints that are listed by name."""
 
 
 def spans(exact: ExactProgram) -> Iterator[tuple[Piece, slice, slice]]:
@@ -113,7 +113,7 @@ def multiplier_name(exact: ExactProgram, piece: Piece) -> str:
 def solution_of(
     exact: ExactProgram, result: Result, *, original: nn.Module, history: History, seconds: float
 ) -> Solution:
-    """What was reached, by name."""
+    """Name what was reached."""
     values = {k: v.clone() for k, v in exact.variables.unpack(result.x.detach()).items()}
     multipliers, forces = {}, {}
     _, equalities, inequalities = exact.sizes
@@ -174,7 +174,7 @@ def _told(exact: ExactProgram, result: Result) -> bool:
 
 
 def recovered(original: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A new module of the user's class with these weights, in the original's types."""
+    """Make a module of the user's class with these weights, in the original's types."""
     model = copied(original)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -196,7 +196,7 @@ def _final(exact: ExactProgram, result: Result) -> dict[str, float]:
 
 
 def facts_of(exact: ExactProgram, result: Result) -> tuple[str, ...]:
-    """What was shown beyond the residuals, and what a reader of the multipliers must know."""
+    """List what was shown beyond the residuals, and what a reader of the multipliers must know."""
     said = [*exact.form.facts, *(f for p in exact.pieces for f in p.facts), *result.facts.implications]
     inertia = result.facts.reduced_inertia
     if inertia is not None:

@@ -1,4 +1,4 @@
-"""What all exact solvers do alike: the exact program of an instance, its history, and the solution by name.
+"""Shared driver of the exact solvers: the program of an instance, its history, and the solution by name.
 
 In: an `Instance`. Out: a `Solution`. Invariant: a solver gives a `Found` and nothing else; rows of the history,
 held-out numbers, seconds and names are made here, so that every exact solver shows and keeps the same things.
@@ -34,8 +34,8 @@ class Found:
 
     Attributes:
         result: in the form of the general solver's.
-        facts: sentences ahead of the result's own.
-        remarks: sentences behind them.
+        facts: sentences before those of the result.
+        remarks: sentences after them.
         details: further details of the solution.
     """
 
@@ -102,7 +102,7 @@ class ExactSolver(Solver):
 
 
 def _closing(result: Result) -> list[IterationRow]:
-    """The point alone, for solvers that have no iterations of their own to show."""
+    """The point alone, for solvers that show no iterations."""
     if not result.status.solved:
         return []
     kkt = result.kkt

@@ -20,13 +20,13 @@ from lagcompile.ir.program import ValueConstraint
 
 @dataclass(frozen=True)
 class Bounded(Piece):
-    """A value that is no variable of its own lies within bounds."""
+    """Bounds on a value that is not itself a variable."""
 
     lower: float | None = None
     upper: float | None = None
 
     def rows(self, at: Point) -> Rows:
-        """Lower - v and v - upper; v - lower where they coincide."""
+        """Return lower - v and v - upper; v - lower where they coincide."""
         v = at.named[self.state].reshape(-1)
         if self.lower is not None and self.lower == self.upper:
             return v - self.lower, None
@@ -34,7 +34,7 @@ class Bounded(Piece):
         return None, torch.cat([*sides, *([] if self.upper is None else [v - self.upper])])
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
-        """Positive at the upper bound, negative at the lower one."""
+        """Return multipliers that are positive at the upper bound, negative at the lower one."""
         if eq.numel():
             return eq.reshape(self.shape)
         parts = ineq.reshape(-1, *self.shape)
@@ -42,7 +42,7 @@ class Bounded(Piece):
         return low if self.upper is None else low + parts[-1]
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative part to the lower bound, positive to the upper."""
+        """Give the negative part to the lower bound, the positive one to the upper."""
         mu = multiplier.double().reshape(-1)
         if self.lower is not None and self.lower == self.upper:
             return mu, self._empty()

@@ -29,9 +29,9 @@ class Block:
     """One named tensor of variables.
 
     Attributes:
-        role: what it is; slacks stand for |.| in l1 terms and order-1 norm tubes.
+        role: its role; slacks replace |.| in l1 terms and order-1 norm tubes.
         name: the program's name of it (of the constraint or block that a slack serves).
-        stage: the stage at which it stands in the order.
+        stage: the stage that gives its place in the order.
         shape: states as (rows, ...features), others as they are.
         lower: smallest value, a number or a tensor that broadcasts.
         upper: largest value.
@@ -72,7 +72,7 @@ class Variables:
         return tuple(b.key for b in self.blocks)
 
     def block(self, key: Key) -> Block | None:
-        """Block by key; None where it is no variable."""
+        """Return a block by its key; None where there is no such variable."""
         return next((b for b in self.blocks if b.key == key), None)
 
     def unpack(self, z: Tensor) -> Values:

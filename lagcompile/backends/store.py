@@ -45,7 +45,7 @@ class Store:
             seed: of random starts and noise.
 
         Raises:
-            ProgramError: starts or layouts that do not go together, or tables that the memory does not hold.
+            ProgramError: starts or layouts that do not go together, or tables that do not fit into memory.
         """
         self.lagrangian = lagrangian
         self.instance = lagrangian.instance
@@ -145,7 +145,7 @@ class Store:
         self._refresh()
 
     def finish(self) -> None:
-        """End of a step: what was transient goes."""
+        """End a step: transient values are dropped."""
         self._groups = [g for g in self._groups if g[0] in self.optimizers.values()]
 
     def _refresh(self) -> None:
@@ -215,7 +215,7 @@ class Store:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from `state_dict`."""
         for table, value in zip(self.tables.states, state["states"], strict=True):
             table.copy_(value)
         for table, value in zip(self.tables.multipliers, state["multipliers"], strict=True):

@@ -152,7 +152,7 @@ def starts_at_adjoint(bank: Bank) -> bool:
 
 
 def portions(instance: Instance) -> list[Tensor]:
-    """All rows in portions; a last row alone goes with those ahead of it (normalisation needs more than one)."""
+    """Split all rows in portions; a single last row joins the portion before it (normalisation needs more than one)."""
     found = list(torch.arange(instance.examples).split(instance.sizes.portion(instance.examples, FILL_BATCH)))
     if len(found) > 1 and len(found[-1]) == 1 and instance.sizes.allow(len(found[-2]) + 1):
         found[-2:] = [torch.cat(found[-2:])]
@@ -160,7 +160,7 @@ def portions(instance: Instance) -> list[Tensor]:
 
 
 def refuse(instance: Instance, sweep: bool) -> None:
-    """Say what cannot be kept or started.
+    """Reject combinations of storage, start and layout that are not supported.
 
     Args:
         instance: with its banks.

@@ -172,7 +172,7 @@ def test_the_memory_variant_on_a_convolution_is_refused_by_path() -> None:
     with pytest.raises(lc.ProgramError, match=r"conv1 is a Conv2d: set 'memory: false'"):
         AltMin(memory=True).executor(lifted.bind((x, y), loss=F.cross_entropy))
     cut = {"policy": "at", "after": ["1"]}
-    with pytest.raises(lc.ProgramError, match=r"f0 holds 0: cut after each linear layer, ahead of its activation"):
+    with pytest.raises(lc.ProgramError, match=r"f0 holds 0: cut after each linear layer, before its activation"):
         executor(AltMin(memory=True), split=cut)
 
 

@@ -199,5 +199,5 @@ def test_numbers_of_an_evaluation_are_numbers() -> None:
     run: dict[str, Any] = {"loss": F.cross_entropy, "options": lc.RunOptions(steps=1)}
     found = lifted.solve((X, Y), evaluate=numbers({"accuracy": torch.tensor(0.5)}), **run)
     assert type(found.history.rows[-1]["accuracy"]) is float
-    with pytest.raises(lc.SpecError, match="evaluate gives a mapping"):
+    with pytest.raises(lc.SpecError, match="evaluate must return a mapping"):
         lifted.solve((X, Y), evaluate=numbers(3.0), **run)
