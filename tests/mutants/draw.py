@@ -1,16 +1,16 @@
 """Seeded mutants of some files.
 
 In: paths, a seed. Out: `Mutant`s, each one change of one line by an operator of cosmic-ray. Invariant: a mutant is
-valid Python and another program: changes of annotations are left out.
+valid Python and another program: changes of annotations are left out; no place is changed twice.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import random
+import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ class Mutant:
 
     path: str
     line: int
-    operator: str
     source: str
     change: str
 
@@ -39,7 +38,9 @@ class Mutant:
 
 
 def draw(root: Path, paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
-    """Draw mutants without repetition, each file in proportion to its possible changes.
+    """Draw places of the code, each as likely as any other, and for each place one change.
+
+    Places are ranked by a digest of their text, so that most of a draw stays as it is when code elsewhere changes.
 
     Args:
         root: folder that the paths start from.
@@ -47,11 +48,11 @@ def draw(root: Path, paths: Sequence[str], count: int, seed: int) -> list[Mutant
         count: how many mutants.
         seed: of the draw.
     """
-    places = [(p, name, i) for p in paths for name, number in _counts((root / p).read_text()) for i in range(number)]
-    random.Random(seed).shuffle(places)
+    places = [(_rank(seed, path, place), path, ways) for path in paths for place, ways in _places(root / path)]
     found: dict[str, Mutant] = {}
-    for path, name, occurrence in places:
-        mutant = _mutant(root, path, name, occurrence)
+    for _, path, ways in sorted(places):
+        ranked = sorted(ways, key=lambda way: _rank(seed, path, way))
+        mutant = next(filter(None, (_mutant(root, path, *way) for way in ranked)), None)
         if mutant is not None:
             found.setdefault(mutant.name, mutant)
         if len(found) == count:
@@ -59,14 +60,26 @@ def draw(root: Path, paths: Sequence[str], count: int, seed: int) -> list[Mutant
     return list(found.values())
 
 
-def _counts(code: str) -> Iterator[tuple[str, int]]:
-    """Each operator with the number of places that it can change."""
-    nodes = list(ast_nodes(get_ast(code)))
+def _rank(*parts: object) -> str:
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+
+
+def _places(path: Path) -> list[tuple[tuple[str, int, int], list[tuple[str, int]]]]:
+    """Where a file can be changed (text of the line, its how manieth, place in it), and the operators that do it."""
+    code = path.read_text()
+    nodes, lines = list(ast_nodes(get_ast(code))), [line.strip() for line in code.splitlines()]
+    ways: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for name in sorted(operator_names()):
         operator = get_operator(name)
         if operator.arguments() or name.endswith(TRIVIAL):  # the first need the names of variables
             continue
-        yield name, sum(1 for node in nodes for _ in operator().mutation_positions(node))
+        for occurrence, (start, _) in enumerate(p for node in nodes for p in operator().mutation_positions(node)):
+            ways.setdefault(start, []).append((name, occurrence))
+    indents = [len(line) - len(line.lstrip()) for line in code.splitlines()]
+    return [
+        ((lines[at - 1], lines[: at - 1].count(lines[at - 1]), column - indents[at - 1]), found)
+        for (at, column), found in ways.items()
+    ]
 
 
 def _mutant(root: Path, path: str, name: str, occurrence: int) -> Mutant | None:
@@ -77,7 +90,7 @@ def _mutant(root: Path, path: str, name: str, occurrence: int) -> Mutant | None:
     lines = list(difflib.unified_diff(code.splitlines(), changed.splitlines(), n=0, lineterm=""))
     at = int(lines[2].split()[1].split(",")[0].lstrip("-"))
     text = "  ->  ".join(" ".join(line[1:].split()) for line in lines[3:])
-    return Mutant(path, max(at, 1), name.rsplit("/", maxsplit=1)[-1], changed, text)
+    return Mutant(path, max(at, 1), changed, text)
 
 
 def _meaning(code: str) -> str | None:
@@ -95,7 +108,7 @@ def _meaning(code: str) -> str | None:
                 node.returns = None
             case ast.arg():
                 node.annotation = None
-            case ast.AnnAssign(value=ast.expr()):
+            case ast.AnnAssign():
                 node.annotation = ast.Constant(None)
             case ast.ImportFrom():
                 node.names = sorted(node.names, key=lambda a: a.name)
