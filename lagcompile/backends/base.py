@@ -276,14 +276,13 @@ def best_of(executor: Executor, options: RunOptions) -> Best:
 def conclude(
     executor: Executor, status: Status, history: History, seconds: float, *, original: nn.Module, best: Best
 ) -> Solution:
-    """Make the solution that an executor has reached; the executor itself stays at its last iterate."""
+    """Make the solution that an executor has reached; it goes back to the best iterate where that is returned."""
     instance = executor.instance
     status, back = best.ended(status, executor.steps)
     if back:
-        last = {n: v.clone() for n, v in instance.module.state_dict().items()}
-        _load(instance, best.kept)
+        instance.module.load_state_dict(best.kept)
+        instance.weights.adopt()
         model, (states, multipliers) = instance.recover(original), executor.restarted()
-        _load(instance, last)
     else:
         model, (states, multipliers) = instance.recover(original), executor.values()
     return Solution(
@@ -306,8 +305,3 @@ def conclude(
             "bytes": executor.bytes(),
         },
     )
-
-
-def _load(instance: Instance, weights: Mapping[str, Tensor]) -> None:
-    instance.module.load_state_dict(weights)
-    instance.weights.adopt()
