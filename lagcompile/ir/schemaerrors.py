@@ -148,8 +148,7 @@ class _Type:
         if model := self.model():
             return not label.startswith("tagged-union[") and bool(re.search(rf"\b{model.__name__}\b", label))
         origin = get_origin(self.core) or self.core
-        name = "literal" if origin is Literal else origin.__name__ if isinstance(origin, type) else "?"
-        name = "path" if origin is Path else name
+        name = str(getattr(origin, "__name__", "?")).lower()
         return label.split("[", maxsplit=1)[0].removeprefix("constrained-") == name
 
     def inner(self, part: str | int) -> _Type:
@@ -227,6 +226,8 @@ class _Trace:
             model = self.holder.model()
             known = [] if model is None else list(_fields(model))
             return self.path, _unknown("key", str(self.path[-1]), known, "allowed here")
+        if self.kind == "missing" and isinstance(self.value, list):  # an entry of it
+            return self.path, _expectation(self.expected, self.value, of_key=False)
         if self.kind == "missing":
             words = "" if self.expected.core is None else f" (expected {self.expected.describe()})"
             return self.path[:-1], f"required key '{self.path[-1]}' is missing{words}"

@@ -28,6 +28,8 @@ lc: Any = lagcompile  # calls below are wrong on purpose
         (lambda: lc.lift(deep(2), X, formulation=X), "formulation takes a lagcompile.Formulation, got an object of"),
         (lambda: lc.lift(deep(2), X, lc.SGD(lr=1.0)), "split must be a number of stages"),
         (lambda: lc.lift(deep(2), X, 2).plan(10.5), "examples takes an integer of at least 1, got 10.5"),
+        (lambda: lc.lift(deep(2), X, 2).plan(0), "examples takes an integer of at least 1, got 0"),
+        (lambda: lc.lift(deep(2), X, 2).plan(True), "examples takes an integer of at least 1, got True"),
         (
             lambda: lc.lift(deep(2), X, 2).verify(X, X, loss=torch.nn.functional.mse_loss, tolerance=float("nan")),
             "tolerance takes a positive number, got nan",
@@ -42,3 +44,7 @@ def test_it_is_refused_by_name(make: Callable[[], object], problem: str) -> None
     with pytest.raises(lc.LagcompileError) as caught:
         make()
     assert caught.value.problems[0].startswith(problem)
+
+
+def test_the_least_count_is_taken() -> None:
+    assert lc.lift(deep(2), X, 2).plan(1)

@@ -57,6 +57,7 @@ def test_consistent_program_stands() -> None:
     program = Program(**parts())
     assert program.state("h1").node == "relu"
     assert program.stage("f1").reads == ("h1",)
+    assert program.stage("f1").flops == 0
     defect = program.defect_of("h1")
     assert defect is not None
     assert program.multiplier_of(defect.name) == Multiplier(name="lambda1", constraint="c_h1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import lagcompile as lc
 from lagcompile.dynamics import read_csv
+from lagcompile.ir.jsonfile import parse
 from lagcompile.ir.text import from_json, from_yaml, to_json
 from tests.nets import deep
 
@@ -101,8 +103,38 @@ def test_a_pipe_that_nobody_writes_to_keeps_nobody_waiting(tmp_path: Path) -> No
 def test_what_is_too_large_is_not_read_first(tmp_path: Path) -> None:
     with (tmp_path / "x.csv").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(lc.DataError, match="larger than"):
+    with pytest.raises(lc.DataError, match=r"x\.csv: the file is larger than [0-9,]+ KiB, the most for a CSV file"):
         read_csv(tmp_path / "x.csv", outputs=["a"])
+    for more, said in ((0, "not valid JSON"), (1, "larger than 65,536 KiB, the most for a JSON file")):
+        with (tmp_path / "x.json").open("wb") as file:
+            file.write(b"[")
+            file.seek((1 << 26) + more - 1)
+            file.write(b"[")
+        with pytest.raises(lc.DataError, match=said if more else "NUL"):
+            lc.Certificate.load(tmp_path / "x.json")
+
+
+def test_numbers_that_not_every_reader_of_json_takes() -> None:
+    low, high = -(1 << 63), (1 << 63) - 1
+    text = f"[{low}, {high}, 1e308]"
+    assert parse(text, "x", standard=True) == [low, high, 1e308]
+    for number, problem in (
+        (str(low - 1), f"the number {low - 1} does not fit into 64 bits"),
+        (str(high + 1), f"the number {high + 1} does not fit into 64 bits"),
+        ("9" * 40, f"the number {'9' * 30} does not fit into 64 bits"),
+        ("9" * 40 + "e300", f"the number {'9' * 30} is too large"),
+        ("NaN", "NaN is no number of JSON"),
+        ("-Infinity", "-Infinity is no number of JSON"),
+    ):
+        with pytest.raises(lc.DataError) as caught:
+            parse(f"[{number}]", "x", standard=True)
+        assert caught.value.problems == (f"x: {problem}",)
+    assert parse("[9e999, -Infinity, 99999999999999999999]", "x") == [math.inf, -math.inf, 99999999999999999999]
+
+
+def test_json_that_yaml_does_not_read_has_its_problems_without_lines() -> None:
+    with pytest.raises(lc.ProgramError, match=r"program\.json: nam\\x7f: unknown key"):
+        from_json('{"nam\x7f": 1}')
 
 
 def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:

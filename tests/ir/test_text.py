@@ -109,3 +109,9 @@ def test_an_augmented_weight_is_said_and_stored() -> None:
     assert "softshrink(f0(input_1) - h1, 0.05) == 0" in line
     assert line.endswith("multiplier lambda1 (full, start zero), rho 2 on the excess")
     assert from_json(to_json(program)) == program
+
+
+def test_regularisers_are_said() -> None:
+    terms = (lc.Regulariser(kind="l1", on="states", weight=0.5), lc.Regulariser(kind="l2", on="weights", weight=2))
+    program = lc.lift(torch.nn.Linear(3, 2), torch.randn(2, 3), formulation=lc.Formulation(regularisers=terms)).program
+    assert "    + 0.5 |states|_1\n    + 2 /2 |weights|_2^2\n" in to_text(program)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field, PositiveInt, model_validator
 
 from lagcompile.ir.base import Frozen, Measured, SpecError
-from lagcompile.ir.yamlfile import check, dump, dumps, read, read_text, spec_hash, validate
+from lagcompile.ir.yamlfile import check, dump, dumps, plain, read, read_text, spec_hash, validate
 
 
 class Balanced(Frozen):
@@ -305,3 +305,21 @@ def test_the_hash_knows_values_not_layout() -> None:
     assert spec_hash(spec) != spec_hash(Spec(name="y"))
     assert len(spec_hash(spec)) == 16
     assert spec_hash(Balanced(k=3)) == hashlib.sha256(b'{"k":3,"kind":"balanced"}').hexdigest()[:16]
+
+
+def test_a_list_that_is_too_short_or_too_long() -> None:
+    assert problems("name: a\npair: [1]\n") == ["x.yaml:2: pair: expected a list of 2 entries, got [1]"]
+    assert problems("name: a\npair: [1, 2, 3]\n") == ["x.yaml:2: pair: expected at most 2 entries, got [1, 2, 3]"]
+
+
+def test_long_values_are_cut() -> None:
+    for length, shown in ((58, "'" + 58 * "x" + "'"), (59, "'" + 56 * "x" + "...")):
+        assert problems(f"name: a\noutput: [{length * 'x'}]\nrecord: {length * 'x'}\n")[-1].endswith(f"got {shown}")
+
+
+def test_models_inside_plain_data_are_plain_too() -> None:
+    found = plain({"spec": [Spec(name="a", tags=frozenset("dcba"))], 3: Path("x")})
+    assert isinstance(found, dict)
+    assert found["spec"][0]["tags"] == ["a", "b", "c", "d"]
+    assert found["spec"][0]["method"] == {"epsilon": 0.0, "step": 0.1, "reduction": "mean"}
+    assert found["3"] == "x"
