@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
 import lagcompile as lc
 from lagcompile.backends.sqp import SQP
 from lagcompile.check.kkt import certify_kkt
-from tests.problems import ZOO
+from lagcompile.runtime.instance import Instance
+from tests.problems import L2, ZOO, Problem
 
 
 def _kinds(certificate: lc.Certificate) -> set[str]:
@@ -61,6 +65,47 @@ def test_a_multiplier_that_does_not_cover_the_force_is_not_dual_feasible() -> No
     solution = problem.solve(SQP())
     small = {n: 0.5 * v for n, v in solution.multipliers.items()}
     assert "dual feasibility" in _kinds(certify_kkt(problem.bind(), replace(solution, multipliers=small)))
+
+
+def budget(h1: Tensor) -> Tensor:
+    return h1.square().sum() - 0.2
+
+
+BOX = lc.ValueConstraint(name="box", reads=("0.weight",), lower=-0.2, upper=0.2)
+ENERGY = lc.ValueConstraint(name="energy", reads=("h1",), function=f"{__name__}:budget")
+
+
+def constrained(constraint: lc.ValueConstraint) -> Problem:
+    return replace(ZOO["tanh_2"], exact=False, options={"regularisers": L2, "constraints": (constraint,)})
+
+
+@pytest.mark.parametrize(
+    ("problem", "multiplier"),
+    [(ZOO["abs_tube"], "lambda1"), (ZOO["norm_tube"], "lambda1"), (constrained(ENERGY), "lambda(energy)")],
+    ids=["abs_tube", "norm_tube", "energy"],
+)
+def test_a_multiplier_of_an_inequality_has_one_sign(problem: Problem, multiplier: str) -> None:
+    solution = problem.solve(SQP())
+    assert certify_kkt(problem.bind(), solution).ok
+    assert solution.multipliers[multiplier].max() > 1e-3
+    for wrong in (-solution.multipliers[multiplier], torch.full_like(solution.multipliers[multiplier], -1e-3)):
+        moved = replace(solution, multipliers={**solution.multipliers, multiplier: wrong})
+        assert "dual feasibility" in _kinds(certify_kkt(problem.bind(), moved))
+
+
+def test_a_one_sided_defect_pushes_one_way() -> None:
+    problem = ZOO["tanh_2"]
+    lifted, solution = problem.lifted(), problem.solve(SQP())
+    (defect,) = lifted.program.constraints
+    program = lifted.program.model_copy(update={"constraints": (defect.model_copy(update={"relation": "<="}),)})
+    instance = Instance(program, lifted.network, (problem.inputs, problem.target), loss=problem.loss)
+    found: dict[str, Any] = {}
+    for sign in (1.0, -1.0):
+        moved = {"lambda1": sign * solution.multipliers["lambda1"].abs()}
+        certificate = certify_kkt(instance, replace(solution, multipliers=moved))
+        found |= {f"{sign:g}": r.value for r in certificate.residuals if r.kind == "dual feasibility"}
+    assert found["1"] == 0.0
+    assert found["-1"] > 1e-3
 
 
 def test_a_state_outside_its_domain_is_not_feasible() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812
 
 import lagcompile as lc
 from lagcompile.check.certificate import Residual
 from lagcompile.check.verify import verify_network
+from lagcompile.frontend.stages import Network
 from tests.nets import Normalised, classes, deep
 from tests.nets import Residual as ResidualNet
 
@@ -40,20 +42,54 @@ def test_shapes_unknown_at_lifting() -> None:
     assert lc.lift(ResidualNet(), split=3).verify(x, y, loss=F.cross_entropy).ok
 
 
-def test_a_wrong_stage_is_caught() -> None:
-    x, y = classes(10, 5, 3)
-    lifted = lc.lift(deep(4), x, split=4)
-    broken = lifted.network.copy()
-    stage = broken.stages[2].module
+def broken(network: Network, number: int, change: Callable[[fx.Graph, fx.Node], fx.Node]) -> Network:
+    """The network with another value written by one stage."""
+    broken = network.copy()
+    stage = broken.stages[number].module
     for node in stage.graph.nodes:
         if node.op == "output":
             with stage.graph.inserting_before(node):
-                doubled = stage.graph.call_function(torch.mul, (node.args[0][0], 1.0001))
-            node.args = ((doubled,),)
+                node.args = ((change(stage.graph, node.args[0][0]),),)
     stage.recompile()
-    certificate = verify_network(broken, lifted.program, [x], y, loss=F.cross_entropy)
+    return broken
+
+
+def scaled(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    return graph.call_function(torch.mul, (value, 1.0001))
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_a_wrong_stage_is_caught_at_any_scale_of_the_loss(size: float) -> None:
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return size * F.cross_entropy(output, target)
+
+    x, y = classes(10, 5, 3)
+    lifted = lc.lift(deep(4), x, split=4)
+    assert lifted.verify(x, y, loss=loss).ok
+    certificate = verify_network(broken(lifted.network, 2, scaled), lifted.program, [x], y, loss=loss)
     assert not certificate.ok
-    assert {r.kind for r in certificate.residuals if not r.ok} >= {"forward", "adjoint", "weight gradient"}
+    wrong = [r for r in certificate.residuals if not r.ok]
+    assert {r.kind for r in wrong} >= {"forward", "adjoint", "weight gradient"}
+    assert all(1e-7 < r.value < 1e-2 for r in wrong)
+
+
+def test_a_wrong_gradient_of_weights_of_another_size_is_caught() -> None:
+    """The first layer's gradients are 1e-12 of the others', and count for as much: its weights are as much larger."""
+
+    def other_slope(graph: fx.Graph, value: fx.Node) -> fx.Node:
+        still = graph.call_method("detach", (value,))
+        more = graph.call_function(torch.mul, (graph.call_function(torch.sub, (value, still)), 0.001))
+        return graph.call_function(torch.add, (value, more))
+
+    x, y = classes(10, 5, 3)
+    model = nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 5))
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(1e12)
+    lifted = lc.lift(model, 1e-12 * x, split=2)
+    assert lifted.verify(1e-12 * x, y, loss=F.cross_entropy).ok
+    network = broken(lifted.network, 0, other_slope)
+    certificate = verify_network(network, lifted.program, [1e-12 * x], y, loss=F.cross_entropy)
+    assert ("weight gradient", "0.weight") in {(r.kind, r.name) for r in certificate.residuals if not r.ok}
 
 
 def test_verification_leaves_everything_as_it_was() -> None:
