@@ -123,8 +123,8 @@ def test_numbers_that_not_every_reader_of_json_takes() -> None:
         (str(high + 1), f"the number {high + 1} does not fit into 64 bits"),
         ("9" * 40, f"the number {'9' * 30} does not fit into 64 bits"),
         ("9" * 40 + "e300", f"the number {'9' * 30} is too large"),
-        ("NaN", "NaN is no number of JSON"),
-        ("-Infinity", "-Infinity is no number of JSON"),
+        ("NaN", "NaN is not a number in JSON"),
+        ("-Infinity", "-Infinity is not a number in JSON"),
     ):
         with pytest.raises(lc.DataError) as caught:
             parse(f"[{number}]", "x", standard=True)
