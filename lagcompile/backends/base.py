@@ -161,7 +161,7 @@ class Rows:
         return {self.batch} | ({short} if short and steps >= self.per_epoch else set())
 
 
-class Keeper(Protocol):
+class Between(Protocol):
     """Keeps a run while it is driven."""
 
     def between(self) -> None:
@@ -180,7 +180,7 @@ def drive(
     watch: Watch | None = None,
     start: History | None = None,
     best: Best | None = None,
-    keeper: Keeper | None = None,
+    keeper: Between | None = None,
     ended: Status | None = None,
 ) -> Solution:
     """Run an executor to the end of its options.

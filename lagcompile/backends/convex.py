@@ -31,6 +31,7 @@ from lagcompile.backends.sqp_variables import Values
 from lagcompile.exact import KKT, Facts, IterationTable, Multipliers, Result, Status, Timings, minimize
 from lagcompile.ir.alone import without_warnings
 from lagcompile.ir.base import ProgramError
+from lagcompile.ir.keeper import Keeper, Wait
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import number
@@ -50,7 +51,9 @@ class Convex(ExactSolver):
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds; None takes the run's, or ten minutes."""
 
-    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+    def found(
+        self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written, keeper: Keeper
+    ) -> Found:
         """Solve a convex instance; see `ExactSolver.found`. A start is not needed and not used.
 
         Raises:
@@ -61,7 +64,9 @@ class Convex(ExactSolver):
         operations = exact.observe(z, constant).operations
         loss = _checked(exact, z, operations)
         model = _Model(exact, z, constant)
-        found = model.solve(loss, self.time_limit or seconds or DEFAULT_SECONDS)
+        keeper.between(0, dict)
+        with keeper.at_once("Clarabel") as wait:
+            found = model.solve(loss, self.time_limit or seconds or DEFAULT_SECONDS, wait)
         if not found.status.solved:
             return Found(found)
         kinked = any(o.kinked for o in operations)
@@ -205,7 +210,7 @@ class _Model:
             [self.affine(_side(piece, 1)) <= 0] if ineq else [],
         )
 
-    def solve(self, loss: ConvexLoss, seconds: float) -> Result:
+    def solve(self, loss: ConvexLoss, seconds: float, wait: Wait) -> Result:
         """Solve it; primal, dual and status in the general solver's form."""
         cp, begin = self.cp, time.perf_counter()
         pieces = [self.constraints(p) for p in self.exact.pieces]
@@ -213,7 +218,7 @@ class _Model:
         box = [self.x[low] >= self.lower[low]] if low.size else []
         box += [self.x[high] <= self.upper[high]] if high.size else []
         problem = cp.Problem(cp.Minimize(self.objective(loss)), [c for e, i in pieces for c in (*e, *i)] + box)
-        status, message = _run(cp, problem, seconds)
+        status, message = _run(cp, problem, seconds, wait)
         if status is Status.OPTIMAL:  # Clarabel's duality gap is below `GAP` then
             self.bound = float(problem.value) - GAP * max(1.0, abs(float(problem.value)))
         solved = self.x.value is not None
@@ -307,11 +312,15 @@ def _dual(constraints: list[Any], count: int) -> Tensor:
     return torch.from_numpy(np.array(flat, dtype=float))
 
 
-def _run(cp: Any, problem: Any, seconds: float) -> tuple[Status, str]:
+def _run(cp: Any, problem: Any, seconds: float, wait: Wait) -> tuple[Status, str]:
     settings = {"tol_gap_abs": GAP, "tol_gap_rel": GAP, "tol_feas": GAP, "time_limit": seconds}
-    try:
+
+    def call() -> None:
         with without_warnings():  # an inaccurate solution is polished, and its status says so
             problem.solve(solver=cp.CLARABEL, **settings)
+
+    try:
+        wait(call)
     except cp.SolverError as error:
         return Status.STALLED, f"Clarabel: {error}"
     word = str(problem.status)

@@ -1,153 +1,86 @@
-"""Step-wise runs that are kept in a folder: what is saved, when, and how a run is resumed.
+"""Solvers whose runs are kept in a folder: the state of a step-wise one, and the front door of both kinds.
 
-In: an executor and the folder. Out: `Keeping`, which `drive` calls between steps. Invariant: what is saved lies on a
-step's boundary, with the rows of all steps before it; a run that was resumed is the unbroken one, bit for bit.
+In: a solver, an instance and the folder. Out: its solution; the folder. Invariant: a run that was resumed is the
+unbroken one, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from lagcompile.backends.base import (
-    Executor,
-    RunOptions,
-    Watch,
-    begin,
-    best_of,
-    drive,
-    seeded,
-)
+from lagcompile.backends.base import Executor, RunOptions, Watch, begin, best_of, drive, seeded
 from lagcompile.backends.best import Evaluate
 from lagcompile.backends.method import Method, Solver
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.ir.text import to_json
 from lagcompile.runtime.instance import Instance
-from lagcompile.store.folder import (
-    CERTIFICATE,
-    LOG,
-    MODEL,
-    PROGRAM,
-    PROGRAM_JSON,
-    Notice,
-    RunFolder,
-    check_free,
-    log_bytes,
-    tensor_bytes,
-)
+from lagcompile.store.folder import CERTIFICATE, MODEL, PROGRAM, PROGRAM_JSON, Notice, tensor_bytes
+from lagcompile.store.keeping import Keeping, fitting
 from lagcompile.store.pack import fingerprint
-from lagcompile.store.stop import Stop
+from lagcompile.store.stop import Stop, StoppedError
 
 RUN = "run.json"
-FREE = {"steps", "time_limit", "look_every", "evaluate_every", "checkpoint_every", "checkpoint_seconds"}
-"""Options of a run that may change when it is resumed."""
+FREE = {"look_every", "evaluate_every", "checkpoint_every", "checkpoint_seconds", "time_limit"}
+"""Options of a run that may change when it is resumed; of step-wise methods `steps` too."""
 
 
 @final
-class Clock:
-    """When a checkpoint is due: each so many steps, and when so many seconds have passed since the last."""
+class Steps:
+    """Keeps the run of an executor while it is driven."""
 
-    def __init__(self, options: RunOptions) -> None:
-        self._every, self._seconds = options.checkpoint_every, options.checkpoint_seconds
-        self._last = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Return whether one is due after a number of steps."""
-        late = self._seconds is not None and time.monotonic() - self._last > self._seconds
-        if not late and (self._every is None or step % self._every):
-            return False
-        self._last = time.monotonic()
-        return True
-
-
-@final
-class Keeping:
-    """Keeps the run of an executor.
-
-    Attributes:
-        executor: what runs.
-        options: of the run.
-        rows: of all steps so far, those before it was resumed included.
-        folder: where it is kept; None while there is none.
-    """
-
-    def __init__(
-        self,
-        executor: Executor,
-        options: RunOptions,
-        *,
-        stop: Stop,
-        look: Watch | None = None,
-    ) -> None:
-        """Judge the start.
+    def __init__(self, executor: Executor, options: RunOptions, keeping: Keeping) -> None:
+        """Judge the start, or go on from the state that the keeping has.
 
         Args:
             executor: a fresh one.
             options: of the run.
-            stop: asked before each step.
-            look: called with each row.
-        """
-        self.executor, self.options = executor, options
-        self.rows: list[Mapping[str, float]] = []
-        self.folder: RunFolder | None = None
-        self._stop, self._clock, self._look = stop, Clock(options), look
-        self._best = best_of(executor, options)
-        self._ended: Status | None = None
-
-    # ---------------------------------------------------------------- what is kept
-    def state(self) -> dict[str, Any]:
-        """Return all that the run needs to be resumed."""
-        device = self.executor.instance.device
-        return {
-            "made": {"device": str(device), "torch": str(torch.__version__)},
-            "executor": self.executor.state_dict(),
-            "hidden": hidden(self.executor.instance.module),
-            "random": random_state(device) if self.executor.instance.draws else None,
-            "best": self._best.state_dict(),
-            "rows": self.rows,
-            "ended": None if self._ended is None else self._ended.name,
-        }
-
-    def resume(self, folder: RunFolder) -> None:
-        """Resume from a folder's newest state; the folder is not changed.
+            keeping: where the run is kept.
 
         Raises:
-            DataError: it is damaged, or of another run.
+            DataError: the state does not fit.
         """
-        state = folder.state()
-        try:
-            self.executor.load_state_dict(state["executor"])
-            device = self.executor.instance.device
-            load_hidden(self.executor.instance.module, state["hidden"])
-            if state["random"] is not None:
-                set_random_state(device, state["random"])
-            self._best.load_state_dict(state["best"])
-            self.rows += state["rows"]
-            ended = state["ended"] and Status[state["ended"]]
-            now = {"device": str(device), "torch": str(torch.__version__)}
-            for word, old in state["made"].items():
-                if old != now[word]:
-                    folder.notice(
-                        f"{folder.path} was run with {word} {old} and is resumed with {now[word]}: rounding may differ"
-                    )
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            raise DataError(f"{folder.path} holds a checkpoint that does not fit this program and method") from error
-        made, wanted = self.executor.steps, self.options.steps
-        if made > wanted:
-            folder.notice(f"{folder.path} holds {made} steps already, more than the {wanted} asked for: none is made")
-        limit = self.options.time_limit
-        late = limit is not None and bool(self.rows) and self.rows[-1]["seconds"] > limit
+        self.executor, self.options, self.keeping = executor, options, keeping
+        self._best = best_of(executor, options)
+        self._ended: Status | None = None
+        if keeping.state is not None and keeping.folder is not None:
+            with fitting(keeping.folder.path):
+                self._take(keeping.state)
+            made, wanted = executor.steps, options.steps
+            if made > wanted:
+                keeping.notice(
+                    f"{keeping.folder.path} holds {made} steps already, more than the {wanted} asked for: none is made"
+                )
+        keeping.reached(executor.steps, self._state)
+
+    def _state(self) -> dict[str, Any]:
+        instance = self.executor.instance
+        return {
+            "executor": self.executor.state_dict(),
+            "hidden": hidden(instance.module),
+            "random": random_state(instance.device) if instance.draws else None,
+            "best": self._best.state_dict(),
+        }
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self.executor.load_state_dict(state["executor"])
+        instance = self.executor.instance
+        load_hidden(instance.module, state["hidden"])
+        if state["random"] is not None:
+            set_random_state(instance.device, state["random"])
+        self._best.load_state_dict(state["best"])
+        rows, ended, limit = self.keeping.rows, self.keeping.was_ended, self.options.time_limit
+        late = limit is not None and bool(rows) and rows[-1]["seconds"] > limit
         self._ended = ended if ended is Status.DIVERGED or (ended is Status.TIME_LIMIT and late) else None
 
-    # ---------------------------------------------------------------- while it runs
     def solve(self, *, original: Any, evaluate: Evaluate | None = None) -> Solution:
         """Drive the executor to the end of the options."""
         return drive(
@@ -155,19 +88,12 @@ class Keeping:
             self.options,
             original=original,
             evaluate=evaluate,
-            watch=self._watch,
-            start=History(tuple(self.rows)),
+            watch=self.keeping.watch,
+            start=History(tuple(self.keeping.rows)),
             best=self._best,
             keeper=self,
             ended=self._ended,
         )
-
-    def _watch(self, row: Mapping[str, float]) -> None:
-        self.rows.append(dict(row))
-        if self.folder is not None:
-            self.folder.log(row)
-        if self._look is not None:
-            self._look(row)
 
     def between(self) -> None:
         """Called before each step.
@@ -176,17 +102,14 @@ class Keeping:
             StoppedError: a stop was asked for.
             DataError: a checkpoint cannot be written.
         """
-        self._stop.check()
-        steps = self.executor.steps
-        if self.folder is not None and steps and self._clock.due(steps):
-            self.folder.commit(self.state(), steps)
+        self.keeping.between(self.executor.steps, self._state)
+        if self.keeping.stopped:
+            raise StoppedError
 
     def ended(self, status: Status) -> None:
-        """Called after the last step, before results are read."""
-        self._ended = status
-        if self.folder is not None:
-            final = status is not Status.INTERRUPTED
-            self.folder.commit(self.state(), self.executor.steps, final=final)
+        """Called behind the last step, before anything is read off."""
+        self.keeping.reached(self.executor.steps, self._state)
+        self.keeping.ended(status)
 
 
 def hidden(module: nn.Module) -> dict[str, Tensor]:
@@ -220,7 +143,7 @@ def program_files(program: Any) -> dict[str, bytes]:
 
 
 def own_version() -> str:
-    """Version of lagcompile; only the same version reads what it wrote."""
+    """Version of lagcompile; what it writes is read by the same one."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -230,7 +153,7 @@ def own_version() -> str:
 
 
 def identity_of(instance: Instance, run: str) -> dict[str, str]:
-    """Digests of what must not change when a run is resumed.
+    """What may not change when a run is resumed.
 
     Args:
         instance: the program and its data.
@@ -260,8 +183,8 @@ def solve_in_folder(
         method: the method.
         instance: the bound program.
         options: of the run.
-        folder: the run folder to make or to resume from.
-        resume: resume the run that is there.
+        folder: the run folder to make, or to go on from.
+        resume: go on from what is there.
         original: the user's module.
         evaluate: numbers of a module on held-out data.
         watch: called with each row.
@@ -277,76 +200,52 @@ def solve_in_folder(
     given: object = folder
     if not isinstance(given, str | Path) or "\0" in str(given):
         raise DataError(f"folder takes the path of a folder, got {folder!r}")
-    place = Path(folder)
-    stop, run = Stop(), {"method": method.model_dump(mode="json"), "options": options.model_dump(mode="json")}
-    fixed = {**run, "options": options.model_dump(mode="json", exclude=FREE)}
+    if resume and start is not None:
+        raise DataError("start=... and resume=True exclude each other: a run goes on from its own checkpoint")
+    steps = isinstance(method, Method)
+    run = {"method": method.model_dump(mode="json"), "options": options.model_dump(mode="json")}
     files = program_files(instance.program) | {RUN: (json.dumps(run, indent=2) + "\n").encode()}
-    if not isinstance(method, Method):
-        if resume:
-            raise DataError(f"{type(method).__name__} has no checkpoint to resume: solve into another folder")
-        check_free(place, force=False)
-        found = method.solve(instance, options, original=original, evaluate=evaluate, watch=watch, start=start)
+    fixed = {
+        "method": method.model_dump(mode="json", exclude=set(method.FREE)),
+        "options": options.model_dump(mode="json", exclude=FREE | ({"steps"} if steps else set())),
+    }
+    keeping = keeping_of(options, Stop(), instance.device, watch)
+    with keeping, keeping.stop.listening(), running(method, instance, options):
+        identity = identity_of(instance, fingerprint(fixed))
+        keeping.keep_in(Path(folder), files, identity, resume=resume, notice=notice)
+        if isinstance(method, Method):
+            begin(instance, start)
+            executor = method.executor(instance, seed=options.seed)
+            found = Steps(executor, options, keeping).solve(original=original, evaluate=evaluate)
+        else:
+            found = method.solve(
+                instance,
+                options,
+                original=original,
+                evaluate=evaluate,
+                watch=keeping.watch,
+                start=start,
+                keeper=keeping,
+            )
+            keeping.ended(found.status)
         solution = certified(found)
-        RunFolder.create(place, files | _last(solution) | {LOG: log_bytes(solution.history.rows)}, {}).close()
-        return solution
-    if not resume:
-        check_free(place, force=False)
-        begin(instance, start)
-
-    def run_kept() -> Solution:
-        executor = method.executor(instance, seed=options.seed)
-        keeping = Keeping(executor, options, stop=stop, look=watch)
-        with opened(place, keeping, files, fingerprint(fixed), resume=resume, notice=notice) as kept:
-            solution = certified(keeping.solve(original=original, evaluate=evaluate))
-            kept.finish(_last(solution), keeping.rows)
-        return solution
-
-    with stop.listening():
-        with seeded(instance, options):
-            if instance.draws:
-                return run_kept()
-        return run_kept()
+        certificate = {} if solution.certificate is None else {CERTIFICATE: solution.certificate.file_bytes()}
+        keeping.finish({MODEL: tensor_bytes(solution.model.state_dict()), **certificate}, solution.history.rows)
+    return solution
 
 
-def _last(solution: Solution) -> dict[str, bytes]:
-    certificate = {} if solution.certificate is None else {CERTIFICATE: solution.certificate.file_bytes()}
-    return {MODEL: tensor_bytes(solution.model.state_dict()), **certificate}
+def keeping_of(options: RunOptions, stop: Stop, device: torch.device, look: Watch | None) -> Keeping:
+    """The keeping of a run with these options."""
+    every, seconds = options.checkpoint_every, options.checkpoint_seconds
+    return Keeping(stop, every=every, seconds=seconds, device=str(device), look=look)
 
 
-def opened(
-    folder: Path,
-    keeping: Keeping,
-    files: Mapping[str, bytes],
-    run: str,
-    *,
-    resume: bool,
-    notice: Notice = warnings.warn,
-    force: bool = False,
-) -> RunFolder:
-    """Make the folder of a run, or reopen it.
-
-    Args:
-        folder: where.
-        keeping: the run.
-        files: first files of the folder.
-        run: digest of what may not change when it is resumed, besides program and data.
-        resume: reopen it.
-        notice: called with what is damaged and does no harm.
-        force: replace a run folder that is there.
-
-    Raises:
-        DataError: as `RunFolder.create`, `RunFolder.reopen` and `Keeping.resume`.
-    """
-    identity = identity_of(keeping.executor.instance, run)
-    if resume:
-        place = RunFolder.reopen(folder, identity, notice)
-        try:
-            keeping.resume(place)
-            place.begin(files, keeping.rows)
-        except BaseException:
-            place.close()
-            raise
-    else:
-        place = RunFolder.create(folder, files, identity, keeping.state(), force=force)
-    keeping.folder = place
-    return place
+@contextmanager
+def running(method: Solver, instance: Instance, options: RunOptions) -> Iterator[None]:
+    """What a run needs around it: step-wise ones have seeds, and the process to themselves where they draw numbers."""
+    with ExitStack() as stack:
+        if isinstance(method, Method):
+            stack.enter_context(seeded(instance, options))
+            if not instance.draws:
+                stack.close()
+        yield

@@ -9,12 +9,14 @@ To add a method: its class, in a new file, and its line in workbench/methods.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import nn
 
 from lagcompile.backends.base import Executor, RunOptions, Watch, begin, drive, seeded
 from lagcompile.backends.best import Evaluate
 from lagcompile.ir.base import Frozen, ProgramError
+from lagcompile.ir.keeper import Keeper
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.symbols import Symbols
 from lagcompile.runtime.instance import Instance
@@ -22,6 +24,9 @@ from lagcompile.runtime.instance import Instance
 
 class Solver(Frozen, ABC):
     """Frozen options of anything that turns an instance into a solution."""
+
+    FREE: ClassVar[frozenset[str]] = frozenset()
+    """Options that may change when a run is resumed."""
 
     def tex(self, symbols: Symbols) -> list[str]:
         """Return lines of TeX on what a step does.
@@ -46,6 +51,7 @@ class Solver(Frozen, ABC):
         evaluate: Evaluate | None = None,
         watch: Watch | None = None,
         start: Solution | None = None,
+        keeper: Keeper | None = None,
     ) -> Solution:
         """Solve an instance.
 
@@ -56,6 +62,7 @@ class Solver(Frozen, ABC):
             evaluate: numbers of a module on held-out data.
             watch: called with each row of the history.
             start: a solution of the same program to start from, weights, states and multipliers.
+            keeper: keeps the run (of step-wise methods it does not: see `backends.keeping.Steps`).
 
         Raises:
             ProgramError: the method is not defined on this program; the message says what would work.
@@ -74,6 +81,7 @@ class Method(Solver):
         evaluate: Evaluate | None = None,
         watch: Watch | None = None,
         start: Solution | None = None,
+        keeper: Keeper | None = None,
     ) -> Solution:
         """Drive an executor to the end of the options; see `Solver.solve`."""
         begin(instance, start)

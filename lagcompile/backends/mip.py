@@ -27,6 +27,7 @@ from lagcompile.backends.sqp_values import Bounded, Custom
 from lagcompile.backends.sqp_variables import Values, state_rows
 from lagcompile.exact import KKT, Facts, IterationTable, Result, Status, Timings
 from lagcompile.ir.base import ProgramError
+from lagcompile.ir.keeper import Keeper, Wait
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display, number
@@ -51,7 +52,9 @@ class MixedInteger(ExactSolver):
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds; None takes the run's, or ten minutes."""
 
-    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+    def found(
+        self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written, keeper: Keeper
+    ) -> Found:
         """Solve an instance to global optimality; see `ExactSolver.found`. A start is not needed and not used.
 
         Raises:
@@ -62,13 +65,15 @@ class MixedInteger(ExactSolver):
         problems = _problems(exact, exact.observe(z).operations)
         if problems:
             raise ProgramError(problems)
-        search = _Search(exact, z, tighten=self.tighten)
-        if len(search.binaries) > self.largest:
-            raise ProgramError(
-                f"{len(search.binaries)} ReLUs may switch within the inputs' bounds, more than {self.largest}: "
-                "narrow the bounds, use fewer examples, or raise 'largest'"
-            )
-        result, facts = search.solve(self.time_limit or seconds or DEFAULT_SECONDS, self.gap)
+        with keeper.at_once("HiGHS") as wait:
+            search = _Search(exact, z, tighten=self.tighten)
+            if len(search.binaries) > self.largest:
+                raise ProgramError(
+                    f"{len(search.binaries)} ReLUs may switch within the inputs' bounds, more than {self.largest}: "
+                    "narrow the bounds, use fewer examples, or raise 'largest'"
+                )
+            keeper.between(0, dict)
+            result, facts = search.solve(self.time_limit or seconds or DEFAULT_SECONDS, self.gap, wait)
         details: dict[str, Any] = {
             "binaries": len(search.binaries),
             "relus": len(search.forms.switches) + search.forms.stable,
@@ -202,7 +207,7 @@ class _Search:
                 safe.add(s.index)
         return [s for s in self.forms.switches if s.index not in safe]
 
-    def solve(self, seconds: float, gap: float) -> tuple[Result, tuple[str, ...]]:
+    def solve(self, seconds: float, gap: float, wait: Wait) -> tuple[Result, tuple[str, ...]]:
         """Search, then solve the linear program of the piece that was found, to remove the big-M tolerance."""
         import cvxpy as cp
 
@@ -212,7 +217,7 @@ class _Search:
         z = cp.Variable(len(self.binaries), boolean=True) if self.binaries else None
         problem = cp.Problem(cp.Minimize(self.objective[1:] @ u + self.objective[0]), self._constraints(u, z))
         options = {"time_limit": seconds, "mip_rel_gap": gap, "mip_abs_gap": gap}
-        status = run(cp, problem, options)
+        status = run(cp, problem, options, wait)
         if u.value is None:
             return self._result(None, (), status, begin), ()
         self.bound = proven(problem, whole=z is None)
@@ -248,7 +253,7 @@ class _Search:
             x = s.form[1:] @ u[: len(s.form) - 1] + s.form[0]
             constraints += [u[s.index] == x, x >= 0] if on else [u[s.index] == 0, x <= 0]
         problem = cp.Problem(cp.Minimize(self.objective[1:] @ u + self.objective[0]), constraints)
-        if not run(cp, problem, {}).solved:
+        if not run(cp, problem, {}, lambda made: made()).solved:
             return None
         eq, ineq = self.outputs[1].columns.shape[0], self.outputs[2].columns.shape[0]
         duals = [c.dual_value for c in constraints[2 : 2 + bool(eq) + bool(ineq)]]

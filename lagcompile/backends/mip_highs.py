@@ -9,6 +9,7 @@ from typing import Any
 
 from lagcompile.backends.mip_forms import Vector
 from lagcompile.exact import Status
+from lagcompile.ir.keeper import Wait
 
 
 def multiplied(weights: Vector, expression: Any) -> Any:
@@ -25,10 +26,10 @@ def proven(problem: Any, *, whole: bool) -> float:
     return float(problem.value) if whole else float(info.mip_dual_bound) + offset
 
 
-def run(cp: Any, problem: Any, options: dict[str, Any]) -> Status:
+def run(cp: Any, problem: Any, options: dict[str, Any], wait: Wait) -> Status:
     """Solve; how it ended."""
     try:
-        problem.solve(solver=cp.HIGHS, **options)
+        wait(lambda: problem.solve(solver=cp.HIGHS, **options))
     except cp.SolverError:
         return Status.STALLED
     return {

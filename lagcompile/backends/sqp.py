@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from lagcompile.backends.sqp_result import STATUS, start_multipliers, start_valu
 from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, Written
 from lagcompile.exact import IterationRow, Result, minimize
 from lagcompile.ir.base import ProgramError
+from lagcompile.ir.keeper import Keeper
 from lagcompile.ir.solution import Solution, Status
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display, number
@@ -35,6 +36,7 @@ class SQP(ExactSolver):
     not count here (`max_iterations` does), except that scheduled quadratic weights are read at that step.
     """
 
+    FREE: ClassVar[frozenset[str]] = frozenset({"max_iterations", "time_limit", "memory_limit", "verbose"})
     kind: Literal["sqp"] = "sqp"
     hessian: Literal["exact", "gauss_newton", "bfgs"] = "exact"
     """Curvature of the subproblems; gauss_newton needs a mean squared error loss."""
@@ -56,16 +58,18 @@ class SQP(ExactSolver):
     verbose: bool = False
     """Show the iteration table while solving."""
 
-    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+    def found(
+        self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written, keeper: Keeper
+    ) -> Found:
         """Solve an instance to its KKT conditions; see `ExactSolver.found`.
 
         Raises:
             ProgramError: kinks, random numbers in eval mode, states kept per class, or constraints without an exact
                 form: every problem at once, with its stage and module path.
         """
-        z = exact.variables.pack(start_values(exact, start))
+        z = exact.variables.pack(start_values(exact, start)) if keeper.state is None else keeper.state["x0"]
         functions = self.compiled(exact, z)
-        result = self.minimized(exact, functions, z, start, seconds, watch=written)
+        result = self.minimized(exact, functions, z, start, seconds, watch=written, keeper=keeper)
         near = self.kinks == "accept" and STATUS[result.status] is not Status.REFUSED
         said = nearest_kink(exact.observe(result.x).operations) if near else ""
         return Found(result, remarks=(said,) if said else ())
@@ -111,6 +115,7 @@ class SQP(ExactSolver):
         time_limit: float | None = None,
         *,
         watch: Callable[[IterationRow], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> Result:
         """The general solver's result."""
         _, equalities, inequalities = exact.sizes
@@ -135,6 +140,7 @@ class SQP(ExactSolver):
             memory_limit=self.memory_limit,
             verbose=self.verbose,
             watch=watch,
+            keeper=keeper,
             **extra,
         )
 

@@ -23,6 +23,7 @@ from lagcompile.backends.sqp_solver import DEFAULT_SECONDS, ExactSolver, Found, 
 from lagcompile.exact import KKT, Facts, IterationRow, IterationTable, Result, Status, Timings
 from lagcompile.exact.linear import toarray
 from lagcompile.ir.base import MissingExtraError
+from lagcompile.ir.keeper import Keeper
 from lagcompile.ir.solution import Solution
 
 if TYPE_CHECKING:
@@ -42,22 +43,27 @@ class Ipopt(ExactSolver):
     trace: bool = False
     """As for `SQP`."""
 
-    def found(self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written) -> Found:
+    def found(
+        self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written, keeper: Keeper
+    ) -> Found:
         """Solve an instance; see `ExactSolver.found`.
 
         Raises:
             MissingExtraError: CasADi is not installed.
             ProgramError: as for `SQP`.
         """
-        z = exact.variables.pack(start_values(exact, start))
+        z = exact.variables.pack(start_values(exact, start)) if keeper.state is None else keeper.state["x0"]
         functions = SQP(kinks=self.kinks, trace=self.trace).compiled(exact, z)
-        return Found(self.minimized(exact, functions, z, seconds or DEFAULT_SECONDS))
+        keeper.between(0, lambda: {"x0": z})
+        with keeper.at_once("IPOPT"):
+            return Found(self.minimized(exact, functions, z, seconds or DEFAULT_SECONDS))
 
     def minimized(self, exact: ExactProgram, functions: ProgramFunctions, z: Tensor, seconds: float) -> Result:
         """The result in the form of the general solver's; its seconds do not hold CasADi's set-up."""
         casadi = _casadi()
         n, m, k = exact.sizes
-        callbacks = _callbacks(casadi, functions, (n, m, k))
+        ended: list[KeyboardInterrupt] = []
+        callbacks = _callbacks(casadi, functions, (n, m, k), ended)
         x = casadi.MX.sym("x", n)
         program = {"x": x, "f": callbacks["f"](x), "g": callbacks["g"](x) if m + k else casadi.MX(0, 1)}
         settings: dict[str, Any] = {
@@ -88,6 +94,8 @@ class Ipopt(ExactSolver):
             ubg=np.zeros(m + k),
         )
         elapsed = time.perf_counter() - begin
+        if ended:
+            raise ended[0]
         return _result(found, solver.stats(), (n, m, k), elapsed)
 
 
@@ -99,8 +107,13 @@ def _casadi() -> Any:
     return casadi
 
 
-def _callbacks(casadi: Any, functions: ProgramFunctions, sizes: tuple[int, int, int]) -> dict[str, Any]:
-    """The functions that nlpsol asks for, with dense derivatives."""
+def _callbacks(
+    casadi: Any, functions: ProgramFunctions, sizes: tuple[int, int, int], ended: list[KeyboardInterrupt]
+) -> dict[str, Any]:
+    """The functions that nlpsol asks for, with dense derivatives.
+
+    CasADi lets no exception through: an interrupt goes to `ended`, and IPOPT gives up as all further numbers are NaN.
+    """
     n, m, k = sizes
     dense, symmetric = casadi.Sparsity.dense, casadi.Sparsity.upper(n)
 
@@ -129,7 +142,12 @@ def _callbacks(casadi: Any, functions: ProgramFunctions, sizes: tuple[int, int, 
 
         def eval(self, arguments: Sequence[Any]) -> list[Any]:
             given = [np.array(a).reshape(-1) for a in arguments]
-            results = self._call(*given)
+            try:
+                results = [] if ended else self._call(*given)
+            except KeyboardInterrupt as interrupt:
+                ended.append(interrupt)
+            if ended:
+                return [casadi.DM(s, float("nan")) for s in self._outputs]
             return [
                 casadi.DM(r) if s.is_dense() else casadi.DM(r)[s] for r, s in zip(results, self._outputs, strict=True)
             ]

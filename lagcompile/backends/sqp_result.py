@@ -27,6 +27,7 @@ STATUS: Mapping[ExactStatus, Status] = {
     ExactStatus.UNBOUNDED: Status.UNBOUNDED,
     ExactStatus.ITERATION_LIMIT: Status.STEPS_DONE,
     ExactStatus.TIME_LIMIT: Status.TIME_LIMIT,
+    ExactStatus.INTERRUPTED: Status.INTERRUPTED,
     ExactStatus.NON_FINITE: Status.DIVERGED,
     ExactStatus.INCONSISTENT_BOUNDS: Status.INFEASIBLE,
     ExactStatus.RANK_DEFICIENT: Status.STALLED,

@@ -48,6 +48,14 @@ class InertiaCorrection:
         self._delta = 0.0
         self._rho = 0.0
 
+    def state(self) -> tuple[float, float]:
+        """The last correction."""
+        return self._delta, self._rho
+
+    def load(self, state: tuple[float, float]) -> None:
+        """Go on from `state`."""
+        self._delta, self._rho = state
+
     def apply(
         self, H: Matrix, point: Evaluation, working: WorkingSet, bounds: Bounds, *, floor: float = 0.0
     ) -> Convexified:

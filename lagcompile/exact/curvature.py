@@ -7,6 +7,7 @@ the kind of curvature.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,13 @@ from lagcompile.exact.residuals import Duals, lagrangian_gradient
 
 
 class Curvature(ABC):
-    """Source of Hessians of the Lagrangian, exact or approximate."""
+    """Source of Hessians of the Lagrangian, exact or approximate.
+
+    Attributes:
+        learnt: all that steps have taught, plain data.
+    """
+
+    learnt: Any = None
 
     @abstractmethod
     def matrix(self, point: Evaluation, duals: Duals) -> Matrix:
@@ -59,12 +66,12 @@ class DampedBFGS(Curvature):
     """Powell's damped BFGS (1978): always positive definite."""
 
     def __init__(self, size: int) -> None:
-        self._matrix = np.eye(size)
-        self._scaled = False
+        self.learnt = np.eye(size), False
 
     def matrix(self, point: Evaluation, duals: Duals) -> Matrix:
         """The current approximation."""
-        return self._matrix
+        matrix: Matrix = self.learnt[0]
+        return matrix
 
     def update(self, before: Evaluation, after: Evaluation, duals: Duals) -> None:
         """Rank-two update with s = step, y = change of the Lagrangian gradient at the new multipliers."""
@@ -73,14 +80,15 @@ class DampedBFGS(Curvature):
         length = float(s @ s)
         if length <= 1e-30 or not np.isfinite(y).all():
             return
-        if not self._scaled and float(s @ y) > 0:
-            self._matrix = np.eye(len(s)) * max(float(y @ y) / float(s @ y), 1e-8)
-            self._scaled = True
-        Bs = self._matrix @ s
+        matrix, scaled = self.learnt
+        if not scaled and float(s @ y) > 0:
+            matrix, scaled = np.eye(len(s)) * max(float(y @ y) / float(s @ y), 1e-8), True
+            self.learnt = matrix, scaled
+        Bs = matrix @ s
         sBs = float(s @ Bs)
         sy = float(s @ y)
         if sBs <= 0:
             return
         theta = 1.0 if sy >= 0.2 * sBs else 0.8 * sBs / (sBs - sy)
         r = theta * y + (1.0 - theta) * Bs
-        self._matrix = self._matrix - np.outer(Bs, Bs) / sBs + np.outer(r, r) / float(s @ r)
+        self.learnt = matrix - np.outer(Bs, Bs) / sBs + np.outer(r, r) / float(s @ r), scaled

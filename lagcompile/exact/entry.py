@@ -31,6 +31,7 @@ from lagcompile.exact.status import Status
 from lagcompile.exact.subproblem import SubproblemCache
 from lagcompile.exact.table import screen
 from lagcompile.ir.base import ProgramError
+from lagcompile.ir.keeper import Keeper, Unkept
 
 NO_MULTIPLIERS = "The active gradients are dependent and the multipliers diverge: there may be none at the solution."
 LARGE_MULTIPLIERS = 1e6  # times the objective's gradient: above it, multipliers count as diverging
@@ -47,6 +48,7 @@ def minimize(
     derivatives: Derivatives | None = None,
     residuals: Function | None = None,
     watch: Callable[[IterationRow], None] | None = None,
+    keeper: Keeper | None = None,
     **options: Any,
 ) -> Result:
     """Minimise objective(x) subject to eq(x) = 0, ineq(x) <= 0 and lower <= x <= upper by an SQP method.
@@ -61,6 +63,7 @@ def minimize(
         derivatives: own (sparse) derivatives in place of torch.func's.
         residuals: x -> (r,) with objective = |residuals|^2 / 2, needed by hessian="gauss_newton".
         watch: called with each row of the iteration table as it is written.
+        keeper: keeps the run between two iterations, and has the state to go on from; arguments must then be the same.
         options: fields of `lagcompile.exact.Options`.
 
     Returns:
@@ -69,7 +72,8 @@ def minimize(
     Raises:
         ProgramError: for invalid arguments: shapes, dtypes, unknown options. All are reported at once.
     """
-    begin = time.perf_counter()
+    kept = Unkept() if keeper is None else keeper
+    begin = time.perf_counter() - (0.0 if kept.state is None else kept.state["seconds"])
     chosen = parse_options(options)
     box, duals = _arguments(x0, bounds, multipliers, chosen, residuals)
     n = len(x0)
@@ -90,7 +94,7 @@ def minimize(
     problem.attach(derivatives, residuals, chosen, deadline=deadline)
     try:
         show = screen(chosen.verbose, watch)
-        return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin, show=show)
+        return _solve(problem, box.project(x0.numpy()), duals, residuals, chosen, begin, show=show, keeper=kept)
     except OutOfTimeError:
         return _refused(x0, Status.TIME_LIMIT, f"{chosen.time_limit:g} s, while finding the sparsity", begin, problem)
     except MemoryError:
@@ -106,6 +110,7 @@ def _solve(
     begin: float,
     *,
     show: Callable[[IterationRow], None],
+    keeper: Keeper,
 ) -> Result:
     start = torch.from_numpy(x)
     values = problem.values(x)
@@ -122,13 +127,12 @@ def _solve(
         if refusal is not None:
             return _refused(start, Status.TOO_LARGE, refusal, begin, problem)
     subproblems = SubproblemCache(solver=options.solver, direct=options.direct)
-    deadline = begin + options.time_limit
-    solver = SQP(problem, options, subproblems=subproblems, show=show, deadline=deadline)
+    solver = SQP(problem, options, subproblems=subproblems, show=show, begin=begin, keeper=keeper)
     run = solver.run(point, duals)
     facts, conflict = Facts(), None
     if run.status is Status.INFEASIBLE and run.forces is not None:
         conflict = _conflict(problem, run, run.forces, solver, options)
-    elif options.second_order:
+    elif options.second_order and run.status is not Status.INTERRUPTED:
         facts = _facts(problem, run, options)
         facts = facts.model_copy(update={"implications": (*facts.implications, *_ran_away(run, x))})
     timings = Timings(

@@ -9,7 +9,9 @@ guessed while multipliers are still wrong, which they are at every start from a 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +45,14 @@ class Filter:
         """Begin anew from a point of this violation (after a stall, or when a restoration could not help)."""
         self._pairs = []
         self._most = max(1.0, 1.25 * start)
+
+    def state(self) -> Mapping[str, Any]:
+        """What `load` takes."""
+        return {"most": self._most, "pairs": [(p.violation, p.objective) for p in self._pairs]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, with the same start."""
+        self._most, self._pairs = state["most"], [Measure(*pair) for pair in state["pairs"]]
 
     def add(self, measure: Measure) -> None:
         """Forbid the neighbourhood of a point that was left by a step that did not decrease the objective."""

@@ -6,11 +6,13 @@ residual stored with an iterate belongs to exactly its point and multipliers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from lagcompile.exact.problem import Bounds, Evaluation
+from lagcompile.exact.problem import Bounds, Evaluation, Problem, Values
 from lagcompile.exact.residuals import Duals, WorkingSet, bound_multipliers, kkt_residual, least_squares_duals
 from lagcompile.exact.result import KKT
 from lagcompile.exact.search import Trial
@@ -30,6 +32,21 @@ class Iterate:
     def at(cls, point: Evaluation, duals: Duals, bounds: Bounds) -> Iterate:
         """With the residual computed."""
         return cls(point, duals, kkt_residual(point, duals, bounds))
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], problem: Problem) -> Iterate:
+        """From `state`; derivatives are evaluated again."""
+        point = problem.evaluate(state["x"], Values(*state["values"]))
+        return cls.at(point, Duals(*state["duals"]), problem.bounds)
+
+    def state(self) -> Mapping[str, Any]:
+        """What `of` takes."""
+        values, duals = self.point.values, self.duals
+        return {
+            "x": self.point.x,
+            "values": (values.objective, values.eq, values.ineq),
+            "duals": (duals.eq, duals.ineq, duals.bounds),
+        }
 
     def better_than(self, other: Iterate, tolerance: float) -> bool:
         """Whether the KKT residual is not larger; below `tolerance` noise does not decide."""

@@ -91,7 +91,7 @@ class Problem:
         self._eq = eq
         self._ineq = ineq
         self.bounds = bounds
-        self.size = len(x0)
+        self.x0, self.size = x0, len(x0)
         self.seconds = 0.0
         start = self._start = torch.from_numpy(bounds.project(x0.numpy()))
         self._last: tuple[Vector, float, Vector, Vector, Matrix] | None = None  # arguments and value of `hessian`

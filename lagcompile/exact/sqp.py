@@ -10,8 +10,9 @@ count, by failure count and by clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from lagcompile.exact.search import measure
 from lagcompile.exact.status import Status
 from lagcompile.exact.steps import Step, StepMaker
 from lagcompile.exact.subproblem import SubproblemCache
+from lagcompile.ir.keeper import Keeper
 
 MOST_FAILURES = 8  # steps that could not be made or did not move, in a row
 MOST_ESCAPES = 3
@@ -57,7 +59,8 @@ class SQP:
         options: of the run.
         subproblems: compiled cvxpy problems.
         show: called with every new row of the table.
-        deadline: `time.perf_counter()` at which to stop.
+        begin: `time.perf_counter()` at which the run began.
+        keeper: keeps the run between two iterations.
     """
 
     def __init__(
@@ -67,9 +70,11 @@ class SQP:
         *,
         subproblems: SubproblemCache,
         show: Callable[[IterationRow], None],
-        deadline: float,
+        begin: float,
+        keeper: Keeper,
     ) -> None:
         self._problem = problem
+        self._keeper, self._begin, self._turns = keeper, begin, 0
         self._options = options
         self._show = show
         self._curvature: Curvature = {
@@ -77,9 +82,7 @@ class SQP:
             "gauss_newton": lambda: GaussNewtonCurvature(problem),
             "bfgs": lambda: DampedBFGS(problem.size),
         }[options.hessian]()
-        self._steps = StepMaker(
-            problem, options, subproblems=subproblems, remaining=lambda: deadline - time.perf_counter()
-        )
+        self._steps = StepMaker(problem, options, subproblems=subproblems, remaining=self._remaining)
         self._rows: list[IterationRow] = []
         self._restoration = Restoration(
             problem, solve=self.solve, expired=self.expired, record=self._record_restoration
@@ -92,17 +95,30 @@ class SQP:
         return self._steps.solve(data)
 
     def expired(self) -> bool:
-        """Whether the time is up."""
+        """Whether the time is up, or a stop was asked for."""
         return self._steps.expired()
 
+    def _remaining(self) -> float:
+        return 0.0 if self._keeper.stopped else self._begin + self._options.time_limit - time.perf_counter()
+
     def run(self, point: Evaluation, duals: Duals | None) -> Run:
-        """Iterate from `point` (finite, within the bounds) with the given or estimated multipliers."""
+        """Iterate from `point` (finite, within the bounds) with the given or estimated multipliers.
+
+        Where the keeper has a state, that is gone on from.
+        """
         self._filter = Filter(point.values.violation)
         current = first_iterate(point, duals, self._problem.bounds)
         best, floor, failures, idle = current, 0.0, 0, 0
-        self._record(current, "start", 0.0, 0.0, None, 0)
+        if self._keeper.state is not None:
+            current, best, floor, failures, idle = self._resumed(self._keeper.state)
+        else:
+            self._record(current, "start", 0.0, 0.0, None, 0)
+        first = True
         while True:
             ended = self._ended(current, best)
+            if first or ended is None:  # what a limit or a stop may have cut short is no place to go on from
+                self._keeper.between(self._turns, self._state(current, best, floor, failures, idle))
+            self._turns, first = self._turns + 1, False
             if ended is not None:
                 left = self._escape(ended.final) if ended.status is Status.OPTIMAL else None
                 if left is None:
@@ -139,10 +155,45 @@ class SQP:
             if idle > PATIENCE and best.kkt.worst <= self._options.acceptable_tolerance:
                 return self._final(self._stuck(current, best))
 
+    # keeping
+
+    def _state(
+        self, current: Iterate, best: Iterate, floor: float, failures: int, idle: int
+    ) -> Callable[[], Mapping[str, Any]]:
+        """Gives the state of this moment; nothing in it is changed in place later."""
+        rows, seconds = tuple(self._rows), time.perf_counter() - self._begin
+        held = {
+            "x0": self._problem.x0,
+            "turns": self._turns,
+            "seconds": seconds,
+            "loop": [floor, failures, idle],
+            "escapes": self._escapes,
+            "current": current.state(),
+            "best": best.state(),
+            "left": None if self._left is None else self._left.state(),
+            "filter": self._filter.state(),
+            "learnt": self._curvature.learnt,
+            "steps": self._steps.state(),
+        }
+        return lambda: {**held, "rows": [row.model_dump() for row in rows]}
+
+    def _resumed(self, state: Mapping[str, Any]) -> tuple[Iterate, Iterate, float, int, int]:
+        problem, (floor, failures, idle) = self._problem, state["loop"]
+        current, best = Iterate.of(state["current"], problem), Iterate.of(state["best"], problem)
+        self._left = None if state["left"] is None else Iterate.of(state["left"], problem)
+        self._turns, self._escapes = state["turns"], state["escapes"]
+        self._rows = [IterationRow(**row) for row in state["rows"]]
+        self._filter.load(state["filter"])
+        self._curvature.learnt = state["learnt"]
+        self._steps.load(state["steps"])
+        return current, best, floor, failures, idle
+
     # ending
 
     def _ended(self, current: Iterate, best: Iterate) -> Run | None:
         options = self._options
+        if self._keeper.stopped:
+            return self._run(Status.INTERRUPTED, f"KKT residual {current.kkt.worst:.2e}", current)
         if current.kkt.worst <= options.tolerance:
             return self._run(Status.OPTIMAL, f"KKT residual {current.kkt.worst:.2e}", current)
         feasible = current.kkt.primal <= options.acceptable_tolerance * (1.0 + largest(current.point.x))
@@ -174,7 +225,7 @@ class SQP:
         left = self._left
         feasible = run.final.kkt.primal <= self._options.acceptable_tolerance
         lower = left is None or run.final.point.values.objective < left.point.values.objective
-        if left is None or run.status is Status.UNBOUNDED or (feasible and lower):
+        if left is None or run.status in (Status.UNBOUNDED, Status.INTERRUPTED) or (feasible and lower):
             return run
         return self._run(Status.OPTIMAL, f"KKT residual {left.kkt.worst:.2e}", left)
 

@@ -39,6 +39,7 @@ class Status(Enum):
         "time_limit",
         "`time_limit` was used up: start again from `x` with `multipliers=`, raise the limit, or give `derivatives=`.",
     )
+    INTERRUPTED = ("interrupted", "A stop was asked for: go on from what was kept, or from `x` with `multipliers=`.")
     NON_FINITE = (
         "non_finite",
         "A function or a derivative is NaN or infinite at the point named in `message`: move the start or bound the "

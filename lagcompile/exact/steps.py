@@ -7,8 +7,9 @@ subproblem that was solved; a subproblem's answer does not depend on it (a wrong
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,21 @@ class StepMaker:
     def expired(self) -> bool:
         """Whether the time is up."""
         return self._remaining() <= 0.0
+
+    def state(self) -> Mapping[str, Any]:
+        """What the next step depends on."""
+        return {
+            "working": (self.working.ineq, self.working.sides),
+            "settled": self._settled,
+            "correction": self._correction.state(),
+            "patterns": self._subproblems.state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.working, self._settled = WorkingSet(*state["working"]), state["settled"]
+        self._correction.load(state["correction"])
+        self._subproblems.load(state["patterns"])
 
     def forget(self) -> None:
         """Do not guess that the working set still holds (after the point has jumped)."""

@@ -10,6 +10,7 @@ verified against cvxpy on random parameter values, or is not used.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -285,9 +286,23 @@ class SubproblemCache:
         self._solver = solver
         self._direct = direct
         self._compiled: dict[bool, Subproblem] = {}
+        self._known: dict[bool, tuple[Pattern, Pattern, Pattern]] = {}
+        """Patterns of the last compilation, by whether it was elastic."""
         self.compilations = 0
         self.compilation_seconds = 0.0
         self.seconds = 0.0
+
+    def state(self) -> dict[bool, Any]:
+        """The patterns: a solver's rounding depends on them."""
+        return {
+            elastic: [(p.shape, p.rows, p.cols, p.offsets) for p in patterns]
+            for elastic, patterns in self._known.items()
+        }
+
+    def load(self, state: Mapping[bool, Any]) -> None:
+        """Compile for these patterns."""
+        for elastic, (H, E, I) in state.items():  # noqa: E741
+            self._known[elastic] = Pattern(*H), Pattern(*E), Pattern(*I)
 
     def solve(self, data: QuadraticData, *, time_limit: float) -> QuadraticSolution:
         """Solve one subproblem, compiling first when there is none that fits."""
@@ -295,9 +310,8 @@ class SubproblemCache:
         compiled = self._compiled.get(elastic)
         source = compiled.source(data) if compiled is not None and compiled.fits(data) else None
         if compiled is None or source is None:
-            patterns = compiled.patterns if compiled is not None else None
-            compiled = Subproblem(data, solver=self._solver, direct=self._direct, patterns=patterns)
-            self._compiled[elastic] = compiled
+            compiled = Subproblem(data, solver=self._solver, direct=self._direct, patterns=self._known.get(elastic))
+            self._compiled[elastic], self._known[elastic] = compiled, compiled.patterns
             self.compilations += 1
             self.compilation_seconds += compiled.seconds
             source = compiled.source(data)

@@ -1,8 +1,9 @@
 """The run folder: what a run leaves behind, and what it goes on from.
 
 In: texts, rows, states. Out: files. Invariant: a folder that is there holds a state of a step's boundary with the rows
-of all steps before it, in one file; of each state the last two are kept, each with its SHA-256; one process at a time
-has the folder; what is refused changes nothing.
+of all steps before it, in one file; of each state the last two are kept, each with its SHA-256 and a digest of what its
+run is (spec, data, program, how it began), which the folder holds too; one process at a time has the folder; what is
+refused changes nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lagcompile.ir.base import DataError
 from lagcompile.store.pack import fingerprint, pack, unpack
 
 SPEC, PROGRAM, PROGRAM_JSON, LOG = "spec.yaml", "program.txt", "program.json", "log.jsonl"
+RUN_ID = "run.id"
 MODEL, SOLUTION, CERTIFICATE, KKT = "model.pt", "solution.pt", "certificate.json", "kkt.json"
 STATE = "checkpoint"
 SLOTS = "ab"
@@ -61,7 +63,14 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, files: Mapping[str, bytes], identity: Identity, state: Any = None, *, force: bool = False
+        cls,
+        path: Path,
+        files: Mapping[str, bytes],
+        identity: Identity,
+        state: Any = None,
+        rows: Iterable[Row] = (),
+        *,
+        force: bool = False,
     ) -> Self:
         """Make a run folder with its first files, in one move.
 
@@ -70,6 +79,7 @@ class RunFolder:
             files: file name -> content.
             identity: what may not change when the run is resumed, by the words of `OTHER`.
             state: of the run as it begins; None for runs that have none.
+            rows: of the log, where there is a state.
             force: replace a run folder that is there.
 
         Raises:
@@ -84,7 +94,8 @@ class RunFolder:
                 handle = disk.lock(part)
                 if state is not None:
                     disk.replace(part / _slot(STATE, 0), *pack(_kept(identity, 0, state)))
-                    disk.replace(part / LOG, b"")
+                    disk.replace(part / LOG, log_bytes(rows))
+                    files = {**files, RUN_ID: _id(identity)}
                 sums.write(part, files)
         except BaseException:
             if handle is not None:
@@ -132,49 +143,55 @@ class RunFolder:
         Raises:
             DataError: all that were kept are damaged, or of another run.
         """
-        found, starts, bad = (
-            list[tuple[int, int, Any]](),
-            {v for k, v in self._identity.items() if k == "start"},
-            list[str](),
-        )
+        found, bad, own = list[tuple[int, int, dict[str, Any]]](), list[str](), self._own_id()
         for index in range(len(SLOTS)):
             path = self.path / _slot(name, index)
             if not path.exists():
                 continue
             try:
-                moment, start, state = self._opened(path)
-                starts.add(start)
-                found.append((moment, index, state))
+                kept = self._opened(path, own)
+                found.append((kept["moment"], index, kept))
             except DataError as error:
                 bad += error.problems
         if bad and not found:
             raise DataError(list(dict.fromkeys(bad)))
         if not found:
             return None
-        if len(starts) > 1:
+        if len({_id(kept["identity"]) for _, _, kept in found}) > 1:
             raise DataError(
                 f"{self.path} holds checkpoints of two runs that began differently: take all from one of them"
             )
-        self._identity["start"] = starts.pop()
-        newest, self._slot[name], state = max(found, key=lambda f: f[0])
+        newest, self._slot[name], kept = max(found, key=lambda f: f[0])
+        self._identity = dict(kept["identity"])
         absent = [p for p in (self.path / _slot(name, i) for i in range(len(SLOTS))) if not os.path.lexists(p)]
         if name == STATE and newest:  # all but the first state have another beside them
             bad += [f"{p} is gone" for p in absent]
         for problem in bad:
             self.notice(f"{problem}; going on from {_slot(name, self._slot[name])}")
-        return state
+        return kept["state"]
 
-    def _opened(self, path: Path) -> tuple[int, str, Any]:
+    def _own_id(self) -> bytes | None:
+        """What the folder says that its run is; None where that is gone or damaged."""
+        path = self.path / RUN_ID
+        try:
+            return sums.read(path)
+        except DataError as error:
+            problem = f"{path} is gone" if not os.path.lexists(path) else error.problems[0]
+            self.notice(f"{problem}: whether its checkpoints are of this run cannot be said; it is written anew")
+            return None
+
+    def _opened(self, path: Path, own: bytes | None) -> dict[str, Any]:
         kept = unpack(disk.read_bytes(path), str(path))
         try:
-            identity, moment, state = kept["identity"], int(kept["moment"]), kept["state"]
-            start = str(identity["start"])
+            identity, _, _ = kept["identity"], int(kept["moment"]), kept["state"]
+            if own not in (None, _id(identity)):
+                raise DataError(f"{path} is of another run than {self.path}: take this run's own back")
             for word, text in OTHER.items():
                 if identity[word] != self._identity[word]:
                     raise DataError(f"{self.path} {text.format(old=identity[word], new=self._identity[word])}")
         except (TypeError, KeyError, ValueError) as error:
             raise DataError(f"{path} is no checkpoint of this lagcompile") from error
-        return moment, start, state
+        return dict(kept)
 
     def commit(self, state: Any, moment: int, name: str = STATE, *, final: bool = False) -> None:
         """Keep a state in the place of the older of the two.
@@ -208,9 +225,9 @@ class RunFolder:
                 f"{self.path / sums.SUMS} is gone: whether files were damaged cannot be said; it is written anew"
             )
         for problem in sums.problems(self.path):
-            if not problem.startswith("there is no file "):
+            if not problem.startswith("there is no file ") and f"/{RUN_ID} " not in problem:
                 self.notice(problem)
-        sums.write(self.path, files, without=[LOG], anew=True)
+        sums.write(self.path, {**files, RUN_ID: _id(self._identity)}, without=[LOG], anew=True)
         disk.replace(self.path / LOG, log_bytes(rows))
 
     def log(self, row: Row) -> None:
@@ -232,6 +249,11 @@ class RunFolder:
 
 def _kept(identity: Identity, moment: int, state: Any) -> dict[str, Any]:
     return {"identity": dict(identity), "moment": moment, "state": state}
+
+
+def _id(identity: Identity) -> bytes:
+    """Digest of what a run is, and of how it began: equal runs have equal ones."""
+    return f"{fingerprint(sorted(identity.items()))}\n".encode()
 
 
 def _slot(name: str, index: int) -> str:

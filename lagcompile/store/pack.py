@@ -1,7 +1,7 @@
 """State of a run as bytes: plain values as JSON, tensors as they lie in memory, a SHA-256 ahead of both.
 
-In: nested dictionaries, lists and tuples of tensors, numbers, texts and None. Out: bytes, and the same again, bit for
-bit. Invariant: nothing is unpickled, no code of a file runs; bytes that differ in any bit are refused.
+In: nested dictionaries, lists and tuples of tensors, NumPy arrays, numbers, texts and None. Out: bytes, and the same
+again, bit for bit. Invariant: nothing is unpickled, no code of a file runs; bytes that differ in any bit are refused.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,6 +79,8 @@ def _encoded(value: Any, tensors: list[Tensor], where: str) -> Any:
     if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
         tensors.append(value.detach().cpu().resolve_conj().resolve_neg().contiguous())
         return {"tensor": len(tensors) - 1}
+    if isinstance(value, np.ndarray):
+        return {"array": _encoded(torch.from_numpy(np.array(value)), tensors, where)}
     if isinstance(value, Mapping):
         return {"map": [[_encoded(k, tensors, where), _encoded(v, tensors, f"{where}.{k}")] for k, v in value.items()]}
     if isinstance(value, list | tuple):
@@ -92,6 +95,8 @@ def _decoded(value: Any, tensors: list[Tensor]) -> Any:
     ((kind, inner),) = value.items()
     if kind == "tensor":
         return tensors[inner]
+    if kind == "array":
+        return _decoded(inner, tensors).numpy()
     if kind == "map":
         return {_decoded(k, tensors): _decoded(v, tensors) for k, v in inner}
     found = [_decoded(v, tensors) for v in inner]

@@ -1,28 +1,91 @@
 """Requests to stop a run: from Ctrl-C, a scheduler's SIGTERM, a terminal that closes.
 
-In: signals. Out: `Stop`. Invariant: a request takes effect between two steps; a second Ctrl-C takes effect at once.
+In: signals. Out: `Stop`. Invariant: a request takes effect between two steps; a second Ctrl-C, and any request during a
+call that has no steps, takes effect at once.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+T = TypeVar("T")
+ABANDONED: list[threading.Thread] = []
+"""Calls of other libraries that nobody waits for any more: they end with the process."""
 
 
 class StoppedError(Exception):
     """Raised between two steps where a stop was asked for."""
 
 
+class Ended(KeyboardInterrupt):
+    """Raised wherever the program is when a signal ends it at once.
+
+    Attributes:
+        number: of the signal.
+        said: what the user reads.
+    """
+
+    def __init__(self, number: int, said: str = "") -> None:
+        self.number = number
+        self.said = said or ("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}")
+        super().__init__(self.said)
+
+
+def waited(call: Callable[[], T]) -> T:
+    """What a call gives that does not look at signals: they end the waiting for it at once (in the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    given: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            given.append(call())
+        except BaseException as error:  # raised again below, where it is expected
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except BaseException:
+        ABANDONED.append(thread)
+        raise
+    if raised:
+        raise raised[0]
+    return given[0]
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Ended` while the context lasts, as Ctrl-C does (in the main thread)."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    with _handled(end):
+        yield
+
+
 class Stop:
-    """Whether a stop was asked for, and by which signal."""
+    """Whether a stop was asked for, and by which signal.
+
+    Attributes:
+        at_once: gives what is said where a signal ends everything at once; None where it waits for the end of a step.
+    """
 
     def __init__(self) -> None:
         self.asked, self.signal = False, int(signal.SIGINT)
+        self.at_once: Callable[[], str] | None = None
 
     @property
     def exit_status(self) -> int:
@@ -44,21 +107,29 @@ class Stop:
 
         A signal that the process ignores, as under `nohup`, stays ignored.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def ask(number: int, frame: FrameType | None) -> None:
+            if self.at_once is not None:
+                raise Ended(number, self.at_once())
             if self.asked and number == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise Ended(number)
             self.asked, self.signal = True, number
 
-        before = {s: signal.getsignal(s) for s in SIGNALS}
-        heard = {s: h for s, h in before.items() if h not in (signal.SIG_IGN, None)}
-        try:
-            for number in heard:
-                signal.signal(number, ask)
+        with _handled(ask):
             yield
-        finally:
-            for number, handler in heard.items():
-                signal.signal(number, handler)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in SIGNALS}
+    heard = {s: h for s, h in before.items() if h not in (signal.SIG_IGN, None)}
+    try:
+        for number in heard:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in heard.items():
+            signal.signal(number, old)

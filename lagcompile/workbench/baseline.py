@@ -16,12 +16,13 @@ from torch import nn
 
 from lagcompile.backends.base import Rows, RunOptions, Watch
 from lagcompile.backends.best import Best, Evaluate, at_rest, evaluated, judged, probe_rows
-from lagcompile.backends.keeping import Clock, hidden, load_hidden, random_state, set_random_state
+from lagcompile.backends.keeping import hidden, load_hidden, random_state, set_random_state
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import History, Status
 from lagcompile.runtime.rules import Rule
 from lagcompile.runtime.steps import Extra
 from lagcompile.store.folder import RunFolder
+from lagcompile.store.keeping import Clock
 from lagcompile.store.stop import Stop, StoppedError
 from lagcompile.workbench.data import DataSplits
 from lagcompile.workbench.measure import Loss
@@ -91,7 +92,8 @@ def backprop(
     look, due = _every(options.look_every, each), _every(options.evaluate_every, each)
     history, status = list[Mapping[str, float]](), Status.STEPS_DONE
     best = Best(lambda: _score(model, data, options, loss, device), model.state_dict)
-    clock, kept = Clock(options), _Kept(model, optimizer, best, history, device, evaluations)
+    clock = Clock(options.checkpoint_every, options.checkpoint_seconds)
+    kept = _Kept(model, optimizer, best, history, device, evaluations)
     if folder is not None:
         kept.resume(folder)
     before, begin, paused, done = kept.seconds, time.perf_counter(), 0.0, kept.done

@@ -1,7 +1,8 @@
 """The edge of the command line: whatever is raised inside leaves as lines on standard error and an exit status.
 
 In: a command. Out: an exit status. Invariant: no traceback unless it is asked for (`--debug` or LAGCOMPILE_DEBUG=1);
-input and surroundings that are wrong give 2, Ctrl-C 130, a closed pipe 141 as in a shell, a defect of lagcompile 70.
+input and surroundings that are wrong give 2, a signal 128 and its number (Ctrl-C 130), a closed pipe 141 as in a shell,
+a defect of lagcompile 70.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 
 from lagcompile.ir.base import LagcompileError
 from lagcompile.ir.reading import os_problem
+from lagcompile.store.stop import ABANDONED, Ended, ending
 
 VARIABLE, OPTION = "LAGCOMPILE_DEBUG", "--debug"
 WRONG, DEFECT, INTERRUPTED, CLOSED = 2, 70, 130, 141
@@ -30,7 +32,8 @@ def guarded(command: Callable[[], object]) -> int:
     status = 0
     try:
         try:
-            command()
+            with ending():
+                command()
         except SystemExit as left:
             status = left.code if isinstance(left.code, int) else int(left.code is not None)
         sys.stdout.flush()
@@ -43,6 +46,9 @@ def guarded(command: Callable[[], object]) -> int:
                 print(line, file=sys.stderr, flush=True)
         if isinstance(error, OSError):
             _drop_output()
+    if any(thread.is_alive() for thread in ABANDONED):  # libraries with threads of their own abort when Python ends
+        sys.stderr.flush()
+        os._exit(status)
     return status
 
 
@@ -56,6 +62,8 @@ def told(error: BaseException) -> tuple[int, list[str]]:
     text = str(error)
     if isinstance(error, LagcompileError):
         return WRONG, list(error.problems)
+    if isinstance(error, Ended):
+        return 128 + error.number, [error.said]
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, ["interrupted"]
     if isinstance(error, BrokenPipeError):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lagcompile.backends.base import seeded
-from lagcompile.backends.keeping import FREE, Keeping, opened, program_files
+from lagcompile.backends.keeping import FREE, Steps, identity_of, keeping_of, program_files
 from lagcompile.backends.method import Method, Solver
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.kkt import certify_kkt
@@ -25,10 +25,10 @@ from lagcompile.ir.base import DataError, ProgramError, SpecError
 from lagcompile.ir.solution import Solution, Status
 from lagcompile.ir.yamlfile import dumps, spec_hash
 from lagcompile.lift import Lifted, lift
+from lagcompile.runtime.instance import Instance
 from lagcompile.store.folder import (
     CERTIFICATE,
     KKT,
-    LOG,
     MODEL,
     SOLUTION,
     SPEC,
@@ -36,9 +36,9 @@ from lagcompile.store.folder import (
     RunFolder,
     check_free,
     load_tensors,
-    log_bytes,
     tensor_bytes,
 )
+from lagcompile.store.keeping import Keeping
 from lagcompile.store.stop import Stop
 from lagcompile.workbench.baseline import Trained, backprop
 from lagcompile.workbench.measure import StateDefect, evaluator, outcome, state_defects
@@ -132,80 +132,62 @@ def solve(
         DataError: the folder exists, is in use, cannot be written, or holds nothing to go on from.
         KeyboardInterrupt: a second Ctrl-C; the folder holds the last checkpoint.
     """
-    spec = prepared.loaded.spec
-    if folder is not None and not resume:
-        check_free(folder, force=force)
-    if not isinstance(spec.method, Method):
-        return _at_once(prepared, spec.method, folder, force=force, resume=resume, look=look, report=report)
+    loaded, spec, options = prepared.loaded, prepared.loaded.spec, prepared.loaded.spec.run.options()
     if resume and folder is None:
         raise DataError("--resume needs a run folder")
+    if folder is not None and not resume:
+        check_free(folder, force=force)
+    method, heard = spec.method, stop or Stop()
     with ExitStack() as stack:
-        stack.enter_context(prepared.loaded.importing())
-        executor, heard = prepared.executor(), stop or Stop()
+        stack.enter_context(loaded.importing())
+        executor = None
+        if isinstance(method, Method):
+            executor = Supervised(prepared.executor(), spec.schedule, total=spec.run.steps)
+        instance = prepared.instance() if executor is None else executor.instance
         if stop is None:
             stack.enter_context(heard.listening())
-        stack.enter_context(seeded(executor.instance, spec.run.options()))
-        supervised = Supervised(executor, spec.schedule, total=spec.run.steps)
         watch = None if look is None else lambda row: look("solve", spec.run.steps, row)
-        keeping = Keeping(supervised, spec.run.options(), stop=heard, look=watch)
-        place = None
+        keeping = stack.enter_context(keeping_of(options, heard, instance.device, watch))
+        if executor is not None:
+            stack.enter_context(seeded(instance, options))
         if folder is not None:
-            first, fixed = _first_files(prepared), _fixed(spec)
-            opening = opened(folder, keeping, first, fixed, resume=resume, notice=notice, force=force)
-            place = stack.enter_context(opening)
-        solution = keeping.solve(original=prepared.model, evaluate=evaluator(prepared.data, prepared.loaded.loss))
-        rival = None
-        wanted = spec.rival.run if baseline is None else baseline
-        if wanted and solution.status is not Status.INTERRUPTED:
-            rival = _rival(prepared, solution.gradient_evaluations, place, look=look, stop=heard)
-        found = replace(_concluded(prepared, solution, rival), folder=folder)
-        if place is not None:
-            place.finish(_last_files(found) | dict(report(found) if report else {}), keeping.rows)
+            identity = identity_of(instance, _fixed(spec))
+            keeping.keep_in(folder, _first_files(prepared), identity, resume=resume, notice=notice, force=force)
+        conditions, rival = None, None
+        if executor is not None:
+            run = Steps(executor, options, keeping)
+            solution = run.solve(original=prepared.model, evaluate=evaluator(prepared.data, loaded.loss))
+            if (spec.rival.run if baseline is None else baseline) and solution.status is not Status.INTERRUPTED:
+                rival = _rival(prepared, solution.gradient_evaluations, keeping.folder, look=look, stop=heard)
+        else:
+            solution = _at_once(prepared, method, instance, keeping)
+            conditions = certify_kkt(instance, solution)
+        found = replace(_concluded(prepared, solution, rival), folder=folder, conditions=conditions)
+        rows = solution.history.rows
+        keeping.finish(_last_files(found) | dict(report(found) if report else {}), rows)
         return replace(found, stopped=heard.exit_status if heard.asked else 0)
 
 
-def _at_once(
-    prepared: Prepared,
-    method: Solver,
-    folder: Path | None,
-    *,
-    force: bool,
-    resume: bool,
-    look: Look | None,
-    report: Report | None,
-) -> Outcome:
-    """Run a method that solves the whole program at once: no schedule, no checkpoint, no backprop next to it."""
-    loaded, spec = prepared.loaded, prepared.loaded.spec
-    if resume:
-        raise DataError(f"method '{spec.method.kind}' has no checkpoint to resume: run it again with --force")
-    with loaded.importing():
-        instance = prepared.instance()
-        rows: list[Mapping[str, float]] = []
-
-        def watch(row: Mapping[str, float]) -> None:
-            rows.append(row)
-            if look is not None:
-                look("solve", spec.run.steps, row)
-
-        try:
-            solution = method.solve(instance, spec.run.options(), original=prepared.model, watch=watch)
-        except ProgramError as error:
-            raise SpecError([loaded.problem("method", p) for p in error.problems]) from error
-        conditions = certify_kkt(instance, solution)
-        found = replace(_concluded(prepared, solution, None), folder=folder, conditions=conditions)
-        if folder is not None:
-            written = _first_files(prepared) | _last_files(found) | dict(report(found) if report else {})
-            RunFolder.create(folder, written | {LOG: log_bytes(solution.history.rows)}, {}, force=force).close()
-        return found
+def _at_once(prepared: Prepared, method: Solver, instance: Instance, keeping: Keeping) -> Solution:
+    """Run a method that solves the whole program at once: no schedule, and no backprop next to it."""
+    options = prepared.loaded.spec.run.options()
+    try:
+        found = method.solve(instance, options, original=prepared.model, watch=keeping.watch, keeper=keeping)
+    except ProgramError as error:
+        raise SpecError([prepared.loaded.problem("method", p) for p in error.problems]) from error
+    keeping.ended(found.status)
+    return found
 
 
 def _fixed(spec: RunSpec) -> str:
     """Hash of what may not change when a run is resumed."""
-    free = (*FREE, "device")
+    free = {*FREE, "device"} | ({"steps"} if isinstance(spec.method, Method) else set())
     kept = spec.run.model_copy(update={name: Running.model_fields[name].default for name in free})
     if spec.schedule.given():  # step sizes depend on the number of steps
         kept = kept.model_copy(update={"steps": spec.run.steps})
-    return spec_hash(spec.model_copy(update={"run": kept, "baseline": False, "note": "", "tolerance": 1.0}))
+    method = spec.method.model_copy(update={n: type(spec.method).model_fields[n].default for n in spec.method.FREE})
+    free_keys = {"run": kept, "method": method, "baseline": False, "note": "", "tolerance": 1.0}
+    return spec_hash(spec.model_copy(update=free_keys))
 
 
 def _first_files(prepared: Prepared) -> dict[str, bytes]:

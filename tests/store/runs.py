@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,13 +12,16 @@ import torch
 from torch import nn
 
 import lagcompile as lc
+from lagcompile.backends.convex import Convex
+from lagcompile.backends.mip import MixedInteger
+from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.ir.solution import Solution
 from tests.store.dying import Machine, died
 
 PENALTY = lc.ConstantWeight(value=1.0)
 TABLE, BATCH = lc.Formulation(), lc.Formulation(storage=lc.Transient(), multiplier=None, weight=PENALTY)
 CLASSES = lc.Formulation(storage=lc.ClassGaussian(samples=2), start=lc.UnitSphere(), classes=2)
-KINDS: Mapping[str, tuple[Any, lc.Formulation]] = {
+STEPS: dict[str, tuple[Any, lc.Formulation]] = {
     "extragradient": (lc.Extragradient(weights=lc.Adam(lr=0.01)), TABLE),
     "past": (lc.ExtragradientFromPast(), TABLE),
     "optimistic": (lc.OptimisticGradient(states=lc.Adagrad(lr=0.1)), TABLE),
@@ -34,6 +36,17 @@ KINDS: Mapping[str, tuple[Any, lc.Formulation]] = {
     "feedback": (lc.FeedbackAlignment(), BATCH),
 }
 """One of each family that makes steps, with a formulation that it is defined on."""
+DECAY = lc.Formulation(regularisers=(lc.Regulariser(kind="l2", on="weights", weight=0.2),))
+MOVED = lc.Formulation(frozen=("*",), inputs={"input_1": lc.InputFormulation(lower=-2.0, upper=2.0)})
+EXACT: dict[str, tuple[Any, lc.Formulation]] = {
+    "sqp": (lc.SQP(), DECAY),
+    "bfgs": (lc.SQP(hessian="bfgs", max_iterations=9), DECAY),
+    "convex": (Convex(), DECAY),
+    "mixed_integer": (MixedInteger(), MOVED),
+    "ipopt": (Ipopt(), DECAY),
+}
+"""Solvers of the exact program; the last three are one call of another library each."""
+KINDS = STEPS | EXACT
 
 
 class Net(nn.Module):
@@ -50,6 +63,21 @@ class Net(nn.Module):
         return self.last(h)
 
 
+def _exact(kind: str) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor], Any, int]:
+    """A small network, rows, a loss and a number of stages."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(4, n, generator=generator, dtype=torch.float64) for n in (2, 1))
+    if kind == "mixed_integer":
+        net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double().requires_grad_(False)
+        return net, (x[:1], y[:1]), _first, 1
+    layers = [nn.Linear(2, 1)] if kind == "convex" else [nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)]
+    return nn.Sequential(*layers).double(), (x, y), nn.functional.mse_loss, len(layers) // 2 + 1
+
+
+def _first(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return output.sum()
+
+
 class Run:
     """A run of one method on a handful of rows.
 
@@ -61,13 +89,17 @@ class Run:
 
     def __init__(self, root: Path, kind: str = "extragradient", **options: Any) -> None:
         generator = torch.Generator().manual_seed(1)
+        self.root, (self.method, formulation) = root, KINDS[kind]
+        self.loss: Any = nn.functional.cross_entropy
+        split: Any = lc.AtSplit(after=("first", "middle") if kind == "memory" else ("tanh",))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2)
-            net = Net(0.0 if kind in {"altmin", "memory", "proxprop", "targets", "feedback"} else 0.3)
-        after = ("first", "middle") if kind == "memory" else ("tanh",)
-        self.data = (torch.randn(10, 2, generator=generator), torch.arange(10) % 2)
-        self.root, self.method = root, KINDS[kind][0]
-        self.lifted = lc.lift(net, (self.data[0],), lc.AtSplit(after=after), KINDS[kind][1])
+            if kind in EXACT:
+                net, self.data, self.loss, split = _exact(kind)
+            else:
+                net = Net(0.0 if kind in {"altmin", "memory", "proxprop", "targets", "feedback"} else 0.3)
+                self.data = (torch.randn(10, 2, generator=generator), torch.arange(10) % 2)
+        self.lifted = lc.lift(net, (self.data[0],), split, formulation)
         given = {"steps": 4, "batch_size": 4, "look_every": 1, "checkpoint_every": 2, "seed": 3}
         self.options = lc.RunOptions.model_validate({**given, **options})
 
@@ -75,9 +107,7 @@ class Run:
         """Solve into a folder."""
         given = {"options": self.options, **keywords}
         with mock.patch.object(time, "perf_counter", return_value=0.0):
-            return self.lifted.solve(
-                self.data, loss=nn.functional.cross_entropy, method=self.method, folder=self.root / name, **given
-            )
+            return self.lifted.solve(self.data, loss=self.loss, method=self.method, folder=self.root / name, **given)
 
     def operations(self, name: str) -> int:
         """Number of operations on files of the unbroken run."""

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tests.store.runs import KINDS, Run, files
 
-MOST = 280
+MOST = 310
 """Operations of the longest run, at most."""
-CI, NIGHTLY = 24, len(KINDS) * MOST
+CI, NIGHTLY = 34, len(KINDS) * MOST
 
 
 def case(seed: int) -> Mapping[str, int]:

@@ -113,7 +113,8 @@ def _signalled(run: Run, count: int, generator: random.Random) -> None:
             sent.append(number)
             os.kill(os.getpid(), number)
 
-    died(run.root, None, lambda: run("broken", watch=watch))
+    with suppress(KeyboardInterrupt):  # of solvers that are one call
+        died(run.root, None, lambda: run("broken", watch=watch))
 
 
 def _killed(run: Run, count: int, generator: random.Random) -> None:
