@@ -225,7 +225,8 @@ class RunFolder:
                 f"{self.path / sums.SUMS} is gone: whether files were damaged cannot be said; it is written anew"
             )
         for problem in sums.problems(self.path):
-            if not problem.startswith("there is no file ") and f"/{RUN_ID} " not in problem:
+            anew = any(f"/{name} " in problem for name in (LOG, RUN_ID))  # they follow from the state
+            if not anew and not problem.startswith("there is no file "):
                 self.notice(problem)
         sums.write(self.path, {**files, RUN_ID: _id(self._identity)}, without=[LOG], anew=True)
         disk.replace(self.path / LOG, log_bytes(rows))

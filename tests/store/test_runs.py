@@ -430,8 +430,8 @@ def test_runs_of_threads_do_not_wait_for_each_other(run: Run) -> None:
 
 def test_checkpoints_of_two_runs_are_refused(run: Run) -> None:
     run("whole", start=run("other"))
-    shutil.copy(run.root / "other" / "checkpoint-a.state", run.root / "whole")
     before = files(run.root / "whole")
+    shutil.copy(run.root / "other" / "checkpoint-a.state", run.root / "whole")
     with pytest.warns(UserWarning, match=r"checkpoint-a\.state is of another run .*going on from checkpoint-b"):
         run("whole", resume=True)
     assert files(run.root / "whole") == before
