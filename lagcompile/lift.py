@@ -19,8 +19,8 @@ from lagcompile.backends.base import RunOptions, Watch, fits
 from lagcompile.backends.best import Evaluate
 from lagcompile.backends.first_order import Extragradient
 from lagcompile.backends.method import Solver
-from lagcompile.check.certificate import Certificate
-from lagcompile.check.verify import TOLERANCE, certify_solved, verify_network
+from lagcompile.check.certificate import USUAL, Certificate
+from lagcompile.check.verify import certify_solved, verify_network
 from lagcompile.frontend.balance import Context, too_many
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.choose import Captured, choose
@@ -296,7 +296,7 @@ class Lifted:
         target: Any,
         *,
         loss: Loss,
-        tolerance: float = TOLERANCE,
+        tolerance: float = USUAL["network"],
         kwargs: Mapping[str, Any] | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> Certificate:

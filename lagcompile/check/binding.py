@@ -6,8 +6,11 @@ one model give the same digests in every process.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,7 +61,22 @@ def _text(module: nn.Module) -> str:
     for name, part in module.named_modules():
         inside = str(part.graph) if isinstance(part, fx.GraphModule) else part.extra_repr()
         lines.append(f"{name} {type(part).__qualname__} {inside}")
+        if not isinstance(part, fx.GraphModule) and not type(part).__module__.startswith("torch."):
+            lines.append(_code(type(part).forward))
+        for kept in (part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks):
+            lines += [f"{name} hook {_code(hook)}" for hook in kept.values()]
     return _ADDRESS.sub("", "\n".join(lines))
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """What a function of Python does, as far as its own code and the numbers that it holds on to say it."""
+    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    own = getattr(inner, "__func__", inner)
+    code, cells = getattr(own, "__code__", None), getattr(own, "__closure__", None) or ()
+    held = [c.cell_contents for c in cells if isinstance(c.cell_contents, (bool, int, float, str))]
+    held += [v for v in (getattr(own, "__defaults__", None) or ()) if isinstance(v, (bool, int, float, str))]
+    said = "" if code is None else f"{code.co_code.hex()} {code.co_consts} {code.co_names}"
+    return f"{getattr(own, '__qualname__', type(own).__qualname__)} {said} {held}"
 
 
 def label(state: StateVariable) -> str:

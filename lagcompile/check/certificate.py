@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor
 
 from lagcompile.ir.base import DataError, Measured
@@ -42,6 +42,8 @@ Identity = tuple[str, str, str]
 
 LARGEST_TOLERANCE = 1e-2
 """Tolerance above which a residual that holds says nothing."""
+USUAL: Mapping[Claim, float] = {"network": 1e-10, "solution": 1e-8}
+"""Tolerances where none was asked for; a verdict by a looser one says so."""
 SAME_LOSS = 1e-8
 """Relative difference of the values of one loss on two machines."""
 EXIT: Mapping[Verdict, int] = {"ok": 0, "failed": 1, "not assessed": 3}
@@ -92,7 +94,7 @@ class Certificate(Measured):
     FILE = ("certificate", "residuals")
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     claim: Claim
     """network: the cut network is the model; solution: a point satisfies the program's KKT conditions."""
     model: str
@@ -126,6 +128,15 @@ class Certificate(Measured):
     versions: Mapping[str, str] = Field(default_factory=dict)
     digest: str
     """Digest of everything above."""
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _of_this_edition(cls, value: object) -> object:
+        if value in (1, 2):
+            raise ValueError(
+                f"the certificate is of format {value}, this edition reads 3: measure it again (verify --out)"
+            )
+        return value
 
     @classmethod
     def made(cls, required: Iterable[Identity], **fields: Any) -> Certificate:
@@ -214,6 +225,7 @@ class Certificate(Measured):
         *,
         loss: Callable[[Any, Any], Tensor] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        tolerance: float = USUAL["network"],
     ) -> list[str]:
         """List what speaks against this being a valid certificate of a lifted model; empty where it is one.
 
@@ -223,6 +235,7 @@ class Certificate(Measured):
             target: what the loss compares with.
             loss: (output, target) -> scalar.
             kwargs: keyword arguments of the forward.
+            tolerance: largest residual; the certificate's own tolerances count for nothing.
         """
         found = [] if self.ok else [f"the certificate itself: {self.verdict}", *self.reasons]
         if self.claim == "solution":
@@ -232,8 +245,10 @@ class Certificate(Measured):
 
             required = identities_digest(network_identities(lifted.program))
             here = bindings(lifted.network, lifted.program) | {"required": required}
+            found += [_above(r, r.value, tolerance) for r in self.residuals if not r.value <= tolerance]
             return found + [_differs(k, getattr(self, k), v) for k, v in here.items() if getattr(self, k) != v]
-        return found + differences(self, lifted.verify(inputs, target, loss=loss, kwargs=kwargs))
+        measured = lifted.verify(inputs, target, loss=loss, kwargs=kwargs, tolerance=tolerance)
+        return found + differences(self, measured)
 
     def save(self, path: str | Path) -> Path:
         """Write the certificate as JSON."""
@@ -260,6 +275,9 @@ class Certificate(Measured):
 
     def __str__(self) -> str:
         word = {"ok": "ok", "failed": "NOT ok", "not assessed": "NOT assessed"}[self.verdict]
+        loosest = largest(r.tolerance for r in self.residuals if r.kind != "global bound")
+        if self.ok and loosest > USUAL[self.claim]:
+            word += f" to {loosest:.0e} only, {USUAL[self.claim]:.0e} is usual"
         lines = [f"certificate for {self.model} in {self.dtype}: {word} ({self.rows} rows)"]
         for mode in dict.fromkeys(r.mode for r in self.residuals):
             for kind in dict.fromkeys(r.kind for r in self.residuals if r.mode == mode):
@@ -277,7 +295,8 @@ class Certificate(Measured):
 def differences(saved: Certificate, measured: Certificate) -> list[str]:
     """List where a new measurement differs from a certificate; empty where it confirms it.
 
-    Residuals are compared against the saved tolerances, not for equality: rounding may differ between machines.
+    Residuals of both are compared with the tolerances of the new one, not for equality: rounding may differ between
+    machines, and who writes a file chooses what stands in it.
     """
     found = [_differs(k, getattr(saved, k), getattr(measured, k)) for k in BOUND if _other(k, saved, measured)]
     if len(saved.losses) != len(measured.losses):
@@ -288,14 +307,11 @@ def differences(saved: Certificate, measured: Certificate) -> list[str]:
     by_name = {(r.kind, r.name, r.mode): r for r in measured.residuals}
     for was in saved.residuals:
         again = by_name.pop((was.kind, was.name, was.mode), None)
-        words = f"{was.kind} of {was.name} in {was.mode} mode"
         if again is None:
-            found.append(f"{words}: no longer measured")
-        elif not 0.0 <= again.value <= was.tolerance:
-            found.append(
-                f"{words}: {again.value:.1e} is above the tolerance {was.tolerance:.0e} "
-                f"(the certificate says {was.value:.1e})"
-            )
+            found.append(f"{was.kind} of {was.name} in {was.mode} mode: no longer measured")
+        else:
+            worst = again.value if not again.ok else was.value
+            found += [] if worst <= again.tolerance else [_above(was, worst, again.tolerance)]
     return found + [f"{kind} of {name} in {mode} mode: not in the certificate" for kind, name, mode in by_name]
 
 
@@ -305,6 +321,11 @@ def _other(key: str, saved: Certificate, measured: Certificate) -> bool:
 
 def _differs(key: str, old: Any, new: Any) -> str:
     return f"{BOUND[key]}: the certificate was made for {old}, here it is {new}"
+
+
+def _above(was: Residual, value: float, tolerance: float) -> str:
+    said = f" (the certificate says {was.value:.1e})" if value != was.value else ""
+    return f"{was.kind} of {was.name} in {was.mode} mode: {value:.1e} is above the tolerance {tolerance:.0e}{said}"
 
 
 def _rank(residual: Residual) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.binding import bindings, in_sums, named_digest, solution_identities
-from lagcompile.check.certificate import MODES, Certificate, Kind, Residual, digest
+from lagcompile.check.certificate import MODES, USUAL, Certificate, Kind, Residual, digest
 from lagcompile.check.certificate import largest as largest_of
 from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.check.kinks import sentence
@@ -34,7 +34,6 @@ from lagcompile.ir.solution import Solution
 from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.slopes import MOST, Slopes, fit_slopes
 
-TOLERANCE = 1e-8
 VARIES = 100.0
 """Factor of the tolerance: residuals cannot tell an objective that varies less from a constant."""
 LISTED = 8
@@ -48,7 +47,7 @@ def certify_kkt(
     instance: Instance,
     solution: Solution,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float = USUAL["solution"],
     step: int | None = None,
     largest: int = LARGEST,
 ) -> Certificate:

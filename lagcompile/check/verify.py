@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from lagcompile.check.binding import bindings, label, network_identities
-from lagcompile.check.certificate import MODES, Certificate, Kind, Residual, digest, largest
+from lagcompile.check.certificate import MODES, USUAL, Certificate, Kind, Residual, digest, largest
 from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
@@ -33,7 +33,6 @@ from lagcompile.runtime.float64 import float64_for, widened
 from lagcompile.runtime.instance import convert, quiet
 from lagcompile.runtime.trial import one_number
 
-TOLERANCE = 1e-10
 SEED = 0
 LARGEST = 2**24
 """Number of weights up to which `solve` certifies a network: a copy of them in float64 is needed."""
@@ -52,7 +51,7 @@ def verify_network(
     target: Any,
     *,
     loss: Callable[[Any, Any], Tensor],
-    tolerance: float = TOLERANCE,
+    tolerance: float = USUAL["network"],
     weights: Mapping[str, Tensor] | None = None,
 ) -> Certificate:
     """Certificate of a network that was split.

@@ -16,6 +16,7 @@ import torch
 from pydantic import ConfigDict, Field, JsonValue
 
 from lagcompile.backends.base import RunOptions
+from lagcompile.check.certificate import USUAL
 from lagcompile.frontend.lower import Formulation
 from lagcompile.frontend.split import AutoSplit, BalancedSplit, Split, SplitFile, SplitPolicy
 from lagcompile.ir.base import NAME, DataError, Frozen, SpecError
@@ -28,8 +29,6 @@ from lagcompile.workbench.methods import MethodSpec
 from lagcompile.workbench.references import DATA, LOSSES, MODELS, Wanted, resolve_all
 from lagcompile.workbench.schedule import Schedules
 from lagcompile.workbench.trusted import scope_of
-
-VERIFY_TOLERANCE = 1e-10
 
 
 class Reference(Frozen):
@@ -101,7 +100,7 @@ class RunSpec(Frozen):
     """Steps, batch size, seed, device."""
     baseline: bool | Baseline = Baseline(run=False)
     """true, or a step rule: train the same network by plain backprop next to it."""
-    tolerance: float = Field(default=VERIFY_TOLERANCE, gt=0)
+    tolerance: float = Field(default=USUAL["network"], gt=0)
     """Largest relative residual of the certificate."""
 
     @property

@@ -185,6 +185,35 @@ def test_a_kind_that_was_left_out_is_noticed_by_the_program(kind: str) -> None:
     assert sealed(data).check(lifted(), X, Y, loss=F.cross_entropy)
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6, 2e-10])
+def test_the_tolerance_is_the_checkers_and_not_the_files(tolerance: float) -> None:
+    data = said(genuine())
+    for residual in data["residuals"]:
+        residual["tolerance"] = tolerance
+    data["residuals"][-1]["value"] = 0.9 * tolerance
+    forged = sealed(data)
+    first = str(forged).splitlines()[0]
+    assert f"ok to {tolerance:.0e} only, 1e-10 is usual" in first, first
+    (told,) = forged.check(lifted())
+    assert told.endswith(f"{0.9 * tolerance:.1e} is above the tolerance 1e-10")
+    assert forged.check(lifted(), tolerance=tolerance) == []
+    assert forged.check(lifted(), X, Y, loss=F.cross_entropy) == [told]
+
+
+def test_a_looser_certificate_of_small_residuals_holds_by_the_usual_tolerance() -> None:
+    loose = lifted().verify(X, Y, loss=F.cross_entropy, tolerance=1e-3)
+    assert loose.check(lifted(), X, Y, loss=F.cross_entropy) == []
+    assert "only" in str(loose).splitlines()[0]
+    assert "only" not in str(genuine()).splitlines()[0]
+
+
+def test_a_certificate_of_an_earlier_edition_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({**said(genuine()), "format": 2}))
+    with pytest.raises(lc.DataError, match=r"c.json:1: format: the certificate is of format 2, .* measure"):
+        lc.Certificate.load(path)
+
+
 # ------------------------------------------------------------------ genuine, but of something else
 def _weights(model: Net) -> None:
     with torch.no_grad():
@@ -258,6 +287,28 @@ class Other(Net):
 def test_another_network_of_the_same_weights_is_not_certified() -> None:
     found = genuine().check(lifted(Other()))
     assert "what the stages compute" in {f.split(":")[0] for f in found}
+
+
+def _hooked(hook: Callable[..., Any] | None, on: str = "second") -> Net:
+    model = Net()
+    if hook is not None:
+        model.get_submodule(on).register_forward_hook(hook)
+    return model
+
+
+def _times(factor: float) -> Callable[..., Any]:
+    return lambda module, inputs, output: output * factor
+
+
+def test_hooks_belong_to_what_the_stages_compute() -> None:
+    hooks = [None, _times(2.0), _times(3.0), lambda m, i, o: o * 2.0, lambda m, i, o: o + 2.0, _times(2.0)]
+    certificates = [lifted(_hooked(hook)).verify(X, Y, loss=F.cross_entropy) for hook in hooks]
+    assert all(c.ok for c in certificates)
+    for i, certificate in enumerate(certificates):
+        for j, hook in enumerate(hooks):
+            same = i == j or {i, j} == {1, 5}
+            assert (certificate.check(lifted(_hooked(hook))) == []) == same, (i, j)
+    assert certificates[1].check(lifted(_hooked(_times(2.0), on="head")))
 
 
 # ------------------------------------------------------------------ measured, but on nothing that could have failed

@@ -84,7 +84,10 @@ def text(draw: random.Random, genuine: lc.Certificate, check: Callable[[lc.Certi
     key = draw.choice([k for k in data if k not in ("format", "dtype", "seed", "versions", "facts", "values", "loss")])
     if key == "residuals":
         chosen = draw.choice(data[key])
-        what, new = draw.choice((("value", 1e-3), ("value", math.nan), ("tolerance", 1.0), ("scale", 0.0)))
+        what, new = draw.choice(
+            (("value", 1e-3), ("value", math.nan), ("tolerance", 1.0), ("scale", 0.0), ("value", 2e-10))
+        )
+        chosen["tolerance"] = draw.choice((chosen["tolerance"], 1e-2))
         chosen[what] = new
         if draw.random() < 0.3:
             data[key] = []
