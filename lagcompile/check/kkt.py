@@ -15,7 +15,7 @@ one-sided ones are tried (`runtime.slopes`); what is left is not assessed, and h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -114,24 +114,23 @@ def certify_kkt(
 
 def _probed(instance: Instance, point: CheckPoint, tolerance: float) -> tuple[float, list[str]]:
     """Say by how much the Lagrangian varies, and why its gradient may say nothing."""
-    gradients = point.gradients(point.lagrangian())
-    touched = {leaf for k in point.kinks for leaf in k.touched}
     copies = {f"{role} {name}": v.detach().clone() for (role, name), v in point.leaves.items()}
-    names = {leaf: f"{leaf[0]} {leaf[1]}" for leaf in point.leaves}
+    names = {f"{role} {name}": (role, name) for role, name in point.leaves}
+
+    def lagrangian(tensors: Mapping[str, Tensor]) -> Tensor:
+        return point.at({names[n]: t for n, t in tensors.items()})
 
     def value() -> float:
-        return point.value({leaf: copies[name] for leaf, name in names.items()})
+        with torch.no_grad():
+            return float(lagrangian(copies))
 
     probe = Probe(copies)
-    for leaf, gradient in gradients.items():
-        if leaf not in touched:
-            probe.add(names[leaf], gradient)
-    sizes = [
-        point.shares[c.name] * float((point.forces[c.name] * point.leaves["state", c.state].detach()).abs().sum())
-        for c in point.program.defects
-        if c.name in point.defects
-    ]
-    said = probe.disagreement(value, size=sum(sizes))
+    with probe.nearby():  # a gradient that was stopped is stopped there, too, and no kink is in the way
+        moved = {n: t.detach().clone().requires_grad_() for n, t in copies.items()}
+        gradients = torch.autograd.grad(lagrangian(moved), list(moved.values()), materialize_grads=True)
+        for name, gradient in zip(moved, gradients, strict=True):
+            probe.add(name, gradient)
+        said = probe.disagreement(value)
     doubts = [not_the_derivative(instance.network, said)] if said else []
     varies = probe.variation(value)
     if not varies >= VARIES * tolerance:

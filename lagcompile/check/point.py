@@ -46,7 +46,7 @@ class CheckPoint:
         values: value constraints -> rows and multipliers: ("==" or "<=", rows, multipliers).
         facts: what was completed.
         kinks: numbers at which stages or loss have no derivative.
-        value: the Lagrangian at other values of the leaves, forces and multipliers as they are here.
+        at: the Lagrangian at other values of the leaves, forces and multipliers as they are here.
     """
 
     program: Program
@@ -60,7 +60,7 @@ class CheckPoint:
     values: dict[str, tuple[str, Tensor, Tensor]]
     facts: list[str] = field(default_factory=list)
     kinks: tuple[Kink, ...] = ()
-    value: Callable[[Mapping[Leaf, Tensor]], float] = field(default=lambda leaves: torch.nan)
+    at: Callable[[Mapping[Leaf, Tensor]], Tensor] = field(default=lambda leaves: torch.tensor(torch.nan))
 
     def lagrangian(self) -> Tensor:
         """Smooth part + c <force, r> + multipliers of value constraints, connected to the leaves."""
@@ -202,19 +202,19 @@ def check_point(
         point.facts += facts
         unknown = _forces(evaluator, point, solution, {s.name for s in missing})
         _sweep(point, unknown)
-    point.value = partial(_value_at, evaluator, point, solution, step)
+    point.at = partial(_lagrangian_at, evaluator, point, solution, step)
     return point
 
 
-def _value_at(
+def _lagrangian_at(
     evaluator: _Evaluator, point: CheckPoint, solution: Solution, step: int | None, leaves: Mapping[Leaf, Tensor]
-) -> float:
-    with in_float64(), torch.no_grad():
+) -> Tensor:
+    with in_float64():
         env, predictions, _ = evaluator.run(leaves)
         loss = evaluator.instance.loss(evaluator.network.assemble(env), evaluator.target).reshape(())
         moved = _evaluated(evaluator, dict(leaves), env, predictions, solution, step, loss=loss)
         moved.forces = point.forces
-        return float(moved.lagrangian())
+        return moved.lagrangian()
 
 
 def _leaves(evaluator: _Evaluator, solution: Solution) -> tuple[dict[Leaf, Tensor], tuple[StateVariable, ...]]:

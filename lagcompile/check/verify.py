@@ -29,7 +29,7 @@ from lagcompile.ir.alone import alone
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program
 from lagcompile.runtime.adjoint import Sweep, sweep
-from lagcompile.runtime.float64 import float64_for, widened
+from lagcompile.runtime.float64 import in_float64, widened
 from lagcompile.runtime.instance import convert, quiet
 from lagcompile.runtime.trial import one_number
 
@@ -77,7 +77,7 @@ def verify_network(
         copied = convert(copied, torch.device("cpu"), wide=True)
         inputs = [widened(t.detach().cpu()) for t in tensors]
         goal = pytree.tree_map(lambda v: widened(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
-        with float64_for(lambda: _whole(copied, inputs, lambda out: loss(out, goal))):
+        with in_float64():
             for mode in MODES["network"]:
                 run = _Mode(copied, program, inputs, lambda out: loss(out, goal), training=mode == "train")
                 residuals += [
@@ -142,14 +142,6 @@ def _described(
         "inputs": digest([*tensors, *pytree.tree_leaves(target)]),
         "modes": MODES["network"],
     }
-
-
-def _whole(network: Network, inputs: Sequence[Tensor], loss: Callable[[Any], Tensor]) -> None:
-    """The user's own module and the loss, in both modes."""
-    for training in (False, True):
-        network.capture.original.train(training)
-        with torch.no_grad(), quiet(network.capture.original):
-            loss(network.capture.signature.call(network.capture.original, [t.clone() for t in inputs]))
 
 
 class _Mode:
@@ -223,9 +215,16 @@ class _Mode:
                     probe.add(name, gradients[name])
                     found.append(_compared(name, here[name], gradients[name], self.parameters[name]))
         yield from _graded("weight gradient", found)
-        said = probe.disagreement(self._value)
-        if said:
-            self.doubts.append(not_the_derivative(network, said))
+        if probe.disagreement(self._value):
+            with probe.nearby():  # at a kink any slope between the one-sided ones is right
+                for names in _groups(self.parameters):
+                    with _same_start(network):
+                        gradients = _gradients(self._number(self._output()), {n: self.parameters[n] for n in names})
+                    for name in names:
+                        probe.add(name, gradients[name])
+                said = probe.disagreement(self._value)
+            if said:
+                self.doubts.append(not_the_derivative(network, said))
 
     def _value(self) -> float:
         """Return the loss of the user's module."""

@@ -1,24 +1,25 @@
-"""Float64 in place of the lower precisions that a model hard-codes.
+"""Float64 in place of the lower precisions that a model hard-codes, and of torch's default dtype.
 
-In: any PyTorch code, while `in_float64` is active. Out: the same code, in which casts to float32, float16 and bfloat16
-and constants of those dtypes are float64, and complex numbers complex128. Invariant: outside of it nothing is changed;
-integers and booleans are left alone. Grouped convolutions are computed as one product of patches: torch's own float64
-kernel runs group by group, some hundred times slower.
+In: any PyTorch code, while `in_float64` is active. Out: the same code, in which casts to float32, float16 and bfloat16,
+constants of those dtypes, and what torch makes in its default dtype are float64, and complex numbers complex128.
+Invariant: nothing is changed for other threads, nor afterwards; integers and booleans are left alone. Some operations
+are computed otherwise: torch's float64 kernel of grouped convolutions runs group by group, some hundred times slower
+than one product of patches, and that of attention rounds its gradient where the softmax is saturated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from lagcompile.ir.alone import ALONE
 
 _WIDER = {
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
@@ -45,7 +46,33 @@ class _Widen(TorchFunctionMode):
             return args[0].to(_CASTS[func])
         wide = tuple(_wide(a) for a in args)
         named = {k: _wide(v) for k, v in (kwargs or {}).items()}
-        return (_grouped if func is torch.conv2d else func)(*wide, **named)
+        call = _OTHERWISE.get(func, func)
+        result = call(*wide, **named)
+        if not isinstance(result, Tensor) or result.dtype not in _WIDER or result.requires_grad or "out" in named:
+            return result
+        return result if any(_is_low(a) for a in wide) else _anew(call, wide, named, _WIDER[result.dtype])
+
+
+def _is_low(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in _WIDER
+
+
+def _anew(call: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """What a function makes of numbers and integers in torch's default dtype, in double precision."""
+
+    def precise(value: Any, *, booleans: bool) -> Any:
+        if isinstance(value, float):
+            return torch.tensor(value, dtype=torch.float64)
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
+        return value.double() if whole and (booleans or value.dtype != torch.bool) else value
+
+    again = [([precise(a, booleans=b) for a in args], named) for b in (True, False)]  # a mask stays one where it must
+    for positional, keywords in [(list(args), {**named, "dtype": dtype}), *again]:
+        with suppress(TypeError, RuntimeError):
+            found = call(*positional, **keywords)
+            if found.dtype == dtype:
+                return found
+    return widened(call(*args, **named))
 
 
 def _grouped(
@@ -67,13 +94,44 @@ def _grouped(
     rows, columns = (
         (input.shape[2 + i] + 2 * pads[i] - gaps[i] * (kernel[i] - 1) - 1) // steps[i] + 1 for i in range(2)
     )
-    patches = torch.nn.functional.unfold(input, tuple(kernel), gaps, pads, steps)
+    patches = functional.unfold(input, tuple(kernel), gaps, pads, steps)
     # examples beside positions: with the batch in front, matmul would hold a copy of the weights for each example
     patches = patches.reshape(len(input), groups, -1, rows * columns).permute(1, 2, 0, 3).flatten(2)
     product = torch.matmul(weight.reshape(groups, len(weight) // groups, -1), patches)
     product = product.reshape(groups, -1, len(input), rows * columns).permute(2, 0, 1, 3)
     result = product.reshape(len(input), len(weight), rows, columns)
     return result if bias is None else result + bias[:, None, None]
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **named: Any,
+) -> Any:
+    """`scaled_dot_product_attention` by its definition: the gradient is that of the softmax that was computed."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -math.inf)
+    given = query, key, value, attn_mask, dropout_p, is_causal
+    return torch.ops.aten._scaled_dot_product_attention_math(*given, **named)[0]
+
+
+def _multi_head_attention(*args: Any, **named: Any) -> Any:
+    """`multi_head_attention_forward`, which forms the weights where it is asked for them."""
+    output, weights = functional.multi_head_attention_forward(*args, **{**named, "need_weights": True})
+    return output, weights if named.get("need_weights", True) else None
+
+
+_OTHERWISE: Mapping[Any, Callable[..., Any]] = {
+    torch.conv2d: _grouped,
+    torch.ops.aten.conv2d.default: _grouped,
+    functional.scaled_dot_product_attention: _attention,
+    torch.ops.aten.scaled_dot_product_attention.default: _attention,
+    functional.multi_head_attention_forward: _multi_head_attention,
+}
 
 
 def _wide(value: Any) -> Any:
@@ -89,33 +147,9 @@ def widened(value: Any) -> Any:
     return value.to(_WIDER[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDER else value
 
 
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """Run with float64 as default dtype, and with hard-coded lower precisions widened to it."""
-    with ALONE:  # the default dtype belongs to the process
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            with _Widen():
-                yield
-        finally:
-            torch.set_default_dtype(before)
-
-
-@contextmanager
-def float64_for(*runs: Callable[[], Any]) -> Iterator[None]:
-    """Run in float64, without a change of the default dtype where code on float64 tensors stays in float64 by itself.
-
-    Args:
-        runs: what is about to be run, once.
-    """
-    try:
-        with _Widen():
-            needed = any(leaves_float64(run) for run in runs)
-    except Exception:  # its failure is reported where it is run
-        needed = True
-    with in_float64() if needed else _Widen():
-        yield
+def in_float64() -> AbstractContextManager[object]:
+    """Run with float64 as default dtype, and with hard-coded lower precisions widened to it, in this thread."""
+    return _Widen()
 
 
 class _Watching(TorchDispatchMode):

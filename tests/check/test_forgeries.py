@@ -351,6 +351,53 @@ def test_a_network_that_stops_gradients_is_not_assessed_and_the_place_is_named()
     assert "first." in certificate.reasons[0]
 
 
+class Leak(Net):
+    """A share of the gradient is stopped, or the gradient of one small tensor."""
+
+    def __init__(self, share: float, activation: Callable[[Tensor], Tensor], *, small: bool = False) -> None:
+        super().__init__()
+        self.share, self.activation, self.small = share, activation, small
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.activation(self.second(self.activation(self.first(x))))
+        stopped = self.gain.detach() * h.square() if self.small else self.gain * h.detach()
+        output: Tensor = self.head(h) + self.share * (stopped[:, :3] + self.gain * torch.sin(h[:, 1:4]))
+        return output
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, torch.relu], ids=["tanh", "relu"])
+@pytest.mark.parametrize(("share", "small"), [(1e-2, False), (1e-5, False), (1e-2, True), (1e-6, True)])
+def test_a_small_part_of_a_gradient_that_is_stopped_is_seen(share: float, activation: Any, *, small: bool) -> None:
+    certificate = lifted(Leak(share, activation, small=small)).verify(X, Y, loss=F.cross_entropy)
+    assert certificate.verdict == "not assessed", str(certificate)
+    assert "the gradient is not the derivative of the loss" in certificate.reasons[0]
+    assert not small or "(in gain)" in certificate.reasons[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 6e6, 1e9])
+def test_a_saturated_attention_has_the_gradient_of_its_own_softmax(scale: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Flatten(), nn.Linear(40, 3)
+    )
+    x = scale * torch.randn(8, 5, 8)
+    certificate = lc.lift(model, x, split=2).verify(x, torch.arange(8) % 3, loss=F.cross_entropy)
+    assert certificate.verdict == "ok", str(certificate)
+
+
+def test_rows_at_many_kinks_say_nothing_against_a_gradient() -> None:
+    """A row of zeros, no biases but zeros: all units of that row stand at the kink of their relu."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    x = X * (torch.arange(10) % 2)[:, None]
+    assert lc.lift(model, x, split=2).verify(x, Y, loss=F.cross_entropy).verdict == "ok"
+
+
 def test_no_rows_are_not_assessed() -> None:
     certificate = lifted().verify(X[:0], Y[:0], loss=F.cross_entropy)
     assert certificate.verdict == "not assessed"
