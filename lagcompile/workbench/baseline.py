@@ -33,7 +33,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Trained:
-    """What the baseline reached.
+    """Result of the baseline.
 
     Attributes:
         model: the trained module: the last iterate, or the best one where that is not finite.
@@ -79,7 +79,7 @@ def backprop(
         device: where to compute.
         evaluate: numbers on held-out data.
         watch: called with each row of the history.
-        folder: where it is kept, and gone on with where it is the same run; None keeps nothing.
+        folder: where it is kept, and resumed from where it holds the same run; None keeps nothing.
 
     Raises:
         DataError: it cannot be kept.
@@ -169,10 +169,10 @@ class _Kept:
         folder.commit(state, done, BASELINE, final=whole)
 
     def resume(self, folder: RunFolder) -> None:
-        """Go on from what is kept, where that is a run of as many gradient evaluations."""
+        """Resume from what is kept, where that is a run of as many gradient evaluations."""
         try:
             state = folder.state(BASELINE)
-        except DataError as error:  # what it holds can be made again
+        except DataError as error:  # its content can be computed again
             for problem in error.problems:
                 folder.notice(f"{problem}; the baseline begins anew")
             return
@@ -199,6 +199,6 @@ def _score(model: nn.Module, data: DataSplits, options: RunOptions, loss: Loss, 
 
 
 def _every(steps: int | None, each: float) -> Callable[[int], bool]:
-    """Whether a step is one of every so many of the other run's steps; None for never."""
+    """Return whether a step is due, counted in the other run's steps; None for never."""
     often = 0 if steps is None else max(1, round(steps * each))
     return lambda step: often > 0 and step % often == 0

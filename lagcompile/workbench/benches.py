@@ -1,6 +1,6 @@
 """The benches of the tables: a data set, its network, and where each kind of system cuts it.
 
-In: nothing. Out: `Bench`es. Invariant: what stands here is the same for every system.
+In: nothing. Out: `Bench`es. Invariant: what is said here is the same for every system.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, TypeVar
 from lagcompile.ir.base import SpecError
 
 Where = Literal["last", "ahead", "behind"]
-"""last: behind the activation ahead of the output layer. ahead: ahead of every activation (pre-activation codes).
-behind: behind every activation."""
+"""last: after the activation before the output layer. ahead: before every activation (pre-activation codes).
+behind: after every activation."""
 
 
 class _HasName(Protocol):
@@ -34,7 +34,7 @@ class Bench:
     splits: Mapping[Where, tuple[str, ...]]
     batch_size: int = 64
     ceilings: Mapping[str, float] = field(default_factory=dict)
-    """Spec key -> no search draws above it, where its span begins below (ProxProp's rate is of another size)."""
+    """Spec key -> largest value that a search draws, where its span begins below (ProxProp's rate is larger)."""
     decay: float = 0.0
     """Share of itself that a weight loses in each move at full step size, in every system alike."""
     published: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
@@ -98,7 +98,7 @@ BENCHES: tuple[Bench, ...] = (
 
 
 def named(kind: str, entries: Sequence[_Named], name: str) -> _Named:
-    """The entry of that name.
+    """Return the entry of that name.
 
     Raises:
         SpecError: there is none.
@@ -110,7 +110,7 @@ def named(kind: str, entries: Sequence[_Named], name: str) -> _Named:
 
 
 def bench_of(name: str) -> Bench:
-    """Bench by name.
+    """Return a bench by its name.
 
     Raises:
         SpecError: there is none of that name.

@@ -25,9 +25,9 @@ _NOT_WRITTEN = ("PytorchStreamWriter failed", "Parent directory")
 
 
 def guarded(command: Callable[[], object]) -> int:
-    """Exit status of a command; what it raised is told on standard error."""
+    """Run a command, report what it raises on standard error, and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets its number instead
+        if hasattr(stream, "reconfigure"):  # characters that the terminal lacks are written as numbers
             stream.reconfigure(errors="backslashreplace")
     status = 0
     try:
@@ -53,12 +53,12 @@ def guarded(command: Callable[[], object]) -> int:
 
 
 def debugging() -> bool:
-    """Whether tracebacks are asked for."""
+    """Return whether tracebacks were asked for."""
     return os.environ.get(VARIABLE, "0") not in {"", "0"} or OPTION in sys.argv
 
 
 def told(error: BaseException) -> tuple[int, list[str]]:
-    """Exit status and what the user reads."""
+    """Return the exit status and what the user reads."""
     text = str(error)
     if isinstance(error, LagcompileError):
         return WRONG, list(error.problems)

@@ -38,7 +38,7 @@ app = typer.Typer(
 app.command()(exporting.export)
 app.add_typer(bench.app, name="bench", help="Tables and studies: every method on one network, data and steps.")
 MOST = 2**63 - 1
-"""Of a number: what a tensor holds."""
+"""Largest number that options take: what fits into a tensor."""
 Spec = Annotated[
     Path, typer.Argument(metavar="SPEC", help="YAML file of a run; `lagcompile schema` says what it holds.")
 ]
@@ -76,7 +76,7 @@ def show(
     receipt: Annotated[bool, typer.Option(help="Also whether the trace does what the model does.")] = False,
     trust: Trust = None,
 ) -> None:
-    """Print the constrained program that a spec (or an exported folder) stands for."""
+    """Print the constrained program of a spec or an exported folder."""
     from lagcompile.ir.text import to_json
 
     if spec.is_dir():
@@ -146,7 +146,7 @@ def solve(
     if shooting.is_shooting(spec):
         raise typer.Exit(shooting.solve(spec, out, force=force, resume=resume, say=typer.echo))
     if force and resume:
-        raise SpecError("--force and --resume exclude each other: replace the run, or go on with it")
+        raise SpecError("--force and --resume cannot be combined: use one to start over, the other to continue")
     loaded = load(spec, trust=trust or (), steps=steps, seed=seed, device=device)
     folder = out or default_folder(loaded.spec.name)
     prepared = prepare(loaded)
@@ -197,7 +197,7 @@ def verify(
 ) -> None:
     """Check the identities that hold at a zero-defect point, in float64, in train and in eval mode.
 
-    An exported folder in the place of a spec is checked on made-up inputs, without the model's source.
+    An exported folder, given instead of a spec, is checked on made-up inputs, without the model's source.
     """
     if spec.is_dir():
         others = {"--weights": weights, "--against": against, "--exact": exact or None, "--seed": seed}
@@ -265,7 +265,7 @@ def remember(
     folder: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="The folder; without one, those trusted are listed.")
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Trust the folder no more.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Stop trusting the folder.")] = False,
 ) -> None:
     """Trust a folder: specs in it may name its modules and installed packages, in every later call."""
     from lagcompile.workbench import trusted
@@ -275,7 +275,7 @@ def remember(
             typer.echo(place)
         typer.echo(f"remembered in {trusted.configuration()}", err=True)
     elif remove:
-        typer.echo(f"{trusted.forget(folder)} is trusted no more")
+        typer.echo(f"{trusted.forget(folder)} is not trusted any more")
     else:
         typer.echo(f"{trusted.trust(folder)} is trusted: specs in it may run its modules and installed packages")
 
@@ -328,7 +328,7 @@ def _summary(console: Console, outcome: Outcome, *, quiet: bool) -> None:
 
 @contextmanager
 def _without_here() -> Iterator[None]:
-    """The folder that the command runs in is no place for modules, as it is after `python -m`."""
+    """Take the working folder, which `python -m` adds, off the import path."""
     before, here = list(sys.path), Path.cwd().resolve()
     sys.path[:] = [entry for entry in before if entry and Path(entry).resolve() != here]
     try:

@@ -19,7 +19,7 @@ from lagcompile.workbench.spec import RunSpec, load
 
 
 def described(prepared: Prepared) -> str:
-    """A spec as text: program and split."""
+    """Return a spec as text: program and split."""
     lifted = prepared.lifted
     lines = [str(prepared.program).rstrip(), "  split"]
     cuts = lifted.partition.breakpoints
@@ -29,7 +29,7 @@ def described(prepared: Prepared) -> str:
 
 
 def text_of(path: Path, trust: Sequence[str] = ()) -> str:
-    """A spec's program and split, or the program of a JSON file, as text.
+    """Return a spec's program and split, or the program of a JSON file, as text.
 
     Raises:
         SpecError: the file is missing or wrong.
@@ -40,13 +40,13 @@ def text_of(path: Path, trust: Sequence[str] = ()) -> str:
 
 
 def is_split(path: Path) -> bool:
-    """Whether a YAML file is a split spec: it holds `split:` and nothing else."""
+    """Return whether a YAML file is a split spec, which holds `split:` and nothing else."""
     data = read(path, SplitFile, RunSpec).data if path.suffix != ".json" else None
     return isinstance(data, dict) and set(data) == {"split"}
 
 
 def text_of_split(path: Path, trust: Sequence[str] = ()) -> str:
-    """The policy of a split spec, or of a run's spec, one option and one place a line.
+    """Print the policy of a split spec, or of a run's spec, one option and one place a line.
 
     Raises:
         SpecError: the file is missing or wrong.
@@ -62,7 +62,7 @@ def text_of_split(path: Path, trust: Sequence[str] = ()) -> str:
 
 
 def compare_files(a: Path, b: Path, *, trust: Sequence[str] = ()) -> str:
-    """Unified diff of two specs, split specs or programs; empty where they say the same.
+    """Return the unified diff of two specs, split specs or programs; empty where they say the same.
 
     A split spec next to a run's spec is compared with that spec's split.
 
@@ -72,7 +72,7 @@ def compare_files(a: Path, b: Path, *, trust: Sequence[str] = ()) -> str:
     texts, problems = [], list[str]()
     try:
         splits = [is_split(path) for path in (a, b)]
-    except SpecError:  # said below, for both files
+    except SpecError:  # reported below, for both files
         splits = []
     if any(splits) and ".json" in (a.suffix, b.suffix):
         raise SpecError("a split spec cannot be compared with a program: give the spec that the program came from")

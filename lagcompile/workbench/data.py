@@ -34,8 +34,8 @@ class DataSplits:
     Attributes:
         train_x: float32 inputs, images as [N, channels, rows, columns], normalised.
         train_y: int64 labels [N], or float32 targets [N, ...].
-        validation_x: what hyper-parameters are chosen on; may have no rows.
-        test_x: what is reported on.
+        validation_x: inputs on which hyper-parameters are chosen; may have no rows.
+        test_x: inputs on which results are reported.
         classes: names of the classes by label; empty for a regression.
         name: what reports call the data set.
         note: one sentence on how it was made, to be printed beside figures.
@@ -85,7 +85,7 @@ def digits(
         seed: decides the split, and nothing else; each class is split in the same proportions.
         validation: share of the examples kept for validation.
         test: share of the examples kept for testing.
-        train_limit: at most so many training examples.
+        train_limit: largest number of training examples.
         test_limit: at most so many test examples.
 
     Raises:
@@ -123,7 +123,7 @@ def mnist(
     Args:
         seed: decides which training images are held out for validation, and which ones a limit keeps.
         validation: so many of the 60,000 training images are held out; 0 trains on all of them.
-        train_limit: at most so many training examples.
+        train_limit: largest number of training examples.
         test_limit: at most so many of the 10,000 test examples; all of them by default.
 
     Raises:
@@ -161,7 +161,7 @@ def cifar10(
     Args:
         seed: decides which training images are held out for validation, and which ones a limit keeps.
         validation: so many of the 50,000 training images are held out; 0 trains on all of them.
-        train_limit: at most so many training examples.
+        train_limit: largest number of training examples.
         test_limit: at most so many of the 10,000 test examples; all of them by default.
 
     Raises:
@@ -233,7 +233,7 @@ def _check_limits(name: str, **limits: int | None) -> None:
 
 
 def _normalised(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float32 (pixels / 255 - mean) / std, each channel its own; computed in place."""
+    """Return float32 (pixels / 255 - mean) / std, by channel; computed in place."""
     x = torch.from_numpy(pixels).to(torch.float32)
     scale = torch.tensor(std).view(-1, 1, 1)
     return x.div_(255 * scale).sub_(torch.tensor(mean).view(-1, 1, 1) / scale)

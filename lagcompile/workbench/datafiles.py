@@ -49,7 +49,7 @@ def locate(folder: str, names: Sequence[str], remedy: str) -> list[Path]:
     Args:
         folder: the data set's folder inside the one that LAGCOMPILE_DATA names.
         names: the files that must be there.
-        remedy: where the data are to be had, and in which layout.
+        remedy: where to get the data, and in which layout.
 
     Raises:
         DataError: the variable is not set, or files are missing; all of them are named at once.
@@ -170,13 +170,13 @@ class ImageArchive:
 
 
 def _first_line(error: Exception) -> str:
-    # Pillow prints the address of the bytes it was given, which helps nobody.
+    # Pillow prints the address of the bytes it was given, which tells the user nothing.
     return str(error).split(" <", maxsplit=1)[0].splitlines()[0]
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        # Of a damaged archive, NumPy would leave the file open that it opened itself.
+        # Opened here, because NumPy leaves a damaged archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except TypeError:

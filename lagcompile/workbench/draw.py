@@ -1,7 +1,7 @@
 """A picture of a network with its cuts: stages as boxes with the modules they run, states on the breakpoints between.
 
-In: a `Program`. Out: the bytes of one PNG. Invariant: everything drawn stands in the program; of many stages the first
-and the last are drawn and the number between them is said.
+In: a `Program`. Out: the bytes of one PNG. Invariant: everything drawn is in the program; of many stages the first
+and the last are drawn, with the number of those between them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _state(axis: Any, program: Program, state: StateVariable, left: dict[str, fl
 
 
 def _skips(program: Program) -> bool:
-    """Whether some stage reads a state that an earlier stage than the one before it makes."""
+    """Return whether some stage reads a state of a stage earlier than the one before it."""
     made = {name: i for i, stage in enumerate(program.stages) for name in stage.writes}
     states = {s.name for s in program.states}
     return any(i - made[r] > 1 for i, s in enumerate(program.stages) for r in s.reads if r in states)

@@ -1,7 +1,7 @@
 """Backends side by side on one small program: what `lagcompile verify --exact SPEC` runs.
 
 In: a `Prepared` spec, or an instance. Out: `Comparison`: one row for each backend, with certificates. Invariant: every
-residual in the table is measured by `check.kkt`, none is a backend's own word; backends that are not installed are
+residual in the table is measured by `check.kkt`, never taken from a backend; backends that are not installed are
 named as such.
 """
 
@@ -108,7 +108,7 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 @dataclass
 class _Table:
-    """Rows in the making; each backend starts from the instance's first weights."""
+    """Rows being made; each backend starts from the instance's first weights."""
 
     instance: Instance
     original: nn.Module
@@ -120,7 +120,7 @@ class _Table:
         self._initial = {n: v.detach().clone() for n, v in self.instance.module.state_dict().items()}
 
     def reset(self) -> None:
-        """The weights as they were."""
+        """Put the weights back."""
         self.instance.module.load_state_dict(self._initial)
         self.instance.weights.adopt()
 
@@ -192,7 +192,7 @@ def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparis
     """Solve a spec's program by SQP, by IPOPT where CasADi is installed, and by the spec's own method.
 
     Args:
-        prepared: the spec and what it stands for.
+        prepared: the spec, its data and its module.
         examples: use only the first training examples.
 
     Raises:

@@ -62,7 +62,7 @@ def export(
 
 
 def _problems(spec: Path, to: Path | None, latex: Path | None, draw: Path | None) -> list[str]:
-    """What is wrong with the options, before anything is done."""
+    """List what is wrong with the options, before anything is done."""
     from lagcompile.export.drawing import KINDS
 
     found = []
@@ -115,7 +115,7 @@ def show_folder(folder: Path, *, as_json: bool = False, receipt: bool = False) -
         receipt: also whether the trace did what the model did, when it was lifted.
 
     Raises:
-        DataError: it is no exported folder, or damaged.
+        DataError: it is not an exported folder, or it is damaged.
     """
     from lagcompile.export.load import load_folder
     from lagcompile.ir.text import to_json
@@ -130,14 +130,14 @@ def show_folder(folder: Path, *, as_json: bool = False, receipt: bool = False) -
 
 
 def refuse(folder: Path, options: Mapping[str, object]) -> None:
-    """Whether options were given that go with a spec.
+    """Refuse options that apply only to a spec.
 
     Raises:
         SpecError: some were.
     """
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise SpecError(f"{', '.join(given)} goes with a spec: {folder} is an exported folder")
+        raise SpecError(f"{', '.join(given)} applies only to a spec: {folder} is an exported folder")
 
 
 def verify_folder(folder: Path, out: Path | None, examples: int) -> int:
@@ -149,7 +149,7 @@ def verify_folder(folder: Path, out: Path | None, examples: int) -> int:
         examples: number of examples.
 
     Raises:
-        DataError: it is no exported folder, or damaged.
+        DataError: it is not an exported folder, or it is damaged.
     """
     from lagcompile.check.verify import verify_network
     from lagcompile.export.examples import examples_of

@@ -28,7 +28,7 @@ class StateDefect(Measured):
 
     state: str
     module: str
-    """Where it is cut: module path of the user's model."""
+    """Module path at which it is cut."""
     mean: float
     """Mean absolute defect."""
     largest: float
@@ -64,7 +64,7 @@ def outcome(module: nn.Module, x: Tensor, y: Tensor, *, loss: Loss) -> dict[str,
 
 
 def evaluator(data: DataSplits, loss: Loss) -> Callable[[nn.Module], Mapping[str, float]] | None:
-    """What a run looks at on the way: the validation part, and never the test part; None where there is none."""
+    """Return what evaluates a run on the way: on the validation part, never the test part; None where it is empty."""
     if not len(data.validation_x):
         return None
 

@@ -4,7 +4,7 @@ In: sizes. Out: plain `nn.Module`s that return logits (or values), with nothing 
 forward is symbolically traceable: no branch on values, no shape read from the data, no random numbers but dropout.
 """
 
-# ruff: noqa: D102 (what a forward takes and returns stands in its class)
+# ruff: noqa: D102 (what a forward takes and returns is said in its class)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -309,7 +309,7 @@ class SmallTransformer(nn.Module):
     """A classifier of token sequences: int64 [N, length] -> logits [N, classes].
 
     The padding mask (token 0) and the positions follow from the input alone and are read by every layer: what a cut
-    must hand to each stage as data, not as a state.
+    must pass to each stage as data, not as a state.
     """
 
     positions: Tensor

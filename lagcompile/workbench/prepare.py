@@ -36,7 +36,7 @@ EXAMPLES = 8
 @final
 @dataclass(frozen=True)
 class Prepared:
-    """What a spec stands for.
+    """A spec with its data, module and lifted program.
 
     Attributes:
         loaded: the spec.
@@ -69,10 +69,10 @@ class Prepared:
             return self.lifted.bind(pair, loss=loaded.loss, device=loaded.spec.run.device)
 
     def asked(self) -> Prepared:
-        """Itself, after the method has been asked whether it is defined on the program, where that allocates no tables.
+        """Check that the method is defined on the program, where that allocates no tables; returns itself.
 
         Raises:
-            SpecError: it is not; every reason, with the layer's path.
+            SpecError: it is not: every reason, with the layer's path.
         """
         kept = any(s.storage.kept for s in self.program.states)
         tables = isinstance(self.loaded.spec.method, FirstOrder | AugmentedLagrangian) and kept
@@ -144,7 +144,7 @@ def fresh_model(loaded: Loaded) -> nn.Module:
     """The module with the weights that the run's seed gives.
 
     Raises:
-        SpecError: it cannot be made, or is no module.
+        SpecError: it cannot be made, or is not a module.
     """
     torch.manual_seed(loaded.spec.run.seed)
     model = _called(loaded, "model", loaded.spec.model)
@@ -188,7 +188,7 @@ def _placed(loaded: Loaded, key: str, error: LagcompileError) -> list[str]:
 
 
 def _too_large(model: nn.Module) -> str:
-    """Why the module's copies do not fit the memory; empty where they do: one to lift and one to solve."""
+    """Say why two copies of the module, to lift and to solve, do not fit into memory; empty where they do."""
     needed = 3 * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     free = available_memory()
     if needed <= SMALL or needed <= free:
@@ -198,7 +198,7 @@ def _too_large(model: nn.Module) -> str:
 
 
 def _forward_problem(model: nn.Module, x: Tensor) -> str:
-    """Why the module does not run on the data; empty where it does."""
+    """Say why the module does not run on the data; empty where it does."""
     import copy
 
     try:
@@ -213,7 +213,7 @@ def _forward_problem(model: nn.Module, x: Tensor) -> str:
 
 @contextmanager
 def placing(loaded: Loaded) -> Iterator[None]:
-    """Errors of the compiler as problems of the spec, at the key that they belong to."""
+    """Turn errors of the compiler into problems of the spec, at the key that they belong to."""
     try:
         yield
     except SplitError as error:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere.
+"""What a person sees during a run: a live line on a terminal, plain lines elsewhere.
 
 In: rows of a history. Out: text on a console. Invariant: nothing is computed here but speed and remaining time.
 """
@@ -89,7 +89,7 @@ class Display:
         if "dual_infeasibility" in row:  # an exact solver's iteration: all of them, in its own table
             self.console.print(iteration_line(row), soft_wrap=True, highlight=False, markup=False)
             return
-        # held-out numbers come less often than the others: the last ones stay
+        # held-out numbers come less often than the others: the last ones are shown again
         kept = self._kept.setdefault(name, {})
         kept.update(row)
         text = self._text(name, total, row, kept)

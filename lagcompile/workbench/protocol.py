@@ -1,4 +1,4 @@
-"""What a study's folder was begun with: rows of two protocols never share a table.
+"""Settings that a study's folder was begun with: rows of two protocols never share a table.
 
 In: a folder and what all its rows share. Out: `protocol.json`. Invariant: it is written once, before the first row.
 """
@@ -22,7 +22,7 @@ def keep_protocol(folder: Path, study: str, protocol: Mapping[str, Any]) -> None
     """Write a folder's protocol, or compare with it what is asked for now.
 
     Args:
-        folder: where rows lie, or will.
+        folder: where rows are, or will be.
         study: name of the study.
         protocol: values of JSON by name, those of every row there.
 

@@ -1,6 +1,6 @@
 """Names in a spec to Python objects: short names of the built-in models, data sets and losses, or `module:attribute`.
 
-In: names as a spec gives them. Out: the callables they stand for. Invariant: what is not built in is resolved by
+In: names as a spec gives them. Out: the callables that they name. Invariant: what is not built in is resolved by
 `ir.trust` alone, within what the person trusts; every name that does not resolve is reported, with what is near it.
 """
 
@@ -79,7 +79,7 @@ class Wanted:
 
 
 def resolve(name: str, known: Mapping[str, Target], *, place: str) -> Target:
-    """The callable that one name stands for.
+    """Return the callable of one name.
 
     Raises:
         SpecError: the name does not resolve.
@@ -88,7 +88,7 @@ def resolve(name: str, known: Mapping[str, Target], *, place: str) -> Target:
 
 
 def resolve_all(wanted: Sequence[Wanted]) -> list[Target]:
-    """The callables that several names stand for, in their order.
+    """Return the callables of several names, in their order.
 
     Raises:
         SpecError: a problem for each name that does not resolve and each option that a callable does not take.
@@ -109,7 +109,7 @@ def resolve_all(wanted: Sequence[Wanted]) -> list[Target]:
 
 
 def option_problems(target: Target, name: str, options: Mapping[str, object] | None) -> list[str]:
-    """What is wrong with keyword arguments for a callable: names it does not take, required ones that are missing.
+    """List what is wrong with keyword arguments for a callable: unknown names, and required ones that are missing.
 
     Args:
         target: the callable.
@@ -121,7 +121,7 @@ def option_problems(target: Target, name: str, options: Mapping[str, object] | N
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
-        return []  # a callable of C without a signature: the call itself will tell
+        return []  # a C callable without a signature: the call itself will fail
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes = [p.name for p in named]
     problems = []

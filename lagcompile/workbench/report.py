@@ -25,7 +25,7 @@ HEADER = ("", "test accuracy", "test loss", "final defect", "gradients", "time")
 
 
 def rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    """The table of results, without its header: the method and, where it ran, backprop."""
+    """Return the table of results, without its header: the method and, where it ran, backprop."""
     solution = outcome.solution
     table: list[tuple[str, ...]] = [
         (
@@ -56,7 +56,7 @@ def _percent(found: Mapping[str, float]) -> str:
 
 
 def remarks(outcome: Outcome) -> list[str]:
-    """What an exact solver adds to its status: its message, and constraints that exclude each other."""
+    """Return what an exact solver adds to its status: its message, and constraints that exclude each other."""
     details = outcome.solution.details
     conflict = details.get("conflict", ())
     lines = [str(details["message"])] if details.get("message") else []
@@ -66,7 +66,7 @@ def remarks(outcome: Outcome) -> list[str]:
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:
-    """What a program reads: report.json."""
+    """Return the content of report.json, for programs."""
     solution, spec = outcome.solution, outcome.prepared.loaded.spec
     worst = outcome.certificate.worst
     baseline = outcome.baseline
@@ -108,7 +108,7 @@ def facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def markdown(outcome: Outcome, figures: Sequence[str], notes: Sequence[str]) -> str:
-    """What a person reads: report.md."""
+    """Return the text of report.md, for people."""
     solution, spec, data = outcome.solution, outcome.prepared.loaded.spec, outcome.prepared.data
     lines = [f"# {spec.name}", ""]
     lines += [spec.note, ""] if spec.note else []

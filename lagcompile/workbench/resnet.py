@@ -4,7 +4,7 @@ In: a depth, a width and a number of classes. Out: a plain, symbolically traceab
 Invariant: the count of weighted layers on the longest path (convolutions and the affine output) is the depth.
 """
 
-# ruff: noqa: D102 (what a forward takes and returns stands in its class)
+# ruff: noqa: D102 (what a forward takes and returns is said in its class)
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """What a study has run: `rows.jsonl`, with a line for each trial of a search, each row, and each spec that rows share.
 
-In: a folder. Out: `Rows`. Invariant: every line carries a digest of itself, so that one that was cut short, damaged or
-edited is named with its number; the file is replaced whole when a line is added, so that no crash leaves half of one.
+In: a folder. Out: `Rows`. Invariant: every line carries its digest, so that one that was cut short, damaged or edited
+is named with its number; the file is replaced whole when a line is added, so that no crash leaves half of one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SpecLine(Measured):
 
 
 class Row(Measured):
-    """What one run of one system gave."""
+    """Result of one run of one system."""
 
     kind: Literal["row"] = "row"
     system: str
@@ -55,9 +55,9 @@ class Row(Measured):
     """Digest of the run spec, which `Rows.spec` finds."""
     status: str
     accuracy: float
-    """On the test split, with the weights of `step`."""
+    """Accuracy on the test split, with the weights of `step`."""
     validation: float | None = None
-    """None: all of it was trained on."""
+    """Accuracy on the validation split; None where the run trained on it."""
     step: int | None = None
     """Step whose weights were kept; None: the last one (the best one before it where the run diverged)."""
     defect: float
@@ -83,7 +83,7 @@ class Rows:
     """Lines of a folder.
 
     Args:
-        folder: where `rows.jsonl` lies, or will.
+        folder: where `rows.jsonl` is, or will be.
 
     Raises:
         DataError: a line is damaged, or it repeats another.
@@ -183,7 +183,7 @@ def row_of(
 
 
 def _shared(spec: RunSpec) -> tuple[str, dict[str, Any]]:
-    """What a spec says without its seed, and the digest of it."""
+    """Return the digest and the content of a spec without its seed."""
     shared = spec.model_dump(mode="json", exclude_unset=True)
     shared["run"] = {k: v for k, v in shared["run"].items() if k != "seed"}
     return _digest(json.dumps(shared, sort_keys=True)), shared

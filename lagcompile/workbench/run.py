@@ -58,7 +58,7 @@ Look = Callable[[str, int, Mapping[str, float]], None]
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave.
+    """Result of a run.
 
     Attributes:
         prepared: spec, data, fresh module and program.
@@ -117,10 +117,10 @@ def solve(
     """Run a spec to its end.
 
     Args:
-        prepared: the spec and what it stands for.
+        prepared: the spec, its data and its module.
         folder: the run folder to make; None writes nothing.
         force: replace a run folder that is there.
-        resume: go on from the folder's newest checkpoint that is whole.
+        resume: resume from the folder's newest undamaged checkpoint.
         baseline: whether to run plain backprop next to it; None as the spec says.
         look: called with each row of the history.
         stop: a request to stop; None listens to Ctrl-C, SIGTERM and SIGHUP.
@@ -129,7 +129,7 @@ def solve(
 
     Raises:
         SpecError: data, loss, program or method do not fit.
-        DataError: the folder exists, is in use, cannot be written, or holds nothing to go on from.
+        DataError: the folder exists, is in use, cannot be written, or holds nothing to resume from.
         KeyboardInterrupt: a second Ctrl-C; the folder holds the last checkpoint.
     """
     loaded, spec, options = prepared.loaded, prepared.loaded.spec, prepared.loaded.spec.run.options()
@@ -180,7 +180,7 @@ def _at_once(prepared: Prepared, method: Solver, instance: Instance, keeping: Ke
 
 
 def _fixed(spec: RunSpec) -> str:
-    """Hash of what may not change when a run is resumed."""
+    """Hash of what must not change when a run is resumed."""
     free = {*FREE, "device"} | ({"steps"} if isinstance(spec.method, Method) else set())
     kept = spec.run.model_copy(update={name: Running.model_fields[name].default for name in free})
     if spec.schedule.given():  # step sizes depend on the number of steps
@@ -199,7 +199,7 @@ def _last_files(found: Outcome) -> dict[str, bytes]:
     solution, spec = found.solution, found.prepared.loaded.spec
     files = {MODEL: tensor_bytes(solution.model.state_dict()), CERTIFICATE: found.certificate.file_bytes()}
     moved: Mapping[str, Tensor] = solution.details.get("inputs") or {}
-    if moved or not isinstance(spec.method, Method):  # small, and what was asked for
+    if moved or not isinstance(spec.method, Method):  # small, and the very result
         exact = dict(solution.details.get("weights", {}))
         parts = {"states": dict(solution.states), "multipliers": dict(solution.multipliers), "inputs": dict(moved)}
         files[SOLUTION] = tensor_bytes(parts | {"weights": exact})
@@ -268,7 +268,7 @@ def load_weights(prepared: Prepared, path: Path) -> torch.nn.Module:
 
     Raises:
         SpecError: the weights do not fit the module.
-        DataError: there is no such file, or it is damaged.
+        DataError: the file does not exist, or it is damaged.
     """
     state = load_tensors(path)
     with prepared.loaded.importing():

@@ -26,7 +26,7 @@ class Span(Frozen):
     low: float
     high: float
     log: bool = True
-    """Drawn evenly in the logarithm."""
+    """Whether it is drawn evenly in the logarithm."""
 
 
 class Choice(Frozen):
@@ -48,7 +48,7 @@ class Trial(Measured):
 
 
 def drawn(space: Space, generator: random.Random) -> Draw:
-    """A random point of a space."""
+    """Draw a random point of a space."""
     result: Draw = {}
     for name, entry in space.items():
         if isinstance(entry, Choice):
@@ -102,7 +102,7 @@ def search(
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The trial with the highest score, the earliest among equals."""
+    """Return the trial with the highest score, the earliest among equals."""
     return max(trials, key=lambda t: t.score)
 
 

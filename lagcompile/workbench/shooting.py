@@ -24,14 +24,14 @@ def is_shooting(path: Path) -> bool:
     """Whether a YAML file holds a multiple-shooting spec.
 
     Raises:
-        SpecError: the file is missing or no YAML.
+        SpecError: the file is missing or is not YAML.
     """
     data = read(path, RunSpec, ShootingSpec).data
     return isinstance(data, dict) and data.get("kind") == "shooting"
 
 
 def solve(path: Path, folder: Path | None, *, force: bool, say: Callable[[str], None], resume: bool = False) -> int:
-    """Fit a spec from all its guesses, print what was found, write figures and the text.
+    """Fit a spec from all its guesses, print the result, write figures and the text.
 
     Args:
         path: of the spec.

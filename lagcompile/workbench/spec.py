@@ -1,7 +1,7 @@
 """The run spec: one YAML file says which model, which data, where to cut, what to solve and how.
 
 In: the path of a YAML file. Out: `RunSpec`, and `Loaded` with every name resolved to a Python object. Invariant:
-all problems of a file are reported at once, each with its line; what is the user's is imported here, and not called.
+all problems of a file are reported at once, each with its line; the user's code is imported here, and not called.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _with_backend(schema: dict[str, Any]) -> None:
     """Add the short form `backend:` to the JSON schema of a run."""
     schema["required"].remove("method")
     kinds = list(schema["properties"]["method"]["discriminator"]["mapping"])
-    words = "Short for method.kind: `backend: sqp` is `method: {kind: sqp}`; options may stand under method."
+    words = "Short for method.kind: `backend: sqp` is `method: {kind: sqp}`; further options go under method."
     schema["properties"]["backend"] = {"enum": kinds, "description": words}
     schema["anyOf"] = [{"required": ["method"]}, {"required": ["backend"]}]
 
@@ -121,7 +121,7 @@ class Loaded:
         data: gives the data.
         loss: (output, target) -> scalar.
         folder: the folder that the file lies in.
-        scope: what its names may stand for.
+        scope: what its names may reach.
     """
 
     spec: RunSpec
@@ -145,12 +145,12 @@ class Loaded:
 
     @contextmanager
     def importing(self) -> Iterator[None]:
-        """Names are resolved within the spec's scope, and the person's modules are importable."""
+        """Resolve names within the spec's scope, with the person's modules importable."""
         with trusting(self.scope):
             yield
 
     def path(self, name: str) -> Path:
-        """The real path of what the spec names.
+        """Return the real path of a name in the spec.
 
         Raises:
             SpecError: it leads out of the spec's folder.

@@ -101,7 +101,7 @@ def spy(prepared: Prepared, path: Path, *, examples: int = EXAMPLES) -> Sparsity
     """Draw the sparsity of a spec's program for a few examples.
 
     Args:
-        prepared: the spec and what it stands for.
+        prepared: the spec, its data and its module.
         path: PNG to write.
         examples: training examples that the program is made of.
 

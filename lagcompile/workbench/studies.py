@@ -52,7 +52,7 @@ class DepthOptions(Frozen):
     depths: tuple[int, ...] = (10, 30, 100)
     width: int = Field(default=32, ge=1)
     gain: float | None = 1.1
-    """Of orthogonal first weights; with PyTorch's own (None) signals are dead at 30 layers, and few methods train."""
+    """Gain of orthogonal first weights; with PyTorch's own (None) signals die in 30 layers and few methods train."""
     systems: tuple[str, ...] = DEPTH_SYSTEMS
     steps: int = Field(default=1000, ge=1)
     seeds: int = Field(default=3, ge=1)
@@ -80,7 +80,7 @@ SWEPT: Space = {
 
 
 def depth_bench(options: DepthOptions, depth: int) -> Bench:
-    """The bench of one depth: states behind every activation, codes ahead of it."""
+    """The bench of one depth: states after every activation, codes before it."""
     base = bench_of(options.data)
     inputs = {"digits": 64, "mnist": 784, "cifar10": 3072}[base.name]
     behind = tuple(f"hidden.{i}" for i in range(depth))
@@ -201,7 +201,7 @@ def _robustness_study(options: RobustnessOptions, folder: Path, say: Say) -> str
 
 
 def robustness_table(options: RobustnessOptions, rows: Sequence[Row]) -> str:
-    """How many settings do well, in words."""
+    """Say how many settings do well."""
     accuracies = [r.accuracy for r in rows]
     top = max(accuracies, default=0.0)
     near = sum(a >= 0.9 * top for a in accuracies)
@@ -215,7 +215,7 @@ def robustness_table(options: RobustnessOptions, rows: Sequence[Row]) -> str:
 
 
 def table_of(folder: Path) -> str:
-    """The table of any study's folder, from its protocol and rows alone.
+    """Make the table of any study's folder from its protocol and rows alone.
 
     Raises:
         DataError: a file is missing or damaged, or the study is not known.

@@ -77,11 +77,11 @@ class Supervised(Executor):
         return self.inner.free_inputs()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the inner executor needs to go on."""
+        """Complete state of the inner executor."""
         return self.inner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.inner.load_state_dict(state)
         self._follow()
 

@@ -1,7 +1,7 @@
 """The systems of the tables: for each, a run spec with its starting values, and what may be searched.
 
-Starting values are published ones where they train at a batch size of 64, else what did well on the digits' or MNIST's
-validation split; they are the first trial of every search, so that all systems begin from a sensible place.
+Starting values are published ones where they train at a batch size of 64, otherwise values that did well on the digits'
+or MNIST's validation split; they are the first trial of every search, so that all systems begin from a sensible place.
 
 In: a data set's `Bench` (network, splits). Out: `System`s, each of which gives a `RunSpec`. Invariant: systems differ
 in split, formulation and method alone; network, data, steps, batch size, weight decay and seeds are the bench's.
@@ -141,7 +141,7 @@ _SADDLE_SPACE: Space = {
 def _gaussians(shrinkage: str, epsilon: float) -> dict[str, Any]:
     """DistProp's states: its authors' code shrinks z-scores hard, their equation (3) softly.
 
-    They take the ReLU at the split away; behind it the validation accuracy is higher.
+    They remove the ReLU at the split; after it the validation accuracy is higher.
     """
     return {
         "storage": {"kind": "class_gaussian", "samples": 32, "noise": "fresh"},
@@ -324,7 +324,7 @@ SYSTEMS: tuple[System, ...] = (
 
 
 def system_of(name: str) -> System:
-    """System by name.
+    """Return a system by its name.
 
     Raises:
         SpecError: there is none of that name.

@@ -48,13 +48,13 @@ _KEPT: dict[Keep, str] = {
     "best": "Weights of the best of twenty looks at the validation split, in searches too; defect at the last step.",
 }
 COLOURS = 10
-"""Of Matplotlib's cycle: lines beyond it are dashed."""
+"""Number of colours in Matplotlib's cycle: lines beyond it are dashed."""
 LOOKS = 20
 """Looks at the validation split in a run that keeps its best weights."""
 
 
 class TableOptions(Frozen):
-    """What a table is made of."""
+    """Options of a table."""
 
     STUDY: ClassVar[str] = "table1"
     data: str = "digits"
@@ -98,7 +98,7 @@ class TableOptions(Frozen):
         return replace(bench, batch_size=size, decay=bench.decay if self.decay is None else self.decay)
 
     def protocol(self) -> dict[str, Any]:
-        """What all rows of a folder share."""
+        """Settings that all rows of a folder share."""
         shared = self.model_dump(include={"data", "steps", "trials", "search_steps", "sampler", "keep", "refit"})
         return shared | {"batch_size": self.bench.batch_size, "decay": self.bench.decay}
 
@@ -107,8 +107,8 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
     """Run what is missing and write the table.
 
     Args:
-        options: what the table is made of.
-        folder: where rows, searches and the table lie; an earlier run there is continued.
+        options: of the table.
+        folder: where rows, searches and the table are kept; an earlier run there is resumed.
         say: takes a line of progress.
 
     Returns:
@@ -116,7 +116,7 @@ def table1(options: TableOptions, folder: Path, *, say: Say = print) -> str:
 
     Raises:
         SpecError: an unknown bench or system, or a folder that was begun with other options.
-        DataError: the data are not there, or another process has the folder.
+        DataError: the data are missing, or another process has the folder.
     """
     with held(folder):
         return _table1(options, folder, say)
@@ -157,7 +157,7 @@ def write_table(folder: Path, text: str) -> str:
 def tuned(
     system: System, bench: Bench, data: DataSplits, options: TableOptions, kept: Rows, *, say: Say = print
 ) -> Trial:
-    """The best trial of a system's search, after those are run that are missing."""
+    """Return the best trial of a system's search, running trials that are not stored yet."""
 
     def score(draw: Draw) -> tuple[float, str]:
         spec = system.spec(bench, draw, steps=options.search_steps, seed=10_000)
@@ -230,7 +230,7 @@ def run_row(
     """One row: solve, then look at the test split once.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; half a run is no row.
+        KeyboardInterrupt: the run was interrupted; half a run does not make a row.
     """
     started = time.process_time()
     solution = solve(spec, data, keep=keep)

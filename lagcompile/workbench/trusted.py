@@ -1,8 +1,8 @@
-"""Whom a person trusts: modules named on the command line, and folders remembered in their own configuration.
+"""Whom a person trusts: modules named on the command line, and folders remembered in their configuration.
 
-In: `--trust` options, the configuration file. Out: the `Scope` of one spec. Invariant: the configuration lies with the
-person's own (XDG_CONFIG_HOME, or ~/.config), is theirs alone (mode 0600), and is written by `lagcompile trust` only;
-a folder is trusted where it stands: moved or copied, it is not.
+In: `--trust` options, the configuration file. Out: the `Scope` of one spec. Invariant: the configuration is one of the
+person's files (XDG_CONFIG_HOME, or ~/.config), closed to others (mode 0600), and is written by `lagcompile trust` only;
+a folder is trusted at its place: moved or copied, it is not.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 class _HomelessError(DataError):
-    """The system knows no home of who calls."""
+    """The system does not know the caller's home."""
 
 
 def configuration() -> Path:
     """The file that remembers trusted folders.
 
     Raises:
-        DataError: there is no place for it.
+        DataError: there is no place to keep it.
     """
     given = os.environ.get("XDG_CONFIG_HOME", "")
     # A relative path would lie in whatever folder the command runs in.
@@ -64,19 +64,19 @@ def folders() -> tuple[Path, ...]:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
             held = os.fstat(file.fileno())
             if held.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or held.st_uid not in {os.geteuid(), 0}:
-                raise DataError(f"{path} can be written by others: nothing in it counts; chmod 600 it once you read it")
+                raise DataError(f"{path} can be written by others: it is ignored; check its content, then chmod 600 it")
             found = json.load(file)["folders"]
     except (FileNotFoundError, NotADirectoryError, PermissionError, _HomelessError):
         return ()  # whoever has no configuration here, as a service or in a container, has trusted nothing
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}): remove it, then trust folders anew") from None
     if not isinstance(found, list) or not all(isinstance(f, str) and Path(f).is_absolute() for f in found):
-        raise DataError(f"{path} holds no list of folders: remove it, then trust folders anew")
+        raise DataError(f"{path} does not hold a list of folders: remove it, then trust folders anew")
     return tuple(Path(f) for f in found)
 
 
 def trust(folder: Path) -> Path:
-    """Remember a folder; its real place.
+    """Remember a folder; returns its real place.
 
     Raises:
         DataError: there is no such folder, or others can write to it.
@@ -93,7 +93,7 @@ def trust(folder: Path) -> Path:
 
 
 def forget(folder: Path) -> Path:
-    """Trust a folder no more; its real place.
+    """Stop trusting a folder; returns its real place.
 
     Raises:
         DataError: it was not trusted.
@@ -120,14 +120,14 @@ def _write(places: Sequence[Path]) -> None:
 
 
 def scope_of(spec: Path, named: Sequence[str] = ()) -> Scope:
-    """What the names in a spec may stand for.
+    """Return what the names in a spec may reach.
 
     Args:
         spec: the file.
         named: what the person named on the command line: modules, or files and folders that hold one.
 
     Raises:
-        SpecError: one of them is no module's name.
+        SpecError: one of them is not the name of a module.
     """
     home = spec.resolve().parent
     modules, chosen, problems = [], dict[str, Path](), list[str]()

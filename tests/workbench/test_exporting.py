@@ -121,7 +121,7 @@ def test_wrong_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert call(monkeypatch, command[0], "empty", *command[1:]) == 2
         assert capsys.readouterr().err == "empty is no exported folder: it has no manifest.json\n"
     assert call(monkeypatch, "verify", "empty", "--seed", "1", "--exact") == 2
-    assert capsys.readouterr().err == "--exact, --seed goes with a spec: empty is an exported folder\n"
+    assert capsys.readouterr().err == "--exact, --seed applies only to a spec: empty is an exported folder\n"
     assert call(monkeypatch, "export", "empty", "--to", "out") == 2
     assert capsys.readouterr().err == "--to out: empty is a folder already, copy it\n"
     assert call(monkeypatch, "export", "absent.yaml", "--to", "out") == 2
