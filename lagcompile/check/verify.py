@@ -24,7 +24,7 @@ from lagcompile.check.certificate import MODES, USUAL, Certificate, Kind, Residu
 from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
-from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.structure import leaves, opened
 from lagcompile.ir.alone import alone
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program
@@ -381,12 +381,18 @@ class _Recorder(Runner):
         return fx.node.map_arg(n.args, read), fx.node.map_arg(n.kwargs, read)
 
 
+def _same(x: Any, y: Any) -> bool:
+    """Whether leaves that are no tensors are equal; one that names float32 names float64 in a copy in float64."""
+    wide = [torch.float64 if isinstance(v, torch.dtype) and v.is_floating_point else v for v in (x, y)]
+    return bool(wide[0] == wide[1])
+
+
 def _outputs(expected: Any, got: Any) -> tuple[float, float]:
     """Largest relative difference of the outputs, and their size."""
-    a, b = leaves(expected), leaves(got)
+    a, b = leaves(opened(expected)), leaves(opened(got))
     if len(a) != len(b) or any(isinstance(x, Tensor) != isinstance(y, Tensor) for x, y in zip(a, b, strict=True)):
         return math.inf, 1.0
-    others = all(x == y for x, y in zip(a, b, strict=True) if not isinstance(x, Tensor))
+    others = all(_same(x, y) for x, y in zip(a, b, strict=True) if not isinstance(x, Tensor))
     found: list[tuple[float, float]] = [] if others else [(math.inf, 1.0)]
     for x, y in zip(a, b, strict=True):
         if isinstance(x, Tensor):

@@ -19,7 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from lagcompile.export.examples import batch_sizes, rows_of
 from lagcompile.export.load import load_folder
 from lagcompile.frontend.stages import Network
-from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.structure import leaves, opened
 from lagcompile.frontend.trials import resized
 from lagcompile.ir.base import DataError, LiftError
 from lagcompile.runtime.instance import quiet
@@ -94,7 +94,7 @@ def _run(network: Network, tensors: Sequence[Tensor], training: bool, *, whole: 
     def output(inputs: Sequence[Tensor]) -> list[Any]:
         torch.manual_seed(SEED)
         got = network.capture.signature.call(own, inputs) if whole else network.assemble(network.glue(inputs))
-        return leaves(got)
+        return leaves(opened(got))
 
     with torch.no_grad(), quiet(own):
         values = output([t.clone() for t in tensors])

@@ -25,11 +25,12 @@ _PLAIN: Mapping[str, type[Any]] = {"tuple": tuple, "list": list, "dict": dict, "
 
 
 class Fields(dict[str, Any]):
-    """What a dataclass of the user's becomes where its source is absent: items and attributes by field name."""
+    """What an object of the user's becomes where its source is absent: items and attributes by field name."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return self[name] if name in self else super().__getattribute__(name)  # a field may be called `keys`
 
     def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
         raise AttributeError(f"this output has no field '{name}' (it has: {', '.join(self) or 'none'})")
 
 
@@ -124,7 +125,7 @@ def _kind(nest: Nest, what: str) -> dict[str, Any]:
         return {"kind": "named", "name": kind.__name__, "keys": list(kind._fields)}  # type: ignore[attr-defined]
     if nest.keys is not None:
         return {
-            "kind": "fields" if dataclasses.is_dataclass(kind) else "dict",
+            "kind": "fields" if dataclasses.is_dataclass(kind) or not issubclass(kind, Mapping) else "dict",
             "keys": [_key(k, what) for k in nest.keys],
         }
     return {"kind": "list" if issubclass(kind, list) else "tuple"}

@@ -21,7 +21,7 @@ from lagcompile.frontend.capture import is_users, user_line
 from lagcompile.frontend.proxies import DataAsDetach
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.still import as_it_was
-from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.structure import leaves, opened
 from lagcompile.frontend.symbolic import is_leaf
 
 # What Python does with a tensor to know its values -> what to write instead.
@@ -51,7 +51,7 @@ def diagnosis(model: nn.Module, signature: Signature, tensors: Sequence[Tensor])
     for training in (True, False):
         with as_it_was(model, training), _Watched(found):
             output = signature.call(model, [t.clone() for t in tensors])
-        for value in leaves(output):
+        for value in leaves(opened(output)):
             if not isinstance(value, _PLAIN):
                 found[
                     f"the model returns an object of class {type(value).__name__}, which cannot be taken apart: return "

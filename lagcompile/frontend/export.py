@@ -22,10 +22,10 @@ from lagcompile.frontend.capture import is_users
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.guards import sizes_of
 from lagcompile.frontend.leaves import Calls, layers_as_calls, operator
-from lagcompile.frontend.proxies import Custom, DataAsDetach, lengths
+from lagcompile.frontend.proxies import Custom, DataAsDetach, lengths, unchecked_distributions
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
-from lagcompile.frontend.structure import Reference, leaves, transform
+from lagcompile.frontend.structure import Reference, leaves, opened, transform
 from lagcompile.frontend.symbolic import Traced, restore_buffers
 from lagcompile.ir.alone import ALONE, without_logs, without_prints, without_warnings
 
@@ -45,7 +45,7 @@ class _Adapter(nn.Module):
 
     def forward(self, *tensors: Any) -> tuple[Any, ...]:
         held = dict(self.model.named_buffers())
-        output = self.signature.call(self.model, list(tensors))
+        output = opened(self.signature.call(self.model, list(tensors)))
         self._write_back(held)
         self.calls.output = transform(output, lambda v: Reference("") if isinstance(v, _VALUES) else v)
         return tuple(v for v in leaves(output) if isinstance(v, _VALUES))
@@ -80,7 +80,14 @@ def export(
     held = dict(model.named_buffers())
     before = {n: b.detach().clone() for n, b in held.items()}
     try:
-        with quietly(), torch.enable_grad(), DataAsDetach(), lengths(), layers_as_calls(model, whole) as calls:
+        with (
+            quietly(),
+            torch.enable_grad(),
+            DataAsDetach(),
+            lengths(),
+            unchecked_distributions(),
+            layers_as_calls(model, whole) as calls,
+        ):
             adapter = _Adapter(model, signature, calls)
             program = torch.export.export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -143,6 +144,28 @@ def lengths() -> Iterator[None]:
         yield
     finally:
         builtins.len = before
+
+
+@contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Within: torch.distributions do not check their arguments in this thread, which a trace cannot do."""
+    before = Distribution._validate_args
+    thread = threading.get_ident()
+
+    class Checks:
+        def __get__(self, owner: Distribution | None, kind: type[Distribution]) -> bool:
+            if threading.get_ident() == thread:
+                return False
+            return before if owner is None else bool(vars(owner).get("_validate_args", before))
+
+        def __set__(self, owner: Distribution, value: bool) -> None:
+            vars(owner)["_validate_args"] = value
+
+    Distribution._validate_args = Checks()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        Distribution._validate_args = before
 
 
 _FORM_NAMES = (

@@ -2,7 +2,8 @@
 
 In: whatever a forward returns. Out: its leaves in a fixed order, and a template with something else in their places.
 Invariant: `fill(template, leaf)` is equal to what was flattened, of the same classes (named tuples, dataclasses and
-mappings such as a transformer's ModelOutput included).
+mappings such as a transformer's ModelOutput included, and of an output that was `opened`, plain objects such as a
+transformer's cache or a distribution).
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+from torch import SymBool, SymFloat, SymInt
+
+_WHOLE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, SymInt, SymFloat, SymBool)
+"""What has attributes and is a leaf all the same."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,27 @@ def nest_of(value: Any) -> Nest | None:
     return None
 
 
+def opened(output: Any, around: tuple[int, ...] = ()) -> Any:
+    """A template of an output in which plain objects, too, are containers: of their attributes."""
+    nest = nest_of(output)
+    if nest is None and _is_plain(output):
+        nest = Nest(type(output), tuple(vars(output)), tuple(vars(output).values()))
+    if nest is None or id(output) in around:  # an object that holds itself has no end
+        return output
+    return Nest(nest.kind, nest.keys, tuple(opened(v, (*around, id(output))) for v in nest.items))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an object is its attributes and nothing else: it is copied as Python copies objects by itself."""
+    own = [vars(c) for c in type(value).__mro__[:-1]]
+    special = {"__reduce__", "__reduce_ex__", "__setstate__", "__torch_function__"}
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, _WHOLE)
+        and not any(v.get("__slots__") or special & v.keys() for v in own)
+    )
+
+
 def transform(value: Any, leaf: Callable[[Any], Any]) -> Any:
     """Template of a value: containers as `Nest`, each leaf replaced by what the function makes of it."""
     if isinstance(value, Nest):
@@ -79,7 +107,11 @@ def _build(kind: type[Any], keys: tuple[Any, ...] | None, items: list[Any]) -> A
         return kind(*items) if named else kind(items)
     values = dict(zip(keys, items, strict=True))
     if not dataclasses.is_dataclass(kind):
-        return kind(values)
+        if issubclass(kind, Mapping):
+            return kind(values)  # type: ignore[call-arg]
+        made = object.__new__(kind)
+        vars(made).update(values)
+        return made
     given = {f.name for f in dataclasses.fields(kind) if f.init}
     built = kind(**{n: v for n, v in values.items() if n in given})
     for name, value in values.items():

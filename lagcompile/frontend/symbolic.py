@@ -15,10 +15,18 @@ import torch
 from torch import fx, nn
 
 from lagcompile.frontend.capture import Sizes, reason_of, user_line
-from lagcompile.frontend.proxies import Custom, Proxy, Reads, custom_functions, detached, lengths
+from lagcompile.frontend.proxies import (
+    Custom,
+    Proxy,
+    Reads,
+    custom_functions,
+    detached,
+    lengths,
+    unchecked_distributions,
+)
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.storage import named_write
-from lagcompile.frontend.structure import Reference, leaves, transform
+from lagcompile.frontend.structure import Reference, leaves, opened, transform
 from lagcompile.ir.alone import ALONE
 
 # torch.nn classes that hold several layers, and whose forward is worth looking into
@@ -102,7 +110,7 @@ def _trace(model: nn.Module, signature: Signature, whole: Mapping[str, str], *, 
     try:
         with ALONE, torch.random.fork_rng(devices=[]), torch.enable_grad():
             state = torch.get_rng_state()
-            with custom_functions(tracer.custom), Reads(tracer.parameter), lengths():
+            with custom_functions(tracer.custom), unchecked_distributions(), Reads(tracer.parameter), lengths():
                 graph = tracer.trace(model)
             if not tracer.faults and not torch.equal(state, torch.get_rng_state()):
                 tracer.faults[""] = _RANDOM
@@ -180,7 +188,7 @@ class _Tracer(fx.Tracer):
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.signature.names]
 
         def run(root: nn.Module) -> tuple[Any, ...]:
-            output = self.signature.call(lambda *args, **kwargs: root_fn(root, *args, **kwargs), proxies)
+            output = opened(self.signature.call(lambda *args, **kwargs: root_fn(root, *args, **kwargs), proxies))
             self.template = transform(output, lambda v: Reference("") if _is_value(v) else v)
             return tuple(v for v in leaves(output) if _is_value(v))
 

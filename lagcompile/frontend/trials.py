@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lagcompile.frontend.capture import batch_of
 from lagcompile.frontend.still import Attributes, Before, as_it_was, random_states
-from lagcompile.frontend.structure import leaves, transform
+from lagcompile.frontend.structure import leaves, opened, transform
 
 Call = Callable[[list[Tensor]], Any]
 SKETCH = 4096
@@ -128,7 +128,7 @@ def _once(
 ) -> tuple[dict[str, Tensor | None], Any]:
     given = {f"input {i}": _input(t, trial.slopes, rounding) for i, t in enumerate(trial.tensors)}
     # clones: a forward that writes into its inputs may not write into leaves of autograd
-    output = call([t.clone() for t in given.values()])
+    output = opened(call([t.clone() for t in given.values()]))
     tensors = [(i, v) for i, v in enumerate(leaves(output)) if isinstance(v, Tensor)]
     numbers: dict[str, Tensor | None] = {f"output {i}{suffix}": v.detach().clone() for i, v in tensors}
     numbers |= {f"buffer {n}{suffix}": b.detach().clone() for n, b in before.buffers_now().items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lagcompile as lc
-from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.structure import leaves, opened
 
 Change = Callable[[Tensor], Tensor]
 CHANGES: tuple[Change, ...] = (
@@ -83,7 +83,7 @@ def compare(
         refused[str(error)] = None
         return
     where = f"training={training} varied={varied} shape={tuple(x.shape)}"
-    pairs = list(zip(leaves(expected), leaves(got), strict=True))
+    pairs = list(zip(leaves(opened(expected)), leaves(opened(got)), strict=True))
     for a, b in pairs:
         assert near(a, b, tolerance), f"output differs: {where}"
     for (name, a), b in zip(twin.state_dict().items(), again.module.state_dict().values(), strict=True):
@@ -113,7 +113,7 @@ def near(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _slopes(output: Any, model: nn.Module) -> dict[str, Tensor]:
-    values = [v for v in leaves(output) if isinstance(v, Tensor) and v.is_floating_point() and v.requires_grad]
+    values = [v for v in leaves(opened(output)) if isinstance(v, Tensor) and v.is_floating_point() and v.requires_grad]
     weights = dict(model.named_parameters())
     trained = [n for n, p in weights.items() if p.requires_grad]
     if not values or not trained:
