@@ -24,7 +24,7 @@ from lagcompile.check.verify import certify_solved, verify_network
 from lagcompile.frontend.balance import Context, too_many
 from lagcompile.frontend.capture import Capture
 from lagcompile.frontend.choose import Captured, choose
-from lagcompile.frontend.copies import unregistered
+from lagcompile.frontend.copies import check_model, unregistered
 from lagcompile.frontend.graph import Graph, Observation, build_graph
 from lagcompile.frontend.lower import Formulation, lower
 from lagcompile.frontend.partition import Partition
@@ -36,7 +36,7 @@ from lagcompile.frontend.split import AtSplit, BalancedSplit, NoSplit, SplitFile
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.alone import alone
 from lagcompile.ir.arguments import expect, expect_positive, loss_name
-from lagcompile.ir.base import Frozen, LiftError, SpecError, SplitError
+from lagcompile.ir.base import Frozen, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
@@ -80,8 +80,7 @@ def lift(
     expect("example_kwargs", example_kwargs, Mapping, "a mapping of names to values")
     expect("name", name, str, "a string")
     policy = _policy(split)
-    if not isinstance(model, nn.Module):
-        raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     args = None if example_inputs is None else as_args(example_inputs)
     signature = signature_of(model.forward, args, example_kwargs)
     known = args is not None or bool(example_kwargs)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lagcompile.backends.base import Executor
 from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
+from lagcompile.frontend.tensors import dense
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
 from lagcompile.ir.transforms import Identity
@@ -180,7 +181,7 @@ def gradients_of(value: Tensor, leaves: Sequence[Tensor], *, keep: bool = False)
     """Gradients of a scalar; None where a leaf does not enter. With `keep` its graph can be gone through again."""
     if not value.requires_grad or not leaves:
         return [None for _ in leaves]
-    return list(torch.autograd.grad(value, list(leaves), allow_unused=True, retain_graph=keep))
+    return dense(torch.autograd.grad(value, list(leaves), allow_unused=True, retain_graph=keep))
 
 
 class StageExecutor(Executor):

@@ -33,6 +33,7 @@ from lagcompile.backends.local import (
 )
 from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
+from lagcompile.frontend.tensors import dense
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display, number
@@ -230,7 +231,7 @@ class ProxPropExecutor(StageExecutor):
             for n, g in zip(record.states, found, strict=False):
                 if g is not None:
                     steps[n] = steps[n] + g if n in steps else g
-            rest: list[Tensor | None] = list(found[len(record.states) + len(inner) :])
+            rest = dense(found[len(record.states) + len(inner) :])
             if layer is not None:
                 rest[layer.weight] = None
                 if layer.bias is not None:

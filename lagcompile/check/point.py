@@ -76,7 +76,7 @@ class CheckPoint:
         found = torch.autograd.grad(
             value, list(self.leaves.values()), create_graph=graph, retain_graph=True, materialize_grads=True
         )
-        return dict(zip(self.leaves, found, strict=True))
+        return dict(zip(self.leaves, (g.to_dense() for g in found), strict=True))
 
     def bounds(self, leaf: Leaf) -> tuple[float, float]:
         """Lower and upper bound of a leaf: its domain and the user's bounds on it."""

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from lagcompile.check.binding import bindings, label, network_identities
 from lagcompile.check.certificate import MODES, USUAL, Certificate, Kind, Residual, digest, largest
 from lagcompile.check.derivative import Probe, not_the_derivative
+from lagcompile.frontend.capture import reason_of
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.structure import leaves, opened
@@ -336,8 +337,13 @@ def _gradients(value: Tensor, variables: Mapping[str, Tensor]) -> dict[str, Tens
     names = [n for n, v in variables.items() if v.requires_grad]
     found: Sequence[Tensor | None] = [None for _ in names]
     if names and value.requires_grad:
-        found = torch.autograd.grad(value, [variables[n] for n in names], retain_graph=True, allow_unused=True)
-    known = {n: g for n, g in zip(names, found, strict=True) if g is not None}
+        try:
+            found = torch.autograd.grad(value, [variables[n] for n in names], retain_graph=True, allow_unused=True)
+        except Exception as error:
+            raise BindError(
+                f"the backward pass of the model or the loss fails in float64: {reason_of(error)}"
+            ) from error
+    known = {n: g.to_dense() for n, g in zip(names, found, strict=True) if g is not None}
     return {n: known[n] if n in known else torch.zeros_like(v) for n, v in variables.items()}
 
 

@@ -162,7 +162,7 @@ def ties_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 _LAGCOMPILE = __file__.rsplit("frontend", 1)[0]
-_OWN = (torch.__path__[0], _LAGCOMPILE + "frontend", _LAGCOMPILE + "lift.py")
+_OWN = (torch.__path__[0], *(_LAGCOMPILE + n for n in ("frontend", "ir", "runtime", "check", "backends", "lift.py")))
 
 
 def is_users(filename: str) -> bool:

@@ -58,8 +58,6 @@ def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | N
         LiftError: no front end captures the model; each problem names what to change.
         SplitError: it cannot be cut as asked for.
     """
-    if not isinstance(model, nn.Module):
-        raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
     own_memory(model)
     with ALONE:
         search = _Search(private_copy(model), signature, tensors, cut)
@@ -100,6 +98,13 @@ class _Search:
     def best(self) -> Captured:
         """The first capture whose receipt holds; one that keeps many layers in one node only as a last resort."""
         assert self.tensors is not None
+        empty = [n for n, t in [*self.model.named_parameters(), *self.model.named_buffers()] if t.is_meta]
+        if empty:
+            raise LiftError(
+                f"{', '.join(map(repr, empty[:SHOWN]))}{' and others' if len(empty) > SHOWN else ''}: on the meta "
+                "device, without values, so that no run can show that a graph is the model: give them values (to_empty "
+                "and load_state_dict), or lift without example inputs"
+            )
         sparse = [n for n, t in zip(self.signature.names, self.tensors, strict=True) if t.layout is not torch.strided]
         if sparse:
             raise LiftError([f"the input '{n}' is sparse, and states are dense: give {n}.to_dense()" for n in sparse])
@@ -107,6 +112,11 @@ class _Search:
             self.expected = Expectations(self.model, self.signature, self.tensors)
         except Exception as error:
             raise LiftError(f"the model does not run on the example inputs: {reason_of(error)}") from error
+        if added := self.expected.added():
+            raise LiftError(
+                f"the forward registers the buffer {', '.join(map(repr, added))} when it runs for the first time: run "
+                "the model once ahead of lifting, or register it in __init__"
+            )
         for name, attempt in self._attempts():
             try:
                 found = self._checked(attempt())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dis
 import functools
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -41,7 +42,7 @@ class Closures:
 
     def foreign(self) -> Iterator[tuple[str, str]]:
         """Functions and classes of modules that read a module of the value as a global variable, with its name."""
-        forwards = {type(m).forward for m in self._own.values() if isinstance(m, nn.Module)}
+        forwards = {inspect.getattr_static(type(m), "forward") for m in self._own.values() if isinstance(m, nn.Module)}
         for function in dict.fromkeys([*self._all, *(f for f in forwards if isinstance(f, FunctionType))]):
             for name in _globals(function.__code__):
                 value = function.__globals__.get(name)

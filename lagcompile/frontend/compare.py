@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.still import Attributes
-from lagcompile.frontend.trials import Call, Outcome, Trial, identical, run
+from lagcompile.frontend.tensors import identical
+from lagcompile.frontend.trials import Call, Outcome, Trial, run
 
 UNITS = 8
 """Units in the last place that any two runs may differ by."""

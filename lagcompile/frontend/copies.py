@@ -20,7 +20,23 @@ from lagcompile.frontend.closures import Closures
 from lagcompile.ir.base import LiftError
 
 Value = TypeVar("Value")
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _OWN = frozenset(vars(nn.Module()))
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be looked into.
+
+    Raises:
+        LiftError: it is no module, or a TorchScript one.
+    """
+    if not isinstance(model, nn.Module):
+        raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise LiftError(
+            "the model is a TorchScript module (torch.jit.script, trace or load), whose forward is no Python to be "
+            "traced: lift the module that it was made of. Scripted sub-modules are kept whole"
+        )
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -67,7 +83,7 @@ class _CutOff(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is Tensor.__deepcopy__ and (not args[0].is_leaf or args[0].layout in _COMPRESSED):
             value, memo = args
             return memo.setdefault(id(value), value.detach().clone())
         return func(*args, **(kwargs or {}))
@@ -99,7 +115,7 @@ def own_memory(model: nn.Module) -> None:
     found = [
         (path, owner[key])
         for path, value in [*unregistered(model), *model.named_buffers()]
-        if _is_plain(value) and not isinstance(value, nn.Parameter)
+        if _is_plain(value) and not isinstance(value, nn.Parameter) and not _made_ahead(model, path)
         if (key := value.untyped_storage()._cdata) in owner
     ]
     if found:
@@ -110,6 +126,14 @@ def own_memory(model: nn.Module) -> None:
                 for path, name in found
             ]
         )
+
+
+def _made_ahead(model: nn.Module, path: str) -> bool:
+    """Whether a hook makes an attribute anew ahead of every forward (torch.nn.utils.spectral_norm, for one)."""
+    owner, _, name = path.rpartition(".")
+    modules = dict(model.named_modules())
+    hooks = modules[owner]._forward_pre_hooks.values() if owner in modules else ()
+    return any(getattr(hook, "name", None) == name for hook in hooks)
 
 
 def _is_plain(value: Tensor) -> bool:

@@ -141,6 +141,11 @@ class _Watched(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
+        if (kwargs or {}).get("generator") is not None and (place := user_line(2)):
+            self.found[
+                f"{place}: `{_text(place)}` draws from a generator of its own, which a graph would not move on: draw "
+                "from the default one (torch.manual_seed), or give the numbers as an input"
+            ] = None
         if name == "unbind":  # what a loop over a tensor calls
             name = sys._getframe(1).f_code.co_name
         what = _VALUES.get(name)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.tensors import memory_of
 
 if TYPE_CHECKING:
     from lagcompile.frontend.graph import Node
@@ -63,7 +64,7 @@ class Watch:
             inherited |= self._owner.get(source.name, {})
         own: dict[int, str] = {}
         for tensor in found:
-            key = tensor.untyped_storage()._cdata
+            key = memory_of(tensor)
             own[key] = inherited.get(key, node.name)
         self._owner[node.name] = own
         shared = tuple(dict.fromkeys(o for o in own.values() if o != node.name))

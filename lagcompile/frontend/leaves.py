@@ -95,7 +95,8 @@ def _call(calls: Calls, path: str, layer: nn.Module, forward: Callable[..., Any]
         if m in calls.placed
         for a, b in zip(calls.placed[m], m._parameters.values(), strict=False)
     )
-    if calls.inside or moved or not given or not plain:
+    mapped = torch._C._functorch.maybe_current_level() is not None  # vmap and grad have no rule for the operator
+    if calls.inside or moved or mapped or not given or not plain:
         return forward(*args, **kwargs)
     numbers = iter(range(len(given)))
     template = transform((args, kwargs), lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v)

@@ -20,6 +20,7 @@ from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.regions import Layer
 from lagcompile.frontend.structure import Reference, fill, transform
 from lagcompile.frontend.symbolic import Traced
+from lagcompile.frontend.tensors import identical
 from lagcompile.ir.base import LiftError
 
 
@@ -143,7 +144,7 @@ class _Merger:
     def _constant(self, value: torch.Tensor) -> str:
         """Name of a constant in the merged graph; equal constants of both modes are one."""
         for name, other in self.attributes.items():
-            if isinstance(other, torch.Tensor) and other.dtype == value.dtype and torch.equal(other, value):
+            if isinstance(other, torch.Tensor) and identical(other, value):
                 return name
         return self._named("constant", value)
 

@@ -35,7 +35,8 @@ from lagcompile.frontend.observe import Recorder, observations
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.still import Attributes
-from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, identical, negated, resized, run, with_values
+from lagcompile.frontend.tensors import identical
+from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, negated, resized, run, with_values
 from lagcompile.ir.base import Measured
 
 WORK = 1_000_000_000
@@ -194,6 +195,11 @@ class Expectations:
         if self.fixed or not sizes.allow(1) or batch_of(self.tensors) is None:
             return None
         return next(iter(self._first(self.base(sizes)[0], (("", False, False),), 1)), None)
+
+    def added(self) -> list[str]:
+        """Names of the buffers that the model has after a run only."""
+        held = dict(self.model.named_buffers())
+        return list(dict.fromkeys(n for e in self.base(Sizes()) for n in e.outcome.changed if n not in held))
 
     def rounded(self, expected: Expected) -> Outcome:
         """The same run with weights and inputs moved in their last place."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.symbolic import restore_buffers
+from lagcompile.frontend.tensors import identical
 
 SEED = 20211006
 RUNS = 10_000
@@ -186,7 +187,7 @@ class Attributes:
             and all(map(is_, map(now.get, self.held, repeat(_MISSING)), self.held.values()))
             and not any(map(len, self.empty))
             and all(_same(_contents(v), before) for v, before in self.filled)
-            and all(torch.equal(self.held[n], v) for n, v in self.tensors.items())
+            and all(identical(self.held[n], v) for n, v in self.tensors.items())
         )
 
     def changed(self) -> list[str]:
@@ -199,7 +200,7 @@ class Attributes:
         names += [
             n for n, v in self.contents.items() if not n.startswith("_") and not _same(_contents(self.held[n]), v)
         ]
-        names += [n for n, v in self.tensors.items() if not torch.equal(self.held[n], v)]
+        names += [n for n, v in self.tensors.items() if not identical(self.held[n], v)]
         return list(dict.fromkeys(names))
 
     def put_back(self) -> None:
@@ -226,7 +227,7 @@ class Attributes:
                 container.extend(before)
         with torch.no_grad():
             for name, value in self.tensors.items():
-                if not torch.equal(self.held[name], value):
+                if not identical(self.held[name], value):
                     self.held[name].copy_(value)
 
 

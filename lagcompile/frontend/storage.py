@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.proxies import IN_PLACE
 from lagcompile.frontend.structure import leaves
+from lagcompile.frontend.tensors import identical, memory_of
 
 Form = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -79,7 +80,7 @@ class _Watcher(Runner):
         written = tuple(
             name
             for name, (t, version, _) in before.items()
-            if t._version != version or (hides and not _unmoved(t, held[name]))
+            if t._version != version or (hides and not identical(t, held[name]))
         )
         if written:
             self.found.writes[n.name] = written
@@ -91,7 +92,7 @@ class _Watcher(Runner):
         self.owner[n.name] = {}
         tensors = [value] if isinstance(value, Tensor) else [v for v in leaves(value) if isinstance(v, Tensor)]
         for i, tensor in enumerate(tensors):
-            key = tensor.untyped_storage()._cdata
+            key = memory_of(tensor)
             fresh = n.name if tensor is value else f"{n.name}#{i}"
             if n.op == "get_attr":
                 fresh = self.attributes.setdefault(key, fresh)
@@ -111,12 +112,8 @@ def _form(tensor: Tensor) -> Form:
     return int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
 
 
-def _unmoved(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0.0, 0.0, equal_nan=True))
-
-
 def _is(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata and _form(a) == _form(b) and a.dtype == b.dtype
+    return memory_of(a) == memory_of(b) and _form(a) == _form(b) and a.dtype == b.dtype
 
 
 def watched(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Sharing:

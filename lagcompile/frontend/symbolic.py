@@ -27,6 +27,7 @@ from lagcompile.frontend.proxies import (
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.storage import named_write
 from lagcompile.frontend.structure import Reference, leaves, opened, transform
+from lagcompile.frontend.tensors import identical
 from lagcompile.ir.alone import ALONE
 
 # torch.nn classes that hold several layers, and whose forward is worth looking into
@@ -141,12 +142,6 @@ def _stopped(graph: fx.Graph, model: nn.Module) -> None:
                 reader.replace_input_with(node, made)
 
 
-def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape:
-        return True
-    return not torch.equal(a, b) and not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
-
-
 def restore_buffers(
     modules: Mapping[str, nn.Module], held: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]
 ) -> None:
@@ -156,7 +151,7 @@ def restore_buffers(
             path, _, last = name.rpartition(".")
             if modules[path]._buffers.get(last) is not buffer:
                 modules[path]._buffers[last] = buffer
-            if _moved(buffer, before[name]):
+            if not identical(buffer, before[name]):
                 buffer.copy_(before[name])
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lagcompile.frontend.capture import batch_of
 from lagcompile.frontend.still import Attributes, Before, as_it_was, random_states
 from lagcompile.frontend.structure import leaves, opened, transform
+from lagcompile.frontend.tensors import dense, identical
 
 Call = Callable[[list[Tensor]], Any]
 SKETCH = 4096
@@ -152,15 +153,13 @@ def _slopes(outputs: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> dict[str
         return dict.fromkeys(wanted)
     weights = [_noise(v, 11 + i) for i, v in enumerate(known)]
     found = torch.autograd.grad(known, list(wanted.values()), grad_outputs=weights, allow_unused=True)
-    return {n: _sketch(g) for n, g in zip(wanted, found, strict=True)}
+    return {n: _sketch(g) for n, g in zip(wanted, dense(found), strict=True)}
 
 
 def _sketch(gradient: Tensor | None) -> Tensor | None:
     """Few numbers that tell two large gradients apart: random sums of its rows."""
     if gradient is None:
         return None
-    if gradient.is_sparse:
-        gradient = gradient.to_dense()
     if gradient.numel() <= 2 * SKETCH:
         return gradient.clone()
     flat = gradient.flatten()
@@ -229,17 +228,6 @@ def _varied(model: nn.Module, other: bool, rounding: bool) -> Iterator[None]:
 
 def _is_real(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype.itemsize > 1
-
-
-def identical(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit, NaN in the same places."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
-    if torch.equal(a, b):
-        return True
-    if not (a.is_floating_point() or a.is_complex()):
-        return False
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 # ------------------------------------------------------------ which runs

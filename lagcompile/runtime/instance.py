@@ -380,7 +380,7 @@ def to_value(rows: Tensor, kind: TensorType) -> Tensor:
     axis, factor = batch_axis(kind)
     if axis is None:
         return rows.squeeze(1)
-    value = rows if axis == 0 else rows.movedim(1, axis + 1)
+    value = rows if axis == 0 else rows.movedim(1, axis + 1).contiguous()  # the model's own may be: it takes views
     return value.flatten(axis + 1, axis + 2) if factor > 1 else value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lagcompile.frontend.tensors import dense
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import ValueConstraint
 from lagcompile.ir.sampling import mixed, sampled
@@ -202,8 +203,8 @@ class Lagrangian:
         connected = [(value, pull) for value, pull in pairs if value.requires_grad]
         found: Sequence[Tensor | None] = [None for _ in variables]
         if variables and connected:
-            found = torch.autograd.grad(
-                [v for v, _ in connected], variables, [p for _, p in connected], allow_unused=True
+            found = dense(
+                torch.autograd.grad([v for v, _ in connected], variables, [p for _, p in connected], allow_unused=True)
             )
         states = []
         for i, (leaf, g) in enumerate(zip(leaves, found[: len(leaves)], strict=True)):

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lagcompile.frontend.capture import reason_of
 from lagcompile.frontend.compare import gap, rounded
 from lagcompile.frontend.receipt import first_line
-from lagcompile.frontend.structure import fill, leaves, transform
+from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.structure import fill, leaves, opened
 from lagcompile.frontend.trials import Trial, run
 from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.ir.program import Program, ValueConstraint
@@ -97,7 +100,8 @@ def try_receipt(instance: Instance) -> None:
     In eval mode on `COMPARED` rows that are spread over the data, in train mode on fewer.
 
     Raises:
-        BindError: it is not the model there; or the data are of sizes that it was not captured for.
+        BindError: it is not the model there; the model has no backward pass; the data are of sizes that it was not
+            captured for.
     """
     network, model = instance.network, instance.module
     signature = network.capture.signature
@@ -109,8 +113,13 @@ def try_receipt(instance: Instance) -> None:
         network.capture.sizes.check(signature.names, trial.tensors)
         try:
             expected = run(model, partial(signature.call, model), trial)
-        except Exception:  # a mode that the model does not run in, or one without gradients, on such rows
-            continue
+        except Exception as error:
+            if training and _runs(model, signature, trial):
+                raise BindError(
+                    f"the model's own backward pass fails: {reason_of(error)}. No method can lower a loss without it: "
+                    "give that operation a derivative, or take it out of the model"
+                ) from error
+            continue  # a mode that the model does not run in on such rows
         try:
             got = run(model, network.call, trial, graphs=network.graphs, calls=expected.calls)
         except Exception as error:
@@ -120,6 +129,15 @@ def try_receipt(instance: Instance) -> None:
         problems |= dict.fromkeys(f"in {trial.mode} mode {p}" for p in gap(expected, got, moved).problems)
     if problems:
         raise BindError(["on these data the lifted network is not the model:", *problems])
+
+
+def _runs(model: nn.Module, signature: Signature, trial: Trial) -> bool:
+    """Whether a model runs at all, without gradients."""
+    try:
+        run(model, partial(signature.call, model), replace(trial, slopes=False))
+    except Exception:
+        return False
+    return True
 
 
 def _try_loss(instance: Instance, rows: Tensor, first: float) -> None:
@@ -159,7 +177,7 @@ def _silent(instance: Instance, rows: Tensor) -> bool:
     """Return whether the loss neither has a gradient in the model's output nor changes with it."""
     with torch.no_grad(), quiet(instance.module):
         batch = instance.batch(rows)
-        template = transform(instance.output(instance.forward(batch)[1]), lambda leaf: leaf)
+        template = opened(instance.output(instance.forward(batch)[1]))
         tensors = [v for v in leaves(template) if isinstance(v, Tensor)]
         moving = [v for v in tensors if v.is_floating_point() or v.is_complex()]
 
