@@ -102,6 +102,8 @@ def test_outputs_that_one_mode_replaces() -> None:
 class Container:
     """What no compiler can take apart."""
 
+    __slots__ = ("value",)
+
     def __init__(self, value: Tensor) -> None:
         self.value = value
 
