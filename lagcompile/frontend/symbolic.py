@@ -162,7 +162,8 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=_FACTORIES)
         self._autowrap_search.append(torch)
         self.thread = threading.get_ident()
-        self.own = {p: n for n, p in model.named_parameters()}
+        self.own: dict[torch.Tensor, str] = {p: n for n, p in model.named_parameters()}
+        self.buffers = {b: n for n, b in model.named_buffers()}
         self.placed = {id(m): tuple(m._parameters.items()) for m in model.modules()}
         self.attributes: dict[str, Any] = {}
         self.signature = signature
@@ -202,7 +203,14 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         if threading.get_ident() != self.thread:
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        buffers = self.proxy_buffer_attributes and isinstance(attr_val, torch.Tensor)
+        names = self.own if isinstance(attr_val, nn.Parameter) else self.buffers if buffers else {}
+        name = names.get(attr_val)  # torch.fx would go through all names at each read
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def parameter(self, value: torch.Tensor) -> fx.Proxy | None:
         """What stands for a parameter that was reached by another way than its module's attribute."""
