@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from lagcompile.check.apart import apart, outputs_apart, relative, top
 from lagcompile.check.binding import bindings, label, network_identities
 from lagcompile.check.certificate import MODES, USUAL, Certificate, Kind, Residual, digest, largest
 from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.frontend.capture import reason_of
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
-from lagcompile.frontend.structure import leaves, opened
 from lagcompile.ir.alone import alone
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program
@@ -203,7 +203,7 @@ class _Mode:
                     del recorder, unsplit
                 with _same_start(network), torch.no_grad():
                     values = network.glue(self.inputs)
-                    yield "forward", "output", *_outputs(output, network.assemble(values))
+                    yield "forward", "output", *outputs_apart(output, network.assemble(values))
                 states = {n: values[n].detach().clone().requires_grad_() for n in self.nodes}
             with _same_start(network):
                 data = {**values, **network.prepare(self.inputs)}
@@ -287,11 +287,7 @@ def _graded(kind: Kind, found: Sequence[_Compared], floor: float = FLOOR) -> Ite
     for c in found:
         least = min(most, effect / c.variable) if c.variable > 0.0 else most
         scale = max(c.size, floor * least) if floor else (c.size or most)
-        yield kind, c.name, _relative(c.off, scale), scale
-
-
-def _relative(off: float, scale: float) -> float:
-    return 0.0 if off == scale == 0.0 else off / scale if scale != 0.0 else math.inf
+        yield kind, c.name, relative(c.off, scale), scale
 
 
 def _lagrangian(swept: Sweep, states: Mapping[str, Tensor]) -> Tensor:
@@ -316,21 +312,6 @@ def _groups(parameters: Mapping[str, Tensor], size: int = 2**27) -> Iterator[lis
         group.append(name)
         held += parameter.numel()
     yield group
-
-
-def top(value: Tensor) -> float:
-    """Return the largest size of an entry; NaN where one is not a number."""
-    return float(value.detach().abs().max()) if value.numel() else 0.0
-
-
-def apart(got: Tensor, expected: Tensor) -> float:
-    """Largest difference; infinite where shapes or types differ, NaN where an entry is not a number."""
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        return math.inf
-    equal = got == expected  # equal infinities do not differ
-    if not (got.is_floating_point() or got.is_complex()):
-        return 0.0 if bool(equal.all()) else math.inf
-    return top(torch.where(equal, 0.0, (got - expected).abs()))
 
 
 def _gradients(value: Tensor, variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -385,25 +366,3 @@ class _Recorder(Runner):
             return self.copies[source.name, stage]
 
         return fx.node.map_arg(n.args, read), fx.node.map_arg(n.kwargs, read)
-
-
-def _same(x: Any, y: Any) -> bool:
-    """Whether leaves that are no tensors are equal; one that names float32 names float64 in a copy in float64."""
-    wide = [torch.float64 if isinstance(v, torch.dtype) and v.is_floating_point else v for v in (x, y)]
-    return bool(wide[0] == wide[1])
-
-
-def _outputs(expected: Any, got: Any) -> tuple[float, float]:
-    """Largest relative difference of the outputs, and their size."""
-    a, b = leaves(opened(expected)), leaves(opened(got))
-    if len(a) != len(b) or any(isinstance(x, Tensor) != isinstance(y, Tensor) for x, y in zip(a, b, strict=True)):
-        return math.inf, 1.0
-    others = all(_same(x, y) for x, y in zip(a, b, strict=True) if not isinstance(x, Tensor))
-    found: list[tuple[float, float]] = [] if others else [(math.inf, 1.0)]
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Tensor):
-            size = top(torch.where(x.isinf(), 0.0, x.abs()) if x.dtype != torch.bool else x.double())
-            off = apart(y.detach(), x.detach())
-            found.append((_relative(off, size), size))
-    worst = max(found, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0], default=(0.0, 0.0))
-    return worst[0], max((size for _, size in found), default=0.0)
