@@ -1,6 +1,6 @@
-"""What a drawing says: texts of stages, breakpoints and skip connections, and nothing about where they stand.
+"""The texts of a drawing: stages, breakpoints and skip connections, without their places.
 
-In: a `Program`. Out: `Cell`, `Label`, `Skip`. Invariant: everything stands in the program; long lists are shortened and
+In: a `Program`. Out: `Cell`, `Label`, `Skip`. Invariant: everything is in the program; long lists are shortened and
 say by how much; of very many stages the first and the last are drawn, and the number between them is said.
 """
 
@@ -40,7 +40,7 @@ class Cell:
         facts: weights and cost.
         share: its operations relative to the largest stage's.
         labels: what leaves it.
-        breakpoint: number of the breakpoint behind it; None behind the last stage.
+        breakpoint: number of the breakpoint after it; None after the last stage.
         data: data that it reads, where they are not the network's first stage's.
     """
 
@@ -73,7 +73,7 @@ class Picture:
 
 
 def picture(program: Program) -> Picture:
-    """The texts of a program's drawing."""
+    """Return the texts of a program's drawing."""
     count = len(program.stages)
     hidden = count - 2 * ENDS if count > MOST else 0
     shown = [*range(count)] if not hidden else [*range(ENDS), *range(count - ENDS, count)]
@@ -143,7 +143,7 @@ def shape(kind: TensorType) -> str:
 
 
 def quantity(value: float) -> str:
-    """A count with a prefix: 1.2 M, 840; a space behind it."""
+    """Write a count with a prefix, 1.2 M or 840, and a space after it."""
     for power, letter in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if value >= 10**power:
             return f"{value / 10**power:.3g} {letter}"
@@ -151,7 +151,7 @@ def quantity(value: float) -> str:
 
 
 def shortened(name: str, longest: int = LONGEST) -> str:
-    """A long name with its middle left out."""
+    """Leave out the middle of a long name."""
     if len(name) <= longest:
         return name
     half = (longest - 1) // 2
@@ -187,7 +187,7 @@ def _notes(program: Program) -> list[str]:
         if len(readers) > 1:
             found.append(f"{w.name} is one variable in {_listed(readers)}")
     if len(found) > 4:
-        found = [*found[:3], f"{len(found) - 3} more weights stand in several stages"]
+        found = [*found[:3], f"{len(found) - 3} more weights are read by several stages"]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Does an exported folder do what the model does? Asked before the folder is handed over.
+"""Check that an exported folder does what the model does, before the folder appears.
 
 In: a network, a folder. Out: nothing, or an error that says what differs. Invariant: both are run in train and in eval
 mode, on batch sizes that were not exported where the size is free, from one random state; outputs, buffers, the random
@@ -58,7 +58,7 @@ def check(network: Network, folder: Path, tensors: Sequence[Tensor], *, weights:
         for what, whole in (("the stages", False), ("the network", True)):
             try:
                 got = _run(loaded, batch, training, whole=whole)
-            except Exception as error:  # whatever an operation says
+            except Exception as error:  # an operation may raise anything
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 problems.append(f"{what} as written do not run {mode}: {first}")
                 continue
@@ -67,15 +67,15 @@ def check(network: Network, folder: Path, tensors: Sequence[Tensor], *, weights:
         raise LiftError(
             [
                 *dict.fromkeys(problems),
-                "the model cannot be exported as it is: an operation that hangs on the batch size, a gradient of its "
-                "own, or a layer that keeps state outside of its buffers, must be written as tensor operations",
+                "the model cannot be exported as it is: an operation that depends on the batch size, a custom "
+                "backward, or a layer that keeps state outside of its buffers, must be written as tensor operations",
             ]
         )
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a run gave, or what was wrong with its gradients."""
+    """Results of a run, or what was wrong with its gradients."""
 
     output: list[Any]
     buffers: Mapping[str, Tensor]
@@ -83,11 +83,11 @@ class _Found:
     gradients: Mapping[str, Tensor] | None
     """None where they cannot be computed."""
     own: tuple[str, ...] = ()
-    """Operations with a backward of the user's."""
+    """Operations whose backward the user wrote."""
 
 
 def _run(network: Network, tensors: Sequence[Tensor], training: bool, *, whole: bool = False) -> _Found:
-    """A run without gradients, and one for gradients; buffers are put back."""
+    """Run once without gradients and once for gradients; buffers are put back."""
     network.train(training)
     own = network.capture.original
 
@@ -107,13 +107,13 @@ def _run(network: Network, tensors: Sequence[Tensor], training: bool, *, whole: 
         with torch.enable_grad(), quiet(own):
             results = output([t.clone() for t in inputs])
             gradients = _gradients(results, {n: t for n, t in variables.items() if t.requires_grad})
-    except Exception:  # the model overwrites what its own backward needs, for one
+    except Exception:  # such as a model that overwrites what its backward needs
         return _Found(values, buffers, random, None)
     return _Found(values, buffers, random, gradients, _functions(results))
 
 
 def _gradients(output: Sequence[Any], of: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of a sum of the outputs in which each entry has a weight of its own."""
+    """Return the gradients of a sum of the outputs in which each entry has a different weight."""
     total = torch.zeros((), dtype=torch.float64)
     for value in output:
         if isinstance(value, Tensor) and value.requires_grad and value.is_floating_point():
@@ -157,7 +157,7 @@ def _differences(expected: _Found, got: _Found) -> list[str]:
 def _other_gradients(
     expected: Mapping[str, Tensor], got: Mapping[str, Tensor] | None, lost: Sequence[str]
 ) -> Iterator[str]:
-    own = f" ({', '.join(lost)}: a backward of its own cannot be written)" if lost else ""
+    own = f" ({', '.join(lost)}: a custom backward cannot be written)" if lost else ""
     if got is None:
         yield f"have no gradients{own}"
         return
@@ -172,7 +172,7 @@ def _other_gradients(
 
 
 def _near(a: Any, b: Any, tolerance: float = TOLERANCE, scale: float = 1.0) -> bool:
-    """Equal up to rounding, relative to the largest entry (1e-2 in half precision); NaN only where NaN is."""
+    """Return whether values are equal up to rounding, relative to the largest entry; NaN only where NaN is."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return bool(type(a) is type(b) and a == b)
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -1,6 +1,6 @@
 """A drawing of a program's stage graph: stages with their cost, breakpoints with their states, skip connections.
 
-In: a `Program`, the path of an .svg, .png or .pdf file. Out: the file. Invariant: what is drawn and where it stands is
+In: a `Program`, the path of an .svg, .png or .pdf file. Out: the file. Invariant: what is drawn and where is
 decided by `cells` and `layout`; here it is only painted.
 """
 
@@ -37,7 +37,7 @@ COLOURS: Mapping[str, str] = {
     "skip name": PURPLE,
 }
 COVERING = frozenset({"state name", "plain name", "on cut", "skip name"})
-"""Texts that stand on lines and hide them."""
+"""Texts that are drawn over lines and hide them."""
 
 
 def draw(program: Program, path: str | Path) -> Path:
@@ -94,7 +94,7 @@ def _settings() -> Any:
 
 
 class _Ruler:
-    """Measures texts as they will be painted."""
+    """Measure texts as they will be painted."""
 
     def __init__(self, figure: Any) -> None:
         self.figure = figure
@@ -112,7 +112,7 @@ class _Ruler:
 
 
 def _plain(text: str) -> str:
-    """A text in which a dollar sign begins no formula."""
+    """Escape dollar signs, so that they do not begin a formula."""
     return text.replace("$", r"\$")
 
 

@@ -21,7 +21,7 @@ SIZES = (3, 2, 4, 17)
 
 
 def batch_sizes(sizes: Sizes) -> tuple[int, int, int, int]:
-    """The batch size that is exported, two beside it and one far from it, as far as the capture holds for them."""
+    """Batch size that is exported, two near it and one far from it, where the capture holds for them."""
     near = range(sizes.least, sizes.least + 9 * sizes.step, sizes.step)
     found = list(dict.fromkeys(n for n in (*SIZES, *near) if sizes.allow(n)))
     found += found[:1] * 3
@@ -29,7 +29,7 @@ def batch_sizes(sizes: Sizes) -> tuple[int, int, int, int]:
 
 
 def examples_of(network: Network, batch: int | None = None) -> list[Tensor]:
-    """Random numbers for floating inputs, ones for integers and masks.
+    """Draw random numbers for floating inputs; integers and masks are ones.
 
     Args:
         network: a lifted network.
@@ -55,5 +55,5 @@ def examples_of(network: Network, batch: int | None = None) -> list[Tensor]:
 
 
 def rows_of(tensors: Sequence[Tensor]) -> int:
-    """Number of examples, as the first axis says; 1 where there is none."""
+    """Return the number of examples, the size of the first axis; 1 where there is none."""
     return next((t.shape[0] for t in tensors if t.dim()), 1)

@@ -60,7 +60,7 @@ from lagcompile.runtime.instance import convert, quiet
 
 @dataclass(frozen=True)
 class Contents:
-    """What is written.
+    """Content of a folder.
 
     Attributes:
         network: stages of the lifted model; not changed.
@@ -95,7 +95,7 @@ def write_folder(
     """Write a folder that `load_folder` reads without the model's source.
 
     Args:
-        contents: what is written.
+        contents: what to write.
         path: the folder to make.
         tensors: example inputs in the order of the call; None makes them up from the types.
         solution: a solution of the program: its weights are written instead of the network's, and its states and
@@ -105,7 +105,7 @@ def write_folder(
     Raises:
         DataError: something is there already.
         LiftError: the model cannot be written: a stage runs what a folder cannot hold, the call or the output holds
-            objects that are no data, or what was written does something else than the model.
+            objects that are not data, or what was written does something else than the model.
     """
     target = Path(path)
     _free(target, replace=replace)
@@ -120,7 +120,7 @@ def write_folder(
 
 
 def _on_cpu(contents: Contents, tensors: Sequence[Tensor] | None) -> tuple[Contents, Sequence[Tensor] | None]:
-    """A copy on the CPU of what stands on another device: a folder is read on machines without it."""
+    """Copy tensors to the CPU, because the folder may be read on a machine without this device."""
     given = None if tensors is None else [t.cpu() for t in tensors]
     model = contents.network.capture.original
     if all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers())):
@@ -134,13 +134,13 @@ def _free(path: Path, *, replace: bool) -> None:
     if not replace:
         raise DataError(f"{path} exists: name another folder, or ask to replace it (replace=True, --force)")
     if not (path / MANIFEST).is_file():
-        raise DataError(f"{path} is no exported folder (it has no {MANIFEST}) and is not replaced")
+        raise DataError(f"{path} is not an exported folder (it has no {MANIFEST}) and is not replaced")
 
 
 def folder_files(
     contents: Contents, tensors: Sequence[Tensor] | None = None, solution: Solution | None = None
 ) -> dict[str, bytes]:
-    """The files of a folder by name.
+    """Return the files of a folder by name.
 
     Raises:
         LiftError: the model cannot be written.
@@ -233,10 +233,10 @@ def _types(contents: Contents) -> dict[str, tuple[int, ...]]:
 
 
 def _one_mode(model: nn.Module) -> None:
-    """Whether all modules are in the mode that the model is in.
+    """Check that all modules are in the mode of the model.
 
     Raises:
-        LiftError: some are not (a frozen batch normalisation, for one).
+        LiftError: some are not (such as a frozen batch normalisation).
     """
     other = [n for n, m in model.named_modules() if m.training != model.training]
     if other:
@@ -248,7 +248,7 @@ def _one_mode(model: nn.Module) -> None:
 
 
 def _fits(contents: Contents, solution: Solution) -> None:
-    """Whether a solution is of this program.
+    """Check that a solution belongs to this program.
 
     Raises:
         LiftError: it is of another model, or of other states.
@@ -267,7 +267,7 @@ def _fits(contents: Contents, solution: Solution) -> None:
 
 
 def sealed(manifest: Manifest) -> Manifest:
-    """A manifest with its digest."""
+    """Return a manifest with its digest."""
     return manifest.model_copy(update={"digest": digest_of(manifest)})
 
 
@@ -283,7 +283,7 @@ def _source(stage: StageModule) -> Source:
 
 
 def _whole(network: Network) -> Source:
-    """The network that was never cut."""
+    """Return the network that was never cut."""
     module = network.capture.module
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     returns = tuple(n.name for n in output.args[0])
@@ -321,7 +321,7 @@ def _tensor_records(
                 kinds.setdefault(name, {"kind": "constant", "persistent": False})
     wrong = [n for n in (*kinds, *other) if not is_path(n)]
     if wrong:
-        raise LiftError(f"the tensor {wrong[0]!r} cannot be written: a name has no quotes and no braces")
+        raise LiftError(f"the tensor {wrong[0]!r} cannot be written: a name must not have quotes or braces")
     return {
         n: TensorRecord(dtype=str(known[n].dtype).removeprefix("torch."), shape=tuple(known[n].shape), **kind)
         for n, kind in kinds.items()

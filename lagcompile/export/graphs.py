@@ -21,8 +21,8 @@ Each of these files is a function of values and of the model's tensors:
            {"node": N} {"tensor": NAME} {"float": "inf" | "-inf" | "nan"} {"dtype": "float32"} {"device": "cpu"}
            {"layout": "strided"} {"memory_format": "contiguous_format"}
 
-Nodes stand in the order in which they run, and read only what stands before them. Names N are identifiers, used once
-in a graph. The tensors stand in `tensors.safetensors`. Arguments fit the operator's schema (`operators.misfit`).
+Nodes are in the order in which they run, and read only what comes before them. Names N are identifiers, used once
+in a graph. The tensors are in `tensors.safetensors`. Arguments fit the operator's schema (`operators.misfit`).
 
 In: data of such a file. Out: graphs of torch.fx. Invariant: only `Graph.create_node` with functions of the tables is
 called, with names that are identifiers; nothing is evaluated, and nothing runs before the network is called.
@@ -64,7 +64,7 @@ class Port(Frozen):
 
     @property
     def flat(self) -> int:
-        """How many inputs or outputs of the graph it is."""
+        """Number of inputs or outputs of the graph that it takes."""
         return {"tensor": 1, "size": 1, "sizes": self.count, "constant": 0}[self.kind]
 
 
@@ -82,11 +82,11 @@ class ProgramFile(Frozen):
 
 
 LONGEST = 1 << 20
-"""Entries that a list of tensors is taken to have at most."""
+"""Largest number of entries that a list of tensors is assumed to have."""
 
 
 def same(value: Any) -> Any:
-    """The value: a node of its own for a value that has another node's, or none."""
+    """Return the value's node, adding an alias where it shares one or has none."""
     return value
 
 
@@ -120,7 +120,7 @@ def graph_module(
 
 
 class _Reader:
-    """Makes a graph of torch.fx from the data of one mode."""
+    """Make a graph of torch.fx from the data of one mode."""
 
     def __init__(self, program: ProgramFile, known: Container[str], attributes: bool) -> None:
         self.program = program
@@ -133,7 +133,7 @@ class _Reader:
         """The graph; its output is the tuple of the values that it writes."""
         flat: list[Typed] = []
         for port in self.program.reads:
-            hold(is_name(port.name), f"{port.name!r:.60} is no name of a value")
+            hold(is_name(port.name), f"{port.name!r:.60} is not the name of a value")
             node = self.graph.placeholder(port.name)
             if port.kind == "sizes":
                 flat += [(self.graph.call_function(operator.getitem, (node, i)), "number") for i in range(port.count)]
@@ -191,7 +191,7 @@ class _Body:
         self.outputs = [self._typed(v) for v in outputs]
 
     def _new(self, name: Any, value: Typed) -> None:
-        hold(is_name(name), f"{name!r:.60} is no name of a node")
+        hold(is_name(name), f"{name!r:.60} is not the name of a node")
         hold(name not in self.env, f"two nodes are called {name:.60}")
         self.env[name] = value
 
@@ -239,7 +239,7 @@ class _Body:
 
     # ------------------------------------------------------------ arguments
     def _found(self, data: Any) -> Typed | None:
-        """The node or tensor that an argument refers to, with its kind; None where it is no reference."""
+        """Return the node or tensor that an argument refers to, with its kind; None where it is not a reference."""
         if not isinstance(data, dict) or len(data) != 1:
             return None
         ((key, name),) = data.items()
@@ -290,7 +290,7 @@ _SETTINGS: Mapping[Any, Callable[[list[Any]], tuple[Any, ...]]] = {
 
 
 def _fields(data: Any, what: str, **types: type[Any]) -> list[Any]:
-    """Values of an object that has these keys, and no others."""
+    """Return the values of an object that has exactly these keys."""
     hold(isinstance(data, dict) and data.keys() == types.keys(), f"{what} has the keys {', '.join(types)}")
     for key, kind in types.items():
         hold(type(data[key]) is kind, f"{what} has a {kind.__name__} as '{key}'")
@@ -303,7 +303,7 @@ def inlined(
     outputs: Sequence[str],
     model: nn.Module,
 ) -> tuple[StageGraph, dict[str, str]]:
-    """One graph of all stages, in which each value that they give is a node of its own name.
+    """Make one graph of all stages, in which each value that they give is the node of its name.
 
     Args:
         parts: (name, graph, reads, writes) of prologue and stages, in order.

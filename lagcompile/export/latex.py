@@ -1,7 +1,7 @@
 r"""LaTeX of a program: variables with their sets, objective and constraints, the Lagrangian, a method's step.
 
-In: a `Program`, perhaps a method's options. Out: text to \input into a paper (amsmath, amssymb), or a document of its
-own. Invariant: all that is written stands in the program; the symbols are those of the package's documentation,
+In: a `Program`, perhaps a method's options. Out: text to \input into a paper (amsmath, amssymb), or a whole
+document. Invariant: all that is written is in the program; the symbols are those of the package's documentation,
 f_k, h_k, r_k = f_{k-1}(h_{k-1}) - h_k, lambda_k.
 """
 
@@ -28,7 +28,7 @@ HEAD = "% lagcompile: needs amsmath and amssymb"
 
 
 def latex(program: Program, method: Frozen | None = None, *, document: bool = False) -> str:
-    r"""The mathematics of a program as LaTeX.
+    r"""Write the mathematics of a program as LaTeX.
 
     Args:
         program: the program.
@@ -73,7 +73,7 @@ def _variables(symbols: Symbols) -> Iterator[str]:
     shared = [w for w in program.weights if sum(w.name in s.weights for s in program.stages) > 1]
     for w in shared:
         readers = ", ".join(f"\\theta_{{{s.name.removeprefix('f')}}}" for s in program.stages if w.name in s.weights)
-        yield f"The weight {code(w.name)} is one variable that stands in ${readers}$."
+        yield f"The weight {code(w.name)} is one variable, read by ${readers}$."
     tied = [w for w in program.weights if w.aliases]
     for w in tied:
         yield (
@@ -174,7 +174,7 @@ def _joined(lines: Sequence[str]) -> Iterator[str]:
 
 
 def objective(symbols: Symbols, batch: str = "N") -> str:
-    """What is minimised, as a sum over examples or over samples of the classes."""
+    """Write what is minimised, as a sum over examples or over samples of the classes."""
     program = symbols.program
     synthetic = any(r in symbols.synthetic for r in program.objective.reads)
     mean = program.objective.reduction == "mean"

@@ -29,7 +29,7 @@ class Group:
 
     @property
     def first(self) -> StateVariable:
-        """What all have in common but numbers."""
+        """What all states have in common except numbers."""
         return self.states[0]
 
     @property
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def general(self) -> bool:
-        """Whether it stands for several states."""
+        """Whether it covers several states."""
         return len(self.states) > 1
 
     @property
@@ -64,7 +64,7 @@ class Group:
 
     @property
     def subscript(self) -> str:
-        """k, or the state's own number and name."""
+        """Return k, or the number and name of the state."""
         if self.general:
             return "k"
         return self.symbols.bare(self.first.name).removeprefix("h_{").removesuffix("}")
@@ -114,7 +114,7 @@ class Group:
         return rf"f_{{k-1}}\bigl({before}{weights}\bigr)"
 
     def definition(self) -> str:
-        """What the defect is."""
+        """Return the definition of the defect."""
         return self.first.storage.defect_tex(self.prediction(), self.value(), self.of, self.class_index)
 
     def range_of(self) -> str:
@@ -164,7 +164,7 @@ def _continues(symbols: Symbols, before: StateVariable, state: StateVariable) ->
 
 
 def _single_chain(symbols: Symbols, state: StateVariable) -> bool:
-    """Whether the state's own stage reads the state ahead of it alone."""
+    """Return whether the state's stage reads only the state before it."""
     stage = symbols.writer[state.name]
     names = {s.name: s for s in symbols.program.states}
     return (
@@ -191,7 +191,7 @@ def _alike(symbols: Symbols, state: StateVariable) -> tuple[object, ...]:
 
 
 def definitions(symbols: Symbols) -> list[str]:
-    """What operators and maps mean, each once."""
+    """Explain operators and maps, each once."""
     found = [m for m in dict.fromkeys(c.transform.meaning for c in symbols.program.defects) if m]
     found += [m for m in dict.fromkeys(s.domain.meaning for s in symbols.variables()) if m]
     found += [m for m in dict.fromkeys(s.storage.meaning for s in symbols.program.states) if m]
@@ -266,7 +266,7 @@ def _rows(symbols: Symbols, group: Group) -> str:
 
 
 def _values(symbols: Symbols) -> Iterator[str]:
-    """Multipliers of the user's own constraints."""
+    """Multipliers of the user's constraints."""
     for constraint in symbols.program.constraints:
         multiplier = symbols.program.multiplier_of(constraint.name)
         if constraint.kind == "value" and multiplier is not None:

@@ -1,7 +1,7 @@
-"""Where everything of a drawing stands, in inches, from measured texts.
+"""Places of everything in a drawing, in inches, from measured texts.
 
 In: a `Picture` and a function that measures text. Out: `Layout`: boxes, lines, texts. Invariant: boxes are wide enough
-for what is written in them and gaps for their labels; skip connections run in lanes of their own above the rows and
+for what is written in them and gaps for their labels; skip connections run in separate lanes above the rows and
 beside them, so that no two of them lie on each other and none crosses a text.
 """
 
@@ -68,7 +68,7 @@ class Layout:
 
 
 def columns_of(count: int) -> int:
-    """Stages in a row: one row of up to four, else rows that make a page a little wider than high."""
+    """Return the stages of a row: one row of up to four, else rows of a page a little wider than high."""
     if count <= 4:
         return max(count, 1)
     wanted = math.sqrt(1.3 * count)

@@ -2,8 +2,8 @@
 
 In: the path of a folder that anybody may have written. Out: `Parts`. Invariant: every file is there, is a regular file,
 has the size and the hash that the manifest says, and no other file is there; nothing of the folder is run, evaluated,
-imported or unpickled; the program that the loaded network lowers to is the one that was written. The hashes tell damage
-from what was written; who changes a folder can make new ones, and gets another network, or an error.
+imported or unpickled; the program that the loaded network lowers to is the one that was written. The hashes show
+damage; whoever changes a folder can make new ones, and gets another network, or an error.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from lagcompile.ir.reading import decoded
 from lagcompile.ir.text import from_json
 
 TOLD = 10
-"""Missing files that are listed."""
+"""Number of missing files that are listed."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     file = Path(path) / MANIFEST
     if not file.is_symlink() and not file.is_file():
-        raise DataError(f"{path} is no exported folder: it has no {MANIFEST}")
+        raise DataError(f"{path} is not an exported folder: it has no {MANIFEST}")
     text = read_file(Path(path), MANIFEST)
     data = parse(text, str(file))
     found = data.get("format") if isinstance(data, dict) else None
@@ -106,7 +106,7 @@ def read_files(path: str | Path, manifest: Manifest) -> dict[str, bytes]:
     """The files of a folder: those that its manifest names, and no others.
 
     Raises:
-        DataError: each file that is missing, was changed, or is none of an exported folder's.
+        DataError: each file that is missing, was changed, or does not belong to an exported folder.
     """
     folder = Path(path)
     needed = {PROGRAM, SPLIT, FORMULATION, GRAPH, RECEIPT, TENSORS, *program_files(manifest.stages)}
@@ -157,7 +157,7 @@ def load_folder(path: str | Path) -> Parts:
         raise DataError([f"{path}: {p:.600}{hint}" for p in error.problems]) from error
     except MemoryError:
         raise
-    except Exception as error:  # no forged folder that we know of comes here: `tests/unseen/folders.py` counts them
+    except Exception as error:  # no known forged folder gets here: `tests/unseen/folders.py` counts them
         first = (str(error).strip().splitlines() or [""])[0]
         raise DataError(f"{path}: its files do not fit each other ({type(error).__name__}: {first:.200})") from error
     if again != parts.program:
@@ -217,7 +217,7 @@ def _parts(manifest: Manifest, files: Mapping[str, bytes]) -> Parts:
 
 
 class _GraphFile(Frozen):
-    """Operations of the captured network as they are told, and in which stage each runs."""
+    """Read the operations of the captured network, and the stage in which each runs."""
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
@@ -235,7 +235,7 @@ def _partition(data: bytes, stages: int) -> Partition:
             found.stage_of.get(i, 0) <= found.stage_of.get(node.name, stages) for i in node.inputs
         )
         if node.name in before or not is_name(node.name) or not ahead:
-            raise DataError(f"{GRAPH}: the node {node.name!r:.60} stands twice, or ahead of what it reads")
+            raise DataError(f"{GRAPH}: the node {node.name!r:.60} occurs twice, or before what it reads")
         before.add(node.name)
     staged = {n.name for n in graph.staged}
     inside = all(0 <= k < stages for k in found.stage_of.values()) and len(found.reasons) == stages - 1
@@ -245,7 +245,7 @@ def _partition(data: bytes, stages: int) -> Partition:
 
 
 def _connected(manifest: Manifest, model: Exported, programs: Mapping[str, ProgramFile]) -> None:
-    """Whether each program reads what is there, as the kind of value that it is.
+    """Check that each program reads values that are there, of their kind.
 
     Raises:
         DataError: one does not.
@@ -267,7 +267,7 @@ def _connected(manifest: Manifest, model: Exported, programs: Mapping[str, Progr
             raise DataError(f"{file}: it does not take the inputs of the model's call")
         for port in program.writes:
             if not is_name(port.name) or there.get(port.name, port) != port:
-                raise DataError(f"{file}: it writes '{port.name!s:.60}', which is no name, or another value's")
+                raise DataError(f"{file}: it writes '{port.name!s:.60}', which is not a name, or is another value's")
             there[port.name] = port
         if {*program.weights, *program.slots} - own:
             raise DataError(f"{file}: its weights are not parameters of the model")
@@ -286,7 +286,7 @@ def _model(manifest: Manifest, tensors: Mapping[str, Tensor]) -> ExportedModel:
     names = [*declared, *(a for others in manifest.ties.values() for a in others)]
     odd = [n for n in names if not is_path(n)]
     if odd or len(set(names)) != len(names) or not manifest.ties.keys() <= declared.keys():
-        raise DataError(f"{MANIFEST}: the names of its tensors are no names ({odd[:1]}), or stand twice")
+        raise DataError(f"{MANIFEST}: the names of its tensors are not names ({odd[:1]}), or occur twice")
     signature = signature_from(manifest.call)
     model = ExportedModel(Exported(manifest.model, signature, decode_output(manifest.output)))
     fill_tensors(model, tensors, manifest.tensors, manifest.ties)
@@ -308,7 +308,7 @@ def signature_from(call: CallRecord) -> Signature:
     if positions != list(range(count)) or not constants.keys() <= set(positions) or not starred:
         raise DataError(f"{MANIFEST}: the structure of the call does not fit its names")
     if not all(map(is_name, names)) or any(len(set(n)) != len(n) for n in (call.names, call.parameters)):
-        raise DataError(f"{MANIFEST}: the names of the call's arguments are no names, or stand twice")
+        raise DataError(f"{MANIFEST}: the names of the call's arguments are not names, or occur twice")
     return Signature(call.names, call.parameters, structure, constants, exact=True, starred=call.starred)
 
 

@@ -1,4 +1,4 @@
-"""The module that stands in for a model whose source is absent: its tensors under the user's names, and its network.
+"""The module that replaces a model whose source is absent: its tensors under the user's names, and its network.
 
 In: tensors, the call, the output's template. Out: `ExportedModel`. Invariant: parameters, buffers, ties and state_dict
 keys are those of the model that was exported; `forward` runs the network that was never cut.
@@ -20,7 +20,7 @@ from lagcompile.frontend.structure import Reference, fill
 
 @dataclass
 class Exported:
-    """What an `ExportedModel` is besides its tensors; one attribute of it, so that no name of the user's is taken."""
+    """An `ExportedModel` besides its tensors; one attribute, so that it takes none of the user's names."""
 
     model: str
     signature: Signature
@@ -35,7 +35,7 @@ class ExportedModel(nn.Module):
 
     def __init__(self, exported: Exported) -> None:
         super().__init__()
-        self.__dict__["_exported"] = (exported,)  # in a tuple, so that the network is no child of this module
+        self.__dict__["_exported"] = (exported,)  # in a tuple, so that the network is not a child of this module
 
     @property
     def exported(self) -> Exported:
@@ -44,7 +44,7 @@ class ExportedModel(nn.Module):
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output; classes of the user's are replaced by records with the same fields."""
+        """Assemble the model's output; records with the same fields replace the user's classes."""
         own = self.exported
         assert own.network is not None
         tensors = own.signature.flatten(args, kwargs)

@@ -141,7 +141,7 @@ def function_of(name: str) -> Callable[..., Any] | None:
 
 
 def kind_of(function: Callable[..., Any]) -> Any:
-    """What a function gives: 'tensor', 'number', 'list' of tensors of any length, or a tuple of these."""
+    """Return what a function gives: 'tensor', 'number', 'list' of tensors of any length, or a tuple of these."""
     if not isinstance(function, torch._ops.OpOverload):
         return "number"
     kinds = tuple(_KINDS.get(str(r.real_type), "number") for r in function._schema.returns)
@@ -152,7 +152,7 @@ _KINDS = {"Tensor": "tensor", "List[Tensor]": "list"}
 
 
 def misfit(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """What is wrong with the arguments of a function; '' where nothing is.
+    """Say what is wrong with the arguments of a function; '' where nothing is.
 
     Args:
         function: of these tables.
@@ -180,7 +180,7 @@ def misfit(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
 
 
 class Kind(str):
-    """What a value of a graph is: 'tensor', 'number', 'list'."""
+    """Return what a value of a graph is: 'tensor', 'number', 'list'."""
 
 
 def _is(*kinds: Any, also: str = "") -> Callable[[Any], bool]:

@@ -40,14 +40,14 @@ def hold(holds: bool, problem: str) -> None:
 
 
 def is_name(name: object) -> bool:
-    """Whether a value may be called so: an identifier that means nothing to Python or to generated code."""
+    """Return whether a value may have a name: an identifier without a meaning in Python or generated code."""
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or name.startswith("__"):
         return False
     return not keyword.iskeyword(name) and name not in _RESERVED
 
 
 def is_path(name: object) -> bool:
-    """Whether a tensor may be called so: parts between dots that a module can have and code can quote."""
+    """Return whether a tensor may have a name: parts between dots that a module can have and code can quote."""
     if not isinstance(name, str) or len(name) > 2000:
         return False
     return all(
@@ -56,10 +56,10 @@ def is_path(name: object) -> bool:
 
 
 def written(value: Any) -> Any:
-    """Data of a plain value.
+    """Return the data of a plain value.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a plain value.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
@@ -72,10 +72,10 @@ def written(value: Any) -> Any:
 
 
 def read(data: Any) -> Any:
-    """The plain value of data.
+    """Return the plain value of data.
 
     Raises:
-        DataError: it is none.
+        DataError: there is none.
     """
     if not isinstance(data, dict):
         hold(data is None or type(data) in (bool, int, float, str), f"not a plain value: {data!r:.80}")

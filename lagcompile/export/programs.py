@@ -2,8 +2,8 @@
 
 In: a stage module (or the un-split network), example values, the tensors by their names. Out: `ProgramFile`, the data
 of a file. Invariant: the graph is the one that torch.export makes, with the batch axis free wherever the capture leaves
-it free; a module is exported in train and in eval mode, and once where they do not differ; what the format has no word
-for is refused with the module's path.
+it free; a module is exported in train and in eval mode, and once where they do not differ; what the format cannot
+express is refused with the module's path.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _swapped(roots: Sequence[nn.Module], tensors: Mapping[Tensor, Any]) -> Itera
     """Other tensors in the places of parameters and buffers; what is assigned to a buffer is copied into it.
 
     A layer that is a child of both roots is one module: each place is swapped once (torch.func.functional_call would
-    swap it twice and put the first stand-in back).
+    swap it twice and put the first replacement back).
     """
     modules = dict.fromkeys(m for root in roots for m in root.modules())
     places = [
@@ -183,7 +183,7 @@ def _swapped(roots: Sequence[nn.Module], tensors: Mapping[Tensor, Any]) -> Itera
 
 
 def _count(value: Any) -> int | None:
-    """How many inputs a value is; None where it is no tensor and no size."""
+    """Return how many inputs a value is; None where it is neither a tensor nor a size."""
     if isinstance(value, Tensor) or (isinstance(value, int) and not isinstance(value, bool)):
         return 1
     if isinstance(value, tuple) and value and all(type(v) is int for v in value):
@@ -265,7 +265,7 @@ def _port(name: str, value: Any) -> Port:
 
 
 class _Writer:
-    """Writes an exported graph as data (`lagcompile.export.graphs`)."""
+    """Write an exported graph as data (`lagcompile.export.graphs`)."""
 
     def __init__(self, function: _Function, program: Any, prefix: str) -> None:
         self.function = function
@@ -338,7 +338,7 @@ class _Writer:
             self._refuse(node, str(error))
 
     def _refuse(self, node: fx.Node, what: str) -> NoReturn:
-        """Say what cannot be written, and where in the model it stands.
+        """Say what cannot be written, and where it is in the model.
 
         Raises:
             LiftError: always.
@@ -356,7 +356,7 @@ _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_co
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    """Remove assertions and what nothing reads; what writes and what draws random numbers stays."""
+    """Remove assertions and what nothing reads; operations that write or draw random numbers stay."""
     for node in reversed(list(graph.nodes)):
         if node.users or node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
             continue

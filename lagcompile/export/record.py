@@ -1,7 +1,7 @@
-"""What the manifest of an exported folder says: versions, hashes, tensors, the call and the output.
+"""The manifest of an exported folder: versions, hashes, tensors, the call and the output.
 
 In: nothing. Out: the records of `manifest.json`. Invariant: with the files it names, the manifest is all that loading
-needs; it carries its own digest, so that an edited manifest is noticed as well.
+needs; it carries its digest, so that an edited manifest is noticed too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TensorRecord(Frozen):
     trainable: bool = False
     """requires_grad of a parameter."""
     persistent: bool = True
-    """Whether a buffer stands in the state_dict."""
+    """Whether a buffer is in the state_dict."""
 
 
 class CallRecord(Frozen):
@@ -86,7 +86,7 @@ class Manifest(Frozen):
     whole: Mapping[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stages: int = Field(ge=1, le=100_000)
-    """How many stages there are, each in a file of its own (`stage_file`); `data.json` is what runs ahead of them,
+    """Number of stages, each in its file (`stage_file`); `data.json` is what runs before them,
     `network.json` the network that was not cut: what the stages are checked against."""
     files: Mapping[str, FileRecord]
     digest: str = ""
@@ -99,7 +99,7 @@ def stage_file(number: int) -> str:
 
 
 def program_files(stages: int) -> tuple[str, ...]:
-    """Files of what runs ahead of the stages, of the stages, and of the network that was not cut."""
+    """Files of what runs before the stages, of the stages, and of the network that was not cut."""
     return (DATA, *map(stage_file, range(stages)), NETWORK)
 
 

@@ -1,6 +1,6 @@
 """Solutions as files: states and multipliers in safetensors, the rest as JSON.
 
-In: a `Solution`. Out: two files of an exported folder, and the solution again. Invariant: details that are no plain
+In: a `Solution`. Out: two files of an exported folder, and the solution again. Invariant: details that are not plain
 data (a backend's own objects) are left out, and said to be.
 """
 
@@ -33,7 +33,7 @@ class SolutionFile(Frozen):
     seconds: float
     details: JsonValue
     left_out: tuple[str, ...]
-    """Details that are no plain data."""
+    """Details that are not plain data."""
     program: Program
 
 

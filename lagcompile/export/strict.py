@@ -36,11 +36,11 @@ def read_file(folder: Path, name: str, size: int | None = None) -> bytes:
         size: bytes that it must have; None for a JSON file of any size up to `LARGEST`.
 
     Raises:
-        DataError: there is no such file, it is a link or no regular file, or it has another size.
+        DataError: the file does not exist, is a link or not a regular file, or has another size.
     """
     path = folder / name
     if not _NAME.fullmatch(name):
-        raise DataError(f"{folder}: {name!r} is no name of a file in this folder")
+        raise DataError(f"{folder}: {name!r} is not the name of a file in this folder")
     try:
         handle = os.open(path, _OPEN)
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def read_file(folder: Path, name: str, size: int | None = None) -> bytes:
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise DataError(f"{path} is no regular file")
+            raise DataError(f"{path} is not a regular file")
         if found.st_size != size if size is not None else found.st_size > LARGEST:
             expected = f"{size}" if size is not None else f"at most {LARGEST}"
             raise DataError(f"{path} was changed or damaged: it has {found.st_size} bytes, expected {expected}")

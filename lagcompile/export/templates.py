@@ -1,7 +1,7 @@
 """Structures of calls and outputs as JSON: containers by name, leaves as references or plain values.
 
 In: templates made by `frontend/structure.py`. Out: JSON data, and templates again. Invariant: nothing of a file is
-imported; a class of the user's comes back as a record with the same fields (`Fields`, a named tuple).
+imported; a class of the user becomes a record with the same fields (`Fields`, a named tuple).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLAIN: Mapping[str, type[Any]] = {"tuple": tuple, "list": list, "dict": dict, "
 
 
 class Fields(dict[str, Any]):
-    """What an object of the user's becomes where its source is absent: items and attributes by field name."""
+    """Replaces an object of the user whose source is absent: items and attributes by field name."""
 
     def __getattribute__(self, name: str) -> Any:
         return self[name] if name in self else super().__getattribute__(name)  # a field may be called `keys`
@@ -163,7 +163,7 @@ def decode(data: Any) -> Any:
     """
     hold(isinstance(data, dict), f"not a structure: {data!r:.80}")
     if data.keys() == {"ref"}:
-        hold(is_name(data["ref"]), f"{data['ref']!r:.60} is no name of a value")
+        hold(is_name(data["ref"]), f"{data['ref']!r:.60} is not the name of a value")
         return Reference(data["ref"])
     if data.keys() == {"value"}:
         return plain.read(data["value"])

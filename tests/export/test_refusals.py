@@ -93,7 +93,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path: Path) ->
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     unknown = lc.lift(Residual())
-    with pytest.raises(lc.DataError, match="is no exported folder"):
+    with pytest.raises(lc.DataError, match="is not an exported folder"):
         lc.lift(Residual(), (torch.randn(4, 6),)).save(tmp_path / "notes", replace=True)
     with pytest.raises(lc.LiftError, match="give example_inputs"):
         unknown.save(tmp_path / "new")

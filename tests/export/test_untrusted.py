@@ -116,12 +116,13 @@ def node(name: Any = "v9", operator: Any = "aten.tanh.default", *args: Any, **kw
 
 
 INPUT = {"node": "v0"}
+NOT_A_NAME = "is not the name of a node"
 NODES: dict[str, tuple[Any, str]] = {
-    "injected name": (node("v9 = __import__('os').system('id')", "aten.tanh.default", INPUT), "is no name of a node"),
-    "new line": (node("v9\nimport os", "aten.tanh.default", INPUT), "is no name of a node"),
-    "keyword": (node("lambda", "aten.tanh.default", INPUT), "is no name of a node"),
-    "dunder": (node("__import__", "aten.tanh.default", INPUT), "is no name of a node"),
-    "torch": (node("torch", "aten.tanh.default", INPUT), "is no name of a node"),
+    "injected name": (node("v9 = __import__('os').system('id')", "aten.tanh.default", INPUT), NOT_A_NAME),
+    "new line": (node("v9\nimport os", "aten.tanh.default", INPUT), NOT_A_NAME),
+    "keyword": (node("lambda", "aten.tanh.default", INPUT), NOT_A_NAME),
+    "dunder": (node("__import__", "aten.tanh.default", INPUT), NOT_A_NAME),
+    "torch": (node("torch", "aten.tanh.default", INPUT), NOT_A_NAME),
     "no text": (node(7, "aten.tanh.default", INPUT), "'name'"),
     "twice": (node("v0", "aten.tanh.default", INPUT), "two nodes are called v0"),
     "later": (node("v9", "aten.tanh.default", {"node": "v9"}), "there is no node 'v9' before it"),
@@ -216,11 +217,11 @@ def test_files_that_are_none(folder: Path, tmp_path: Path) -> None:
         lc.load(folder)
     (folder / "stage_1.json").unlink()
     os.mkfifo(folder / "stage_1.json")
-    with pytest.raises(lc.DataError, match=r"stage_1\.json is no regular file"):
+    with pytest.raises(lc.DataError, match=r"stage_1\.json is not a regular file"):
         lc.load(folder)
     (folder / "stage_1.json").unlink()
     (folder / "stage_1.json").mkdir()
-    with pytest.raises(lc.DataError, match=r"stage_1\.json is no regular file"):
+    with pytest.raises(lc.DataError, match=r"stage_1\.json is not a regular file"):
         lc.load(folder)
     (folder / "stage_1.json").rmdir()
     (folder / "stage_1.json").write_bytes(stage)
@@ -297,7 +298,7 @@ def _renamed(manifest: dict[str, Any], name: str) -> None:
 
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "alias": (lambda m: m["ties"].update({"second.weight": ["x.__class__"]}), "names of its tensors are no names"),
+    "alias": (lambda m: m["ties"].update({"second.weight": ["x.__class__"]}), "names of its tensors are not names"),
     "quote": (lambda m: m["ties"].update({"second.weight": ['a"); import os; ("']}), "names of its tensors"),
     "empty alias": (lambda m: m["ties"].update({"second.weight": ["a..b"]}), "names of its tensors"),
     "alias twice": (lambda m: m["ties"].update({"second.weight": ["first.weight"]}), "names of its tensors"),
@@ -380,7 +381,7 @@ def test_graphs_in_a_circle_end(folder: Path) -> None:
         if entry["name"] in {"tanh", "add"}:
             entry["inputs"] = ["add" if entry["name"] == "tanh" else "tanh"]
     edited(folder, "graph.json", graph)
-    with pytest.raises(lc.DataError, match=r"graph\.json: the node 'tanh' stands twice, or ahead of what it reads"):
+    with pytest.raises(lc.DataError, match=r"graph\.json: the node 'tanh' occurs twice, or before what it reads"):
         lc.load(folder)
 
 
@@ -439,7 +440,7 @@ def test_a_backward_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 5)
     lifted = lc.lift(nn.Sequential(nn.Linear(5, 5), Straight(), nn.Linear(5, 2)), (x,), split=2)
-    with pytest.raises(lc.LiftError, match=r"give another gradient of '0\.bias' \(Rounded: a backward of its own"):
+    with pytest.raises(lc.LiftError, match=r"give another gradient of '0\.bias' \(Rounded: a custom backward"):
         lifted.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

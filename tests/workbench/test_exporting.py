@@ -119,7 +119,7 @@ def test_wrong_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     (tmp_path / "empty").mkdir()
     for command in (("verify",), ("show",), ("export", "--draw", "x.svg")):
         assert call(monkeypatch, command[0], "empty", *command[1:]) == 2
-        assert capsys.readouterr().err == "empty is no exported folder: it has no manifest.json\n"
+        assert capsys.readouterr().err == "empty is not an exported folder: it has no manifest.json\n"
     assert call(monkeypatch, "verify", "empty", "--seed", "1", "--exact") == 2
     assert capsys.readouterr().err == "--exact, --seed applies only to a spec: empty is an exported folder\n"
     assert call(monkeypatch, "export", "empty", "--to", "out") == 2
