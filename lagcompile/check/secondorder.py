@@ -98,7 +98,7 @@ def _matrices(point: CheckPoint) -> tuple[Evaluation, Duals, Bounds, np.ndarray]
             eq, mu_eq = _more(eq, rows), _more(mu_eq, mu)
         else:
             ineq, mu_ineq = _more(ineq, rows), _more(mu_ineq, mu)
-    gradient = _flat(point, point.lagrangian(), graph=True)
+    gradient = torch.cat([g.reshape(-1) for g in point.gradients(point.lagrangian(), graph=True).values()])
     hessian = _rows(point, gradient)
     low = np.concatenate([np.full(v.numel(), point.bounds(k)[0]) for k, v in point.leaves.items()])
     high = np.concatenate([np.full(v.numel(), point.bounds(k)[1]) for k, v in point.leaves.items()])
@@ -120,10 +120,6 @@ def _equalities(point: CheckPoint, c: DefectConstraint, r: Tensor, force: Tensor
     rows = r.flatten(1).sum(1) if r.dim() > 1 else r
     one = force.reshape(force.shape[0], -1)[:, 0]
     return (rows, one) if multiplier.layout == "example" else (rows.sum().reshape(1), one[:1])
-
-
-def _flat(point: CheckPoint, value: Tensor, *, graph: bool = False) -> Tensor:
-    return torch.cat([g.reshape(-1) for g in point.gradients(value, graph=graph).values()])
 
 
 def _rows(point: CheckPoint, values: Tensor) -> np.ndarray:

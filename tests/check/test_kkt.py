@@ -124,6 +124,51 @@ def test_states_that_a_solution_does_not_hold_come_from_a_forward_pass() -> None
     assert certificate.facts[0].startswith("h1: not in the solution")
 
 
+def at_bounds(problem: Problem, solution: lc.Solution) -> int:
+    """Entries of states and inputs that lie at a bound."""
+    low, high = {"bounded_states": (-0.3, 0.3), "nonnegative_states": (0.0, torch.inf)}.get(problem.name, (0.0, 0.0))
+    found = sum(int((h == low).sum() + (h == high).sum()) for h in solution.states.values())
+    return found + sum(int((v.abs() == 1.0).sum()) for v in solution.details["inputs"].values())
+
+
+@pytest.mark.parametrize(
+    "name", ["tanh_2", "tube", "abs_tube", "penalty", "bounded_states", "nonnegative_states", "input_estimation"]
+)
+def test_what_is_active_takes_as_many_directions_from_the_hessian(name: str) -> None:
+    problem = ZOO[name]
+    solution = problem.solve(SQP())
+    certificate = certify_kkt(problem.bind(), solution)
+    assert certificate.ok
+    moving = [*solution.states.values(), *solution.details["inputs"].values()]
+    if "frozen" not in problem.options:
+        moving += solution.model.parameters()
+    active = sum(int((v != 0).sum()) for v in solution.multipliers.values()) + at_bounds(problem, solution)
+    free = sum(v.numel() for v in moving) - active
+    assert f"{free} positive, 0 zero, 0 negative eigenvalues; {active} active gradients" in certificate.facts[-1]
+
+
+def test_what_has_no_hessian_is_said() -> None:
+    terms = (lc.Regulariser(kind="l1", on="weights", weight=0.05), *L2)
+    for problem, why in (
+        (ZOO["norm_tube"], "the norm tube of c_h1 is not smooth"),
+        (replace(ZOO["tanh_2"], options={"regularisers": terms}), "l1 terms have no Hessian"),
+    ):
+        facts = certify_kkt(problem.bind(), problem.solve(SQP())).facts
+        assert facts[-1] == f"second-order facts were not computed: {why}"
+
+
+def test_the_slack_of_a_tube_is_measured_from_the_edge_that_is_pushed() -> None:
+    problem = ZOO["tube"]
+    solution = problem.solve(SQP())
+    with torch.no_grad():
+        r = torch.tanh(solution.model.get_submodule("0")(problem.inputs[0])) - solution.states["h1"]
+    for force in (0.1, -0.1):
+        moved = replace(solution, multipliers={"lambda1": torch.full_like(r, force)})
+        found = {x.kind: x.value for x in certify_kkt(problem.bind(), moved).residuals}
+        expected = float((0.1 * (0.05 - r * force / 0.1)).max()) / len(r)
+        assert found["complementarity"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_large_programs_say_that_curvature_was_not_computed() -> None:
     problem = ZOO["tanh_2"]
     certificate = certify_kkt(problem.bind(), problem.solve(SQP()), largest=5)

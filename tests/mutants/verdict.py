@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from py_compile import PycInvalidationMode
+from tempfile import TemporaryDirectory
 
 from tests.mutants import children
 from tests.mutants.covering import Covering
@@ -50,7 +51,8 @@ class Journal:
         for line in path.read_text().splitlines() if path.is_file() else ():
             entry = json.loads(line)
             verdict = Verdict(**entry["verdict"])
-            self.killers[entry["mutant"]] = verdict.test
+            if verdict.killed:
+                self.killers[entry["mutant"]] = verdict.test
             if entry["key"] == covering.key(verdict.test):
                 self.known[entry["mutant"]] = verdict
 
@@ -65,8 +67,8 @@ class Journal:
 def judged(mutants: Sequence[Mutant], judge: Judge, journal: Journal, jobs: int) -> list[Verdict]:
     """The verdicts on some mutants, those that the journal lacks from new runs."""
     open_ = [(m, journal.killers.get(m.name, "")) for m in mutants if m.name not in journal.known]
-    with get_context("fork").Pool(jobs, judge.begin) as pool:
-        for number, (mutant, verdict) in enumerate(pool.imap_unordered(judge, open_), 1):
+    with TemporaryDirectory(prefix="mutants-") as place, get_context("fork").Pool(jobs, judge.begin, (place,)) as pool:
+        for number, (mutant, verdict) in enumerate(pool.imap_unordered(_tried, open_), 1):
             journal.add(mutant, verdict)
             told = f"killed by {verdict.test}" if verdict.killed else f"SURVIVED ({verdict.how})"
             print(f"[{number}/{len(open_)}] {told}: {mutant.path}:{mutant.line} {mutant.change}", flush=True)
@@ -74,15 +76,18 @@ def judged(mutants: Sequence[Mutant], judge: Judge, journal: Journal, jobs: int)
 
 
 class Judge:
-    """Tries mutants in a tree of its own."""
+    """Tries mutants in a tree of its own, one for each process."""
+
+    here: Judge
+    """That of this process."""
 
     def __init__(self, root: Path, covering: Covering, seconds: float) -> None:
         self.root, self.covering, self.seconds = root, covering, seconds
         self.sound: dict[str, bool] = {}
 
-    def begin(self) -> None:
-        """Copy the tree; compiled files in it hold for a source of the same content only."""
-        place = Path(tempfile.mkdtemp(prefix="mutants-"))
+    def begin(self, folder: str) -> None:
+        """Copy the tree into a folder; compiled files in it hold for a source of the same content only."""
+        place, Judge.here = Path(tempfile.mkdtemp(dir=folder)), self
         for name in ("lagcompile", "tests", "specs", "examples"):
             shutil.copytree(self.root / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
         for file in ("pyproject.toml", "README.md", "Makefile"):
@@ -90,9 +95,8 @@ class Judge:
         compileall.compile_dir(place / "lagcompile", quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
         self.root = place
 
-    def __call__(self, work: tuple[Mutant, str]) -> tuple[Mutant, Verdict]:
-        """The verdict on a mutant, and the test that killed it the last time."""
-        mutant, killer = work
+    def verdict(self, mutant: Mutant, killer: str) -> Verdict:
+        """Try a mutant, first with the test that killed it the last time."""
         tests = self.covering.tests(mutant.path, mutant.line, self.seconds)
         near = f"tests/{Path(mutant.path).parent.name}/"
         groups = [[killer] if killer in self.covering.seconds else [], [t for t in tests if t.startswith(near)], tests]
@@ -100,9 +104,9 @@ class Judge:
         for group in groups:
             verdict = self._killed(mutant, [t for t in group if t not in tried])
             if verdict is not None:
-                return mutant, verdict
+                return verdict
             tried |= set(group)
-        return mutant, Verdict(killed=False, how=f"{len(tried)} tests pass" if tried else "no test covers it")
+        return Verdict(killed=False, how=f"{len(tried)} tests pass" if tried else "no test covers it")
 
     def _killed(self, mutant: Mutant, tests: list[str]) -> Verdict | None:
         while tests:
@@ -140,3 +144,7 @@ class Judge:
     def _limit(self, test: str) -> float:
         """Processor time for a test; a name that is none is that of what is imported before the first."""
         return 20 + 5 * self.covering.seconds.get(test, 10.0)
+
+
+def _tried(work: tuple[Mutant, str]) -> tuple[Mutant, Verdict]:
+    return work[0], Judge.here.verdict(*work)
