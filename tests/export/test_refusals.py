@@ -52,6 +52,16 @@ def test_every_damaged_file_is_named(tmp_path: Path) -> None:
     lc.load(folder)
 
 
+def test_a_manifest_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    _, folder = residual(tmp_path)
+    data = json.loads((folder / "manifest.json").read_text())
+    tensors = {n: {**t, "trainable": not t["trainable"]} for n, t in data["tensors"].items() if "trainable" in t}
+    for change in ({"training": not data["training"]}, {"tensors": {**data["tensors"], **tensors}}, {"name": "other"}):
+        (folder / "manifest.json").write_text(json.dumps({**data, **change}))
+        with pytest.raises(lc.DataError, match=r"manifest\.json was changed after it was written"):
+            lc.load(folder)
+
+
 def test_versions_and_inner_damage(tmp_path: Path) -> None:
     _, folder = residual(tmp_path)
     text = (folder / "manifest.json").read_text()
