@@ -55,7 +55,8 @@ class Store:
         self.generator = torch.Generator(device=self.instance.device).manual_seed(seed)
         refuse(self.instance, multipliers is None)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        with WithinMemory(ProgramError, TOO_LARGE):
+        moving = sum(t.nbytes for t in self.instance.weights.trainable)  # each has a gradient and a row, at least
+        with WithinMemory(ProgramError, TOO_LARGE, beside=2 * moving):
             self.tables = Tables(lagrangian, self.generator)
             if self.tables.states or self.tables.passing:
                 self.optimizers["states"] = ExtraRows(self.tables.states or [torch.empty(0, 0)], states, scheme)

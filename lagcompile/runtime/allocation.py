@@ -25,10 +25,18 @@ SMALL = 1 << 24
 class WithinMemory(TorchDispatchMode):
     """Context in which a tensor larger than the free memory is a problem, not the end of the process."""
 
-    def __init__(self, error: type[LagcompileError], remedy: str) -> None:
-        """Take the class of the problem and the remedy that ends its message."""
+    def __init__(self, error: type[LagcompileError], remedy: str, *, beside: int | None = None) -> None:
+        """Take the class of the problem and the remedy that ends its message.
+
+        Args:
+            error: class of the problem.
+            remedy: end of its message.
+            beside: bytes that are needed besides, where all that is made here is kept and counts together; None where
+                each tensor counts alone.
+        """
         super().__init__()
         self.error, self.remedy = error, remedy
+        self.together, self.free = beside, 0 if beside is None else available_memory()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -43,7 +51,14 @@ class WithinMemory(TorchDispatchMode):
             usual = torch.int64 if counts else torch.get_default_dtype() if like is None else like.dtype
             dtype = options.get("dtype") or usual
             needed = math.prod(shape) * dtype.itemsize
-            if needed > SMALL and needed > (free := available_memory()):
+            if self.together is not None:
+                self.together += needed
+                if self.together > max(self.free, SMALL):
+                    raise self.error(
+                        f"weights, states, multipliers and their optimiser rows need {size(self.together)} or more, "
+                        f"but {size(self.free)} of memory are free: {self.remedy}"
+                    )
+            elif needed > SMALL and needed > (free := available_memory()):
                 numbers = " x ".join(f"{n:,}" for n in shape)
                 raise self.error(
                     f"a tensor of {numbers} numbers needs {size(needed)}, but {size(free)} of memory are free: "

@@ -35,6 +35,8 @@ def guarded(command: Callable[[], object]) -> int:
             with ending():
                 command()
         except SystemExit as left:
+            if isinstance(left.__context__, BrokenPipeError):  # Click makes 1 of it
+                raise left.__context__ from None
             status = left.code if isinstance(left.code, int) else int(left.code is not None)
         sys.stdout.flush()
     except BaseException as error:  # the one place where everything ends

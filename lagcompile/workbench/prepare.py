@@ -155,11 +155,16 @@ def fresh_model(loaded: Loaded) -> nn.Module:
 
 def _called(loaded: Loaded, key: str, reference: Reference) -> Any:
     target = loaded.model if key == "model" else loaded.data
-    args = dict(reference.args)
-    for name in set(paths_of(target)) & set(args) if ":" not in reference.name else ():
+    args, built_in = dict(reference.args), ":" not in reference.name
+    for name in set(paths_of(target)) & set(args) if built_in else ():
         args[name] = _path(loaded, f"{key}.args.{name}", args[name])
     remedy = "take smaller layers" if key == "model" else "take fewer examples"
     try:
+        if key == "model" and built_in:  # counted before a number of it is drawn
+            with torch.device("meta"):
+                problem = _too_large(target(**args))
+            if problem:
+                raise DataError(problem)
         with WithinMemory(DataError, remedy):
             return target(**args)
     except LagcompileError:
@@ -187,8 +192,10 @@ def _placed(loaded: Loaded, key: str, error: LagcompileError) -> list[str]:
     return list(error.problems) if isinstance(error, SpecError) else [loaded.problem(key, p) for p in error.problems]
 
 
-def _too_large(model: nn.Module) -> str:
+def _too_large(model: object) -> str:
     """Say why two copies of the module, to lift and to solve, do not fit into memory; empty where they do."""
+    if not isinstance(model, nn.Module):
+        return ""
     needed = 3 * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     free = available_memory()
     if needed <= SMALL or needed <= free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import lagcompile as lc
 from lagcompile.runtime.allocation import WithinMemory
+from lagcompile.workbench import prepare as prepare_module
 from lagcompile.workbench.prepare import prepare
 from lagcompile.workbench.spec import load
 from tests.workbench.specs import replaced
@@ -53,7 +55,7 @@ def test_numbers_are_as_without() -> None:
         (
             "[2, 8, 8, 2]",
             "[2, 1000000, 1000000, 2]",
-            r"moons\.yaml:3: model: a tensor of 1,000,000 x 1,000,000 numbers",
+            r"moons\.yaml:3: model: the weights and their copies need 10\.9 TiB, but .* are free: take smaller layers",
         ),
         (
             "train: 64",
@@ -65,6 +67,27 @@ def test_numbers_are_as_without() -> None:
 def test_a_spec_that_asks_for_too_much_names_the_line(old: str, new: str, place: str, tmp_path: Path) -> None:
     with pytest.raises(lc.SpecError, match=place):
         prepare(load(replaced(tmp_path, old, new)))
+
+
+def test_weights_are_counted_together_before_one_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor would fit; all of them and their copies do not."""
+    monkeypatch.setattr(prepare_module, "available_memory", lambda: 600 * 2**20)
+    start = time.perf_counter()
+    with pytest.raises(lc.SpecError, match=r"moons\.yaml:3: model: the weights and their copies need 1\.1 GiB"):
+        prepare(load(replaced(tmp_path, "[2, 8, 8, 2]", "[2, 20000000, 2]")))
+    assert time.perf_counter() - start < 2.0
+
+
+def test_tables_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 1).expand(100_000, 1)
+    model = torch.nn.Sequential(*(torch.nn.Linear(8 if i else 1, 8) for i in range(6)), torch.nn.Linear(8, 1))
+    lifted = lc.lift(model, (torch.zeros(4, 1),), split=6)
+    options = lc.RunOptions(steps=1, batch_size=50_000)
+    monkeypatch.setattr("lagcompile.runtime.allocation.available_memory", lambda: 30 * 2**20)
+    with pytest.raises(lc.ProgramError, match=r"multipliers and their optimiser rows need \d.* or more"):
+        lifted.solve((x, x), loss=torch.nn.functional.mse_loss, options=options)
+    monkeypatch.setattr("lagcompile.runtime.allocation.available_memory", lambda: 80 * 2**20)
+    lifted.solve((x, x), loss=torch.nn.functional.mse_loss, options=options)
 
 
 def test_tables_that_do_not_fit() -> None:
