@@ -53,15 +53,14 @@ class Scope:
 
     Attributes:
         modules: modules that the person named, dotted.
-        everything: the person trusts the folder in which the file lies: its modules and all installed packages.
         loaded: names come from a Python program, and reach what that program has imported.
         roots: folders in which modules are searched for after all installed ones.
-        inside: the trusted folder, in which modules of `roots` that were not named must really lie.
+        inside: the trusted folder that holds the file, in which modules of `roots` that were not named must really lie;
+            None where the person trusts no such folder.
         home: the folder of the file, for advice.
     """
 
     modules: tuple[str, ...] = ()
-    everything: bool = False
     loaded: bool = False
     roots: tuple[Path, ...] = ()
     inside: Path | None = None
@@ -73,17 +72,29 @@ class Scope:
         """Whether a module may be imported (or was, by the program itself)."""
         if self.loaded:
             return module in sys.modules
-        return self.everything or any(module == m or module.startswith(m + ".") for m in self.modules)
+        named = any(module == m or module.startswith(m + ".") for m in self.modules)
+        return named or self._holds(module.partition(".")[0])
 
     def allows_package(self, package: str) -> bool:
         """Whether something that comes from a top-level package may be used."""
-        return self.everything or self.loaded or package in {m.partition(".")[0] for m in self.modules}
+        return self.loaded or package in {m.partition(".")[0] for m in self.modules} or self._holds(package)
+
+    def _holds(self, package: str) -> bool:
+        """Whether the trusted folder covers a package: its own, one that is nowhere, or torch (its layers, no more)."""
+        if self.inside is None or package == "torch":
+            return self.inside is not None
+        places = _places(_found(package))
+        return (bool(places) or package not in sys.modules) and all(
+            p.parent in self.roots or p.resolve().is_relative_to(self.inside) for p in places
+        )
 
     @property
     def advice(self) -> str:
         """Say how a person would allow a module, with {} for its name."""
         if self.loaded:
             return "names reach the modules that your program has imported: import {} first"
+        if self.inside is not None:
+            return "a trusted folder covers its own modules; --trust {} allows this one for this call"
         folder = f", or `lagcompile trust {shlex.quote(str(self.home))}` for that folder" if self.home else ""
         return f"it runs only if you trust it: --trust {{}} for this call{folder}"
 

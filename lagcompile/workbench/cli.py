@@ -267,7 +267,7 @@ def remember(
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Stop trusting the folder.")] = False,
 ) -> None:
-    """Trust a folder: specs in it may name its modules and installed packages, in every later call."""
+    """Trust a folder: specs in it may name its own modules, in every later call."""
     from lagcompile.workbench import trusted
 
     if folder is None:
@@ -277,7 +277,7 @@ def remember(
     elif remove:
         typer.echo(f"{trusted.forget(folder)} is not trusted any more")
     else:
-        typer.echo(f"{trusted.trust(folder)} is trusted: specs in it may run its modules and installed packages")
+        typer.echo(f"{trusted.trust(folder)} is trusted: specs in it may run its own modules")
 
 
 @app.command()

@@ -146,4 +146,4 @@ def scope_of(spec: Path, named: Sequence[str] = ()) -> Scope:
     inside = max((f for f in folders() if home.is_relative_to(f)), key=lambda f: len(f.parts), default=None)
     here = Path.cwd().resolve()
     roots = [*chosen.values(), home, *([inside] if inside else []), here] if modules or inside else []
-    return Scope(tuple(modules), inside is not None, False, tuple(dict.fromkeys(roots)), inside, home, chosen)
+    return Scope(tuple(modules), False, tuple(dict.fromkeys(roots)), inside, home, chosen)

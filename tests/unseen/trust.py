@@ -17,6 +17,7 @@ from tests.workbench import hostile
 from tests.workbench.hostile import DATA, MODEL, MODULE, SPLIT, constrained
 
 CI, NIGHTLY = 70, 2000
+HERE = ["the folder is trusted"]
 COMMANDS = (("show",), ("plan",), ("verify",), ("export", "--latex", "out.tex"), ("diff", "good.yaml"))
 COMMAND = ["os:system", "os:popen", "subprocess:run", "subprocess:check_output", "builtins:eval", "builtins:exec"]
 ARGUMENTS = [
@@ -177,6 +178,7 @@ def _hostile(draw: random.Random, root: Path) -> tuple[list[tuple[str, str]], li
             draw.choice(["zz_beside:net", "zz_pack.inner:net", "zz_link:net"]),
             draw.choice([[], ["--trust", "zz"]]),
         ),
+        lambda: (draw.choice(["zz_vision.models:resnet18", "typer:run", "scipy.io:loadmat"]), HERE),
         lambda: (draw.choice(["queue:net", "sklearn.nothing:net"]), draw.choice([[], ["--trust", "queue"]])),
     ]
     if draw.random() < 0.7:
@@ -196,7 +198,7 @@ def _allowed(draw: random.Random, home: Path) -> tuple[list[tuple[str, str]], li
         [
             ("zz_beside:net", draw.choice(beside)),
             ("zz_pack.inner:net", draw.choice([["--trust", "zz_pack"], ["--trust", "zz_pack.inner"], []])),
-            ("zz_vision.models:resnet18", draw.choice([["--trust", "zz_vision"], ["--trust", "zz_vision.models"], []])),
+            ("zz_vision.models:resnet18", draw.choice([["--trust", "zz_vision"], ["--trust", "zz_vision.models"]])),
             ("zz_vision:models.resnet.resnet18", ["--trust", "zz_vision"]),
         ]
     )
@@ -220,6 +222,9 @@ def case(seed: int) -> Mapping[str, int]:
                 return {"allowed": 1}
             replacements, options = _hostile(draw, root)
             path = hostile.spec(home, *replacements)
+            if options is HERE:
+                assert _called(["trust", "."])[0] == 0
+                options = []
             if draw.random() < 0.3:  # another folder is trusted
                 assert _called(["trust", str(root / "other")])[0] == 0
             before = hostile.files(root)

@@ -49,7 +49,7 @@ def user_modules(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "zz_user_package" / "__init__.py").write_text("")
     (tmp_path / "zz_user_package" / "deep.py").write_text("def build(): return 1\n")
     before = list(sys.path)
-    with trusting(Scope(everything=True, roots=(tmp_path,), inside=tmp_path, home=tmp_path)):
+    with trusting(Scope(roots=(tmp_path,), inside=tmp_path, home=tmp_path)):
         assert sys.path[-1] == str(tmp_path), "behind what is installed"
         yield tmp_path
     assert sys.path == before

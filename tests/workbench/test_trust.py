@@ -253,7 +253,25 @@ def test_reexports_of_a_trusted_package_work(project: Path, installed: Path, mon
     assert run(monkeypatch, ("show",), path, "--trust", "zz_vision.models") == 0
     assert run(monkeypatch, ("show",), path, "--trust", "zz_vision.transforms") == 2
     assert run(monkeypatch, ("trust",), ".") == 0
-    assert run(monkeypatch, ("show",), path) == 0
+    assert run(monkeypatch, ("show",), path, "--trust", "zz_vision") == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["zz_vision.models:resnet18", "typer:run", "yaml:unsafe_load", "scipy.io:loadmat", "beside:resnet18", "beside:run"],
+)
+def test_a_trusted_folder_covers_its_own_modules_and_no_installed_package(
+    name: str, project: Path, installed: Path, monkeypatch: Patch, capsys: Captured
+) -> None:
+    (project / "beside.py").write_text("from typer import run\nfrom zz_vision.models import resnet18\n" + MODULE)
+    assert run(monkeypatch, ("trust",), ".") == 0
+    path = spec(project, (MODEL, f"{{name: '{name}'}}"), AT_1)
+    capsys.readouterr()
+    assert run(monkeypatch, ("show",), path) == 2
+    said = capsys.readouterr().err
+    assert "a trusted folder covers its own modules; --trust " in said or "there is no module 'yaml'" in said, said
+    own = spec(project, (MODEL, "{name: 'beside:net'}"), AT_1)
+    assert run(monkeypatch, ("show",), own) == 0
 
 
 @pytest.mark.parametrize("name", REACHED)
@@ -359,7 +377,8 @@ def test_an_installed_package_is_not_shadowed(
     assert run(monkeypatch, ("show",), path, "--trust", "./zz_vision") == 2
     assert "has the name of an installed package" in capsys.readouterr().err
     assert run(monkeypatch, ("trust",), ".") == 0
-    assert run(monkeypatch, ("show",), path) == 0
+    assert run(monkeypatch, ("show",), path) == 2
+    assert run(monkeypatch, ("show",), path, "--trust", "zz_vision") == 0
     own = spec(project, (MODEL, "{name: 'queue:net'}"))
     assert run(monkeypatch, ("show",), own, "--trust", "queue") == 2
     assert "a module of your own needs another name" in capsys.readouterr().err
