@@ -104,22 +104,21 @@ def _chosen(
     except SplitError as error:
         if error.most is None or not isinstance(policy, BalancedSplit):
             raise
-        most, found = error.most, None
-        while most > 1 and found is None:  # a graph that could be cut so often need not be the model
-            try:
-                found = choose(model, signature, tensors, partial(_cut, BalancedSplit(stages=most)))
-            except SplitError as other:
-                most = min(most - 1, other.most or most)
         hidden = [path for path, t in unregistered(model) if t.requires_grad]
         advice = f". {', '.join(hidden)}: no parameters of the model (hold modules in nn.ModuleList)" if hidden else ""
-        raise SplitError(f"{too_many(policy.stages, most)}{advice}", most) from None
+        raise SplitError(f"{too_many(policy.stages, error.most)}{advice}", error.most) from None
 
 
 def _cut(
-    policy: SplitPolicy, captured: Capture, observed: Mapping[str, Observation] | None, tensors: Sequence[torch.Tensor]
+    policy: SplitPolicy,
+    captured: Capture,
+    observed: Mapping[str, Observation] | None,
+    tensors: Sequence[torch.Tensor],
+    stages: int | None = None,
 ) -> Network:
     graph = build_graph(captured, observed)
-    return build_network(captured, policy.split(graph, Context(captured, tuple(tensors))))
+    chosen = policy if stages is None else BalancedSplit(stages=stages)
+    return build_network(captured, chosen.split(graph, Context(captured, tuple(tensors))))
 
 
 @dataclass(frozen=True)

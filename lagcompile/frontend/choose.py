@@ -6,6 +6,7 @@ capture without a good receipt is never passed on; the user's model is not touch
 Order: torch.fx; torch.fx in both modes, merged, where the trace froze something, the modules at fault kept whole;
 torch.export; torch.export in both modes, merged; torch.fx with the module that stopped torch.export kept whole; else
 one error with every problem. A capture that keeps several layers in one node is used only if no later one does better.
+Where a graph is the model but cannot be cut as asked for, the next front end is tried, whose graph may be finer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def choose(model: nn.Module, signature: Signature, tensors: Sequence[Tensor] | N
 
     Raises:
         LiftError: no front end captures the model; each problem names what to change.
-        SplitError: it cannot be cut as asked for.
+        SplitError: it cannot be cut as asked for; `most` is the largest number of stages that was found to work.
     """
     own_memory(model)
     with ALONE:
@@ -75,6 +77,8 @@ class _Search:
         self.problems: list[str] = []
         self.fallback: Captured | None = None
         self.uncut: SplitError | None = None
+        self.coarse: set[FrontEnd] = set()
+        """Front ends whose graph is the model, but cannot be cut as asked for: their other graphs are no finer."""
         self.expected: Expectations | None = None
         self.faults: Mapping[str, str] = {}
         self.traced: list[Traced] = []
@@ -119,10 +123,7 @@ class _Search:
             )
         for name, attempt in self._attempts():
             try:
-                found = self._checked(attempt())
-            except SplitError as error:
-                self.uncut = max(self.uncut or error, error, key=lambda e: e.most or 0)
-                continue
+                found = self._tried(attempt())
             except Exception as error:
                 self.problems.append(f"{name}: {reason_of(error)}")
                 if name.startswith("torch.export"):
@@ -150,16 +151,19 @@ class _Search:
     def _attempts(self) -> Iterator[tuple[str, Callable[[], Capture]]]:
         yield "torch.fx", self._plain
         faults = dict(self.faults)
-        if self.traced and "" not in faults:
+        if self.traced and "" not in faults and "torch.fx" not in self.coarse:
             yield "torch.fx in both modes", lambda: self._both("torch.fx", faults)
         asks = self._asks()
         yield "torch.export", self._exported_twice if asks else self._exported_once
-        if self.exported and not asks:  # a graph that is not the model: torch.export unfolded a layer that asks
+        coarse = "torch.export" in self.coarse
+        if (
+            self.exported and not asks and not coarse
+        ):  # a graph that is not the model: torch.export unfolded a layer that asks
             yield "torch.export in both modes", self._exported_twice
         if self.stuck is not None and "" not in faults:
             path, why = self.stuck
             yield f"torch.fx with '{path}' kept whole", lambda: self._both("torch.fx", {**faults, path: why})
-        if self.free:
+        if self.free and not coarse:
             yield "torch.export for the example's batch size", self._exported_fixed
 
     def _plain(self) -> Capture:
@@ -255,20 +259,42 @@ class _Search:
         captured = Capture(module, self.model, signature, traced.output, front_end, whole, ties, sizes=traced.sizes)
         return functional_form(captured, self.tensors, modes)
 
-    def _checked(self, captured: Capture) -> Captured | None:
+    def _tried(self, captured: Capture) -> Captured | None:
+        """A capture, cut; None where that is impossible, or where it is not the model."""
+        try:
+            return self._checked(captured, self.cut)
+        except SplitError as error:
+            self._coarser(captured, error)
+            return None
+
+    def _coarser(self, captured: Capture, asked: SplitError) -> None:
+        """Note how often a graph can be cut that cannot be cut as asked for, if it is the model."""
+        most = asked.most or 1
+        while most:
+            try:
+                if self._checked(captured, partial(self.cut, stages=most)) is None:
+                    return
+                break
+            except SplitError as other:
+                most = min(most - 1, other.most or most)
+        asked.most = asked.most and max(most, 1)
+        self.uncut = max(self.uncut or asked, asked, key=lambda e: e.most or 0)
+        self.coarse.add(captured.front_end)
+
+    def _checked(self, captured: Capture, cut: Cut) -> Captured | None:
         assert self.expected is not None
         if self.expected.fixed:
             fixed = captured.sizes.with_(self.expected.only(self.expected.fixed))
             captured = replace(captured, sizes=fixed)
         try:
-            found = examine(captured, self.expected, self.cut)
+            found = examine(captured, self.expected, cut)
         except SplitError:
             raise
         except Exception as error:
             if self.expected.fixed or captured.sizes.least == captured.sizes.most:
                 raise
             why = f"the captured graph does not run on other batch sizes ({first_line(error)})"
-            found = examine(replace(captured, sizes=self.expected.only(why)), self.expected, self.cut)
+            found = examine(replace(captured, sizes=self.expected.only(why)), self.expected, cut)
         if found.network is not None and found.receipt.ok:
             return Captured(found.network, found.receipt)
         if self.expected.differs_from_itself():

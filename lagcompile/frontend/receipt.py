@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,19 @@ from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, negated, 
 from lagcompile.ir.base import Measured
 
 WORK = 1_000_000_000
-Cut = Callable[[Capture, Mapping[str, Observation] | None, Sequence[Tensor]], Network]
-"""(capture, what its nodes gave, a few examples of the inputs) -> network."""
+
+
+class Cut(Protocol):
+    """Makes the network of a capture."""
+
+    def __call__(
+        self,
+        captured: Capture,
+        observed: Mapping[str, Observation] | None,
+        tensors: Sequence[Tensor],
+        stages: int | None = None,
+    ) -> Network:
+        """Cut a capture, of whose nodes is known what they gave, as asked for; or into a number of balanced stages."""
 
 
 class ModeReceipt(Measured):

@@ -200,3 +200,19 @@ def test_the_command_line_says_the_same(
         assert found is not None, captured
         said.append(int(found[1]))
     assert len(set(said)) == 1
+
+
+def test_a_number_that_is_too_large_is_found_out_with_one_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    export = torch.export.export
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(args)
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    with pytest.raises(lc.SplitError) as error:
+        lc.lift(model, (torch.randn(5, 4),), split=9)
+    assert error.value.most == 3
+    assert len(made) == 1
