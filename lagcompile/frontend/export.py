@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from lagcompile.frontend.capture import is_users
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.guards import sizes_of
-from lagcompile.frontend.leaves import Calls, layers_as_calls, operator
+from lagcompile.frontend.leaves import Calls, layers_as_calls, operator, parameters_of
 from lagcompile.frontend.proxies import Custom, DataAsDetach, lengths, unchecked_distributions
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
@@ -45,6 +45,7 @@ class _Adapter(nn.Module):
 
     def forward(self, *tensors: Any) -> tuple[Any, ...]:
         held = dict(self.model.named_buffers())
+        self.calls.placed = parameters_of(self.model)  # as torch.export put them there
         output = opened(self.signature.call(self.model, list(tensors)))
         self._write_back(held)
         self.calls.output = transform(output, lambda v: Reference("") if isinstance(v, _VALUES) else v)

@@ -19,16 +19,21 @@ from torch import Tensor, nn
 from torch import library as operators
 
 from lagcompile.frontend.proxies import Custom, custom_functions
+from lagcompile.frontend.stages import describe_module
 from lagcompile.frontend.structure import Reference, fill, leaves, transform
 from lagcompile.frontend.symbolic import is_leaf
 
 
 @dataclass
 class Call:
-    """One call of a layer: its path, the module, its forward, templates of (args, kwargs) and of its result."""
+    """One call of a layer: its path, the module, its forward, templates of (args, kwargs) and of its result.
+
+    Layers of one `kind` give the same shapes; a user's module that is kept whole has none.
+    """
 
     path: str
     layer: nn.Module
+    kind: str
     forward: Callable[..., Any]
     arguments: Any
     result: Any = None
@@ -43,6 +48,8 @@ class Calls:
     placed: Mapping[nn.Module, tuple[Any, ...]] = field(default_factory=dict)
     """Parameters of each module as it was."""
     output: Any = None
+    shapes: dict[tuple[Any, ...], tuple[Any, list[Tensor]]] = field(default_factory=dict)
+    """What layers gave, by what they are and what they were given: equal ones are run once."""
 
 
 _ACTIVE: ContextVar[Calls] = ContextVar("lagcompile_leaf_calls")
@@ -51,13 +58,14 @@ _ACTIVE: ContextVar[Calls] = ContextVar("lagcompile_leaf_calls")
 @contextmanager
 def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Calls]:
     """Replace the forward of each layer (and of each module kept whole) by a recorded operator call."""
-    calls = Calls(placed={m: tuple(m._parameters.values()) for m in model.modules()})
+    calls = Calls()
     token = _ACTIVE.set(calls)
     patched: list[nn.Module] = []
     try:
-        for path, module in model.named_modules():
+        for path, module in model.named_modules():  # parents first: they are described with their parts as they are
             if (path in whole or (is_leaf(module) and path)) and "forward" not in vars(module):
-                vars(module)["forward"] = functools.partial(_call, calls, path, module, module.forward)
+                kind = describe_module(module) if is_leaf(module) else ""
+                vars(module)["forward"] = functools.partial(_call, calls, path, module, kind, module.forward)
                 patched.append(module)
         with custom_functions(functools.partial(_custom, calls)):
             yield calls
@@ -67,6 +75,11 @@ def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Call
         _ACTIVE.reset(token)
 
 
+def parameters_of(model: nn.Module) -> dict[nn.Module, tuple[Any, ...]]:
+    """The parameters that each module holds itself."""
+    return {m: tuple(m._parameters.values()) for m in model.modules()}
+
+
 def _custom(
     calls: Calls, function: type[torch.autograd.Function], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -74,7 +87,7 @@ def _custom(
     if calls.inside or not any(isinstance(v, Tensor) for v in args):
         return NotImplemented
     forward = functools.partial(_inside, calls, function)
-    return _call(calls, f"_function_{len(calls.made)}", Custom(function), forward, *args, **kwargs)
+    return _call(calls, f"_function_{len(calls.made)}", Custom(function), "", forward, *args, **kwargs)
 
 
 def _inside(calls: Calls, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +99,9 @@ def _inside(calls: Calls, function: type[torch.autograd.Function], *args: Any, *
         calls.inside = before
 
 
-def _call(calls: Calls, path: str, layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call(
+    calls: Calls, path: str, layer: nn.Module, kind: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     given = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)]
     plain = all(isinstance(v, Tensor | int | float | bool | str | torch.dtype | None) for v in leaves((args, kwargs)))
     moved = any(
@@ -100,7 +115,7 @@ def _call(calls: Calls, path: str, layer: nn.Module, forward: Callable[..., Any]
         return forward(*args, **kwargs)
     numbers = iter(range(len(given)))
     template = transform((args, kwargs), lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v)
-    calls.made.append(Call(path, layer, forward, template))
+    calls.made.append(Call(path, layer, kind, forward, template))
     found = operator()(given, len(calls.made) - 1)
     return fill(calls.made[-1].result, lambda v: found[int(v.name)] if isinstance(v, Reference) else v)
 
@@ -151,6 +166,21 @@ def _shapes(tensors: Sequence[Tensor], call: int) -> list[Tensor]:
     if known is not None:
         record.result = Reference("0")
         return [known]
+    forms = [(t.dtype, t.device, *map(_size, (*t.shape, *t.stride()))) for t in tensors]
+    key = (record.kind or call, record.arguments, *forms)
+    if key not in calls.shapes:
+        calls.shapes[key] = _run(calls, record, tensors)
+    record.result, found = calls.shapes[key]
+    return [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in found]
+
+
+def _size(size: int | torch.SymInt) -> Any:
+    """A size that can be compared without a guard."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def _run(calls: Calls, record: Call, tensors: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+    """Template and tensors of a layer's result."""
     args, kwargs = fill(record.arguments, lambda v: tensors[int(v.name)] if isinstance(v, Reference) else v)
     calls.inside = True
     try:
@@ -160,5 +190,4 @@ def _shapes(tensors: Sequence[Tensor], call: int) -> list[Tensor]:
         calls.inside = False
     found = [v for v in leaves(result) if isinstance(v, Tensor)]
     numbers = iter(range(len(found)))
-    record.result = transform(result, lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v)
-    return [torch.empty_like(v) if any(v is t for t in tensors) else v for v in found]
+    return transform(result, lambda v: Reference(str(next(numbers))) if isinstance(v, Tensor) else v), found

@@ -250,3 +250,23 @@ def test_models_that_run_in_other_threads_while_one_is_lifted() -> None:
     stop.set()
     running.join()
     assert not wrong
+
+
+def test_torch_export_keeps_the_layers_of_torch() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+            self.wider = nn.TransformerEncoderLayer(8, 2, 24, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(self.wider(x))
+
+    lifted = lc.lift(Pair().eval(), (torch.randn(4, 5, 8),), split=2)
+    assert lifted.receipt is not None
+    assert lifted.receipt.front_end == "torch.export"
+    called = {n.target for n in lifted.graph.nodes if n.op == "call_module"}
+    assert {"layers.0.self_attn", "layers.1.linear1", "wider.linear2", "wider.norm1", "head"} <= called
