@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lagcompile.backends.sqp_constraints import Aggregate, Ball, Diamond, Equal, OneSided, Piece, Point, Tube
 from lagcompile.backends.sqp_values import Absolute, Bounded, Custom, named_function
-from lagcompile.backends.sqp_variables import Variables, is_hard
+from lagcompile.backends.sqp_variables import Variables
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, ValueConstraint
 
@@ -133,7 +133,7 @@ class Form:
 
     def _value(self, c: ValueConstraint, example: Callable[[], Point]) -> Iterator[Piece]:
         function = None if c.function is None else named_function(c)
-        if not is_hard(self.program, c):
+        if not self.program.requires(c):
             assert c.weight is not None
             self.soft.append((c, function, c.weight.at(self.step)))
             return

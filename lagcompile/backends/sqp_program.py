@@ -22,7 +22,7 @@ from lagcompile.backends.sqp_values import violation
 from lagcompile.backends.sqp_variables import Values, Variables, state_rows, state_value, variables_of
 from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.frontend.stages import StageModule
-from lagcompile.runtime.float64 import in_float64, leaves_float64, widened
+from lagcompile.runtime.float64 import double_on_cpu, in_float64, leaves_float64
 from lagcompile.runtime.instance import Instance, convert
 
 
@@ -47,8 +47,8 @@ class ExactProgram:
             module.eval().requires_grad_(False)
         rows = torch.arange(instance.examples)
         batch = instance.batch(rows, prepared=False)
-        self.data = {n: _double(v) for n, v in batch.values.items()}
-        self.target = pytree.tree_map(_double, batch.target)
+        self.data = {n: double_on_cpu(v) for n, v in batch.values.items()}
+        self.target = pytree.tree_map(double_on_cpu, batch.target)
         self.labels = None if batch.labels is None else batch.labels.cpu()
         self._aliases = {a: n for n, others in self.network.capture.ties.items() for a in others}
         self._slots = {
@@ -227,7 +227,3 @@ class ExactProgram:
                 norm = torch.linalg.vector_norm(drawn.flatten(1), dim=1).reshape(-1, *(1 for _ in value.shape[1:]))
                 result["state", state.name] = drawn / norm
         return result
-
-
-def _double(value: Any) -> Any:
-    return widened(value.detach().cpu()) if isinstance(value, Tensor) else value

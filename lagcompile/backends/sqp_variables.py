@@ -205,15 +205,10 @@ def _within(program: Program, name: str, bounds: tuple[float, float]) -> tuple[f
     """Bounds of a variable, narrowed by the user's bounds on it."""
     low, high = bounds
     for c in program.constraints:
-        if isinstance(c, ValueConstraint) and c.function is None and name in c.reads and is_hard(program, c):
+        if isinstance(c, ValueConstraint) and c.function is None and name in c.reads and program.requires(c):
             low = low if c.lower is None else max(low, c.lower)
             high = high if c.upper is None else min(high, c.upper)
     return low, high
-
-
-def is_hard(program: Program, constraint: ValueConstraint) -> bool:
-    """Whether a value constraint must hold; with a quadratic weight and no multiplier it is a penalty."""
-    return constraint.weight is None or program.multiplier_of(constraint.name) is not None
 
 
 def _needs_slack(program: Program, state: StateVariable) -> bool:

@@ -23,7 +23,7 @@ from lagcompile.ir import trust
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.ir.solution import Solution
-from lagcompile.runtime.float64 import in_float64, widened
+from lagcompile.runtime.float64 import double_on_cpu, in_float64
 from lagcompile.runtime.instance import Instance, convert, to_rows, to_value
 from lagcompile.runtime.slopes import Slopes
 from lagcompile.runtime.weights import require_real
@@ -88,7 +88,7 @@ class CheckPoint:
             if role == "input" and d.name == name:
                 low, high = low if d.lower is None else d.lower, high if d.upper is None else d.upper
         for c in self.program.constraints:
-            if isinstance(c, ValueConstraint) and c.function is None and name in c.reads and _hard(self.program, c):
+            if isinstance(c, ValueConstraint) and c.function is None and name in c.reads and self.program.requires(c):
                 low = low if c.lower is None else max(low, c.lower)
                 high = high if c.upper is None else min(high, c.upper)
         return low, high
@@ -117,8 +117,8 @@ class _Evaluator:
         ):
             module.eval().requires_grad_(False)
         batch = instance.batch(torch.arange(instance.examples), prepared=False)
-        self.data = {n: _double(v) for n, v in batch.values.items()}
-        self.target = pytree.tree_map(_double, batch.target)
+        self.data = {n: double_on_cpu(v) for n, v in batch.values.items()}
+        self.target = pytree.tree_map(double_on_cpu, batch.target)
         self.labels = None if batch.labels is None else batch.labels.cpu()
         self.aliases = {a: n for n, others in self.network.capture.ties.items() for a in others}
         self.kept = [s for s in self.program.states if s.storage.variable]
@@ -300,14 +300,14 @@ def _value(point: CheckPoint, c: ValueConstraint, named: Mapping[str, Tensor], s
     else:
         for name in c.reads:
             label = c.name if len(c.reads) == 1 else f"{c.name}[{name}]"
-            if name not in variables or not _hard(point.program, c):
+            if name not in variables or not point.program.requires(c):
                 v = named[name]
                 if c.upper is not None:
                     rows[f"{label} (upper)"] = ("<=", v - c.upper)
                 if c.lower is not None:
                     rows[f"{label} (lower)"] = ("<=", c.lower - v)
     for label, (relation, value) in rows.items():
-        if not _hard(point.program, c):
+        if not point.program.requires(c):
             assert c.weight is not None
             excess = value if relation == "==" else value.clamp_min(0.0)
             point.smooth = point.smooth + 0.5 * c.weight.at(step) * (excess * excess).sum()
@@ -321,10 +321,6 @@ def _value(point: CheckPoint, c: ValueConstraint, named: Mapping[str, Tensor], s
         elif label.endswith(" (lower)"):
             mu = (-mu).clamp_min(0.0)
         point.values[label] = (relation, value, mu.detach())
-
-
-def _hard(program: Program, c: ValueConstraint) -> bool:
-    return c.weight is None or program.multiplier_of(c.name) is not None
 
 
 def _forces(evaluator: _Evaluator, point: CheckPoint, solution: Solution, missing: set[str]) -> list[DefectConstraint]:
@@ -369,7 +365,3 @@ def _sweep(point: CheckPoint, unknown: list[DefectConstraint]) -> None:
     for c in reversed(unknown):
         gradient = point.gradients(point.lagrangian())["state", c.state]
         point.forces[c.name] = gradient.detach() / point.shares[c.name]
-
-
-def _double(value: Any) -> Any:
-    return widened(value.detach().cpu()) if isinstance(value, Tensor) else value

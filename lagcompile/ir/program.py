@@ -223,6 +223,10 @@ class Program(Frozen):
         """Return the multiplier of a constraint; None where the constraint is a pure penalty."""
         return next((m for m in self.multipliers if m.constraint == constraint), None)
 
+    def requires(self, constraint: ValueConstraint) -> bool:
+        """Return whether a value constraint must hold; with a weight and no multiplier it is a penalty."""
+        return constraint.weight is None or self.multiplier_of(constraint.name) is not None
+
     @property
     def defects(self) -> tuple[DefectConstraint, ...]:
         """The defect constraints, in the order of their states."""

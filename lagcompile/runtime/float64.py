@@ -147,6 +147,11 @@ def widened(value: Any) -> Any:
     return value.to(_WIDER[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDER else value
 
 
+def double_on_cpu(value: Any) -> Any:
+    """Return a tensor on the CPU, without its graph, in double precision; anything else as it is."""
+    return widened(value.detach().cpu()) if isinstance(value, Tensor) else value
+
+
 def in_float64() -> AbstractContextManager[object]:
     """Run with float64 as default dtype, and with hard-coded lower precisions widened to it, in this thread."""
     return _Widen()

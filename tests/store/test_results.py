@@ -21,10 +21,7 @@ from tests import coverage
 from tests.nets import deep
 from tests.store.damage import damage
 from tests.store.dying import died
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+from tests.store.runs import files
 
 
 def write(folder: Path, content: Mapping[str, bytes]) -> None:
