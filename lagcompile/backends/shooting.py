@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from lagcompile.dynamics.starts import (
 )
 from lagcompile.dynamics.trajectories import Trajectories
 from lagcompile.ir.base import BindError, DataError
+from lagcompile.ir.keeper import Keeper, Unkept
 
 __all__ = ["FitResult", "Gaussian", "Shooting", "ShootingExtragradient", "fit"]
 
@@ -64,7 +66,8 @@ def fit(
     device: str = "cpu",
     functions: CellFunctions | None = None,
     watch: Watch | None = None,
-    now: Callable[[], float] = time.perf_counter,
+    now: Callable[[], float] | None = None,
+    keeper: Keeper | None = None,
 ) -> FitResult:
     """Estimate parameters and states by multiple shooting.
 
@@ -86,13 +89,16 @@ def fit(
         functions: the rollout's functions, to use compiled ones (`CellFunctions(rollout, compile=True)`) in many fits;
             None makes them.
         watch: called with the numbers of each iteration.
-        now: the clock of time limits and `seconds`.
+        now: the clock of time limits and `seconds`; None: `time.perf_counter`.
+        keeper: keeps the fit between two iterations, and has the state to go on from; arguments must then be the same.
 
     Raises:
         BindError: model and data do not fit together.
         DataError: the data have no variation and no noise level was given.
     """
-    clock = now()
+    kept, now = keeper or Unkept(), now or time.perf_counter
+    state = kept.state
+    clock = now() - (0.0 if state is None else state["seconds"])
     method = method or Shooting()
     functions = functions or CellFunctions(rollout, torch.float64, device, compile=method.compiled)
     if functions.rollout is not rollout:
@@ -103,36 +109,45 @@ def fit(
         problem, path = _problem(functions, data, observed, noise, prior, initial)
         problem = replace(problem, bounds=Bounds.of(functions, bounds or {}, state_bounds or {}))
         complete = set(range(functions.n)) <= set(observation_map(rollout, data, observed))
-        if method.states == "simulation":
+        if method.states == "simulation" and state is None:
             path = states_from_simulation(functions, data, theta, path[0, :, 0])
         smooth = method.states == "smoothing" or (method.states == "auto" and not complete)
-        length = _stage_length(problem, method, theta, path, smooth=smooth)
+        length = _stage_length(problem, method, theta, path, smooth=smooth) if state is None else state["length"]
         problem = problem.with_length(length)
         states = path[:, :, :: problem.stages.length].expand(theta.shape[0], -1, -1, -1)
-        if isinstance(method, ShootingExtragradient):
-            run = Run(problem, method.polish or Shooting(), theta, states, clock=clock, now=now, watch=watch)
-            _descend(run, method, smooth=smooth)
-        else:
-            run = Run(problem, method, theta, states, clock=clock, now=now, watch=watch)
-            if smooth:
-                run.smooth(method.smoothing_passes)
-            run.solve()
-            for _ in range(method.lengthen):
-                if run.problem.stages.count == 1:
-                    break
-                run = run.lengthened()
-                run.solve()
+        solver = method if isinstance(method, Shooting) else method.polish or Shooting()
+        run = Run(problem, solver, theta, states, clock=clock, now=now, watch=watch, keeper=kept)
+        if state is not None:
+            run.load(state)
+        elif smooth:
+            _smooth(run, method)
+        run = _descended(run, method, state) if isinstance(method, ShootingExtragradient) else _solved(run)
     return collect(rollout, run, seconds=now() - clock)
 
 
-def _descend(run: Run, method: ShootingExtragradient, *, smooth: bool) -> None:
-    """First-order steps, and Gauss-Newton steps after them where they are asked for."""
-    if smooth:
-        _smooth(run, method)
-    Descent(run, method).solve()
-    if method.polish is not None:
-        run.harden()
+def _solved(run: Run) -> Run:
+    """Gauss-Newton steps, at longer and longer stages."""
+    run.solve()
+    while run.longer < run.method.lengthen and run.problem.stages.count > 1 and not run.keeper.stopped:
+        run = run.lengthened()
         run.solve()
+    return run
+
+
+def _descended(run: Run, method: ShootingExtragradient, state: Mapping[str, Any] | None) -> Run:
+    """First-order steps, and Gauss-Newton steps after them where they are asked for."""
+    behind = state is not None and state["descent"] is None
+    if not behind:
+        Descent(run, method, state=None if state is None else state["descent"]).solve()
+    if run.keeper.stopped:
+        return run
+    if method.polish is None:
+        run.between()
+        return run
+    if not behind:
+        run.harden()
+    run.solve()
+    return run
 
 
 def _smooth(run: Run, method: Shooting | ShootingExtragradient) -> None:

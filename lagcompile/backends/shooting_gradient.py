@@ -12,14 +12,19 @@ after which objective + rho/2 |r|^2 has grown is undone and shortened.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lagcompile.backends.shooting_keeping import given, taken
 from lagcompile.backends.shooting_lagrangian import Place, Slope, pick, slope
-from lagcompile.backends.shooting_metric import Blocks, Diagonal, Metric
+from lagcompile.backends.shooting_metric import Blocks, Diagonal, Diagonals, Metric
 from lagcompile.backends.shooting_options import ShootingExtragradient
 from lagcompile.backends.shooting_run import RUNNING, SOLVED, STALLED, Run
 from lagcompile.dynamics.functional import FORWARD_DIRECTIONS
+from lagcompile.ir.keeper import Unkept
 
 _SHORTER, _LONGER, _SHORTEST = 0.3, 1.1, 1e-8
 """Factors of the step length after a step undone and after a sound one; relative length at which a start stalls."""
@@ -32,9 +37,16 @@ class Descent:
         run: where it starts and where it leaves what it finds.
         method: the options.
         held: True keeps the parameters as they are, to smooth states.
+        state: of first-order steps that go on.
     """
 
-    def __init__(self, run: Run, method: ShootingExtragradient, *, held: bool = False) -> None:
+    KEPT = (
+        "live", "scale", "place", "last", "last_slope", "move_theta", "move_states", "length", "kappa", "steps"
+    )  # fmt: skip
+
+    def __init__(
+        self, run: Run, method: ShootingExtragradient, *, held: bool = False, state: Mapping[str, Any] | None = None
+    ) -> None:
         self.run, self.problem, self.method, self.held = run, run.problem, method, held
         self.live = run.starts[run.code == RUNNING]
         self.scale = run.theta_scale[self.live]
@@ -50,15 +62,25 @@ class Descent:
         self.blocks = few if method.metric == "auto" else method.metric == "blocks"
         self.generator = torch.Generator(device=dual.device).manual_seed(0)
         self.metric: Metric | None = None
+        self.before: Diagonals | None = None
         self.steps = 0
+        if state is not None:
+            for name in self.KEPT:
+                setattr(self, name, given(getattr(self, name), state[name]))
+            self.before = None if state["before"] is None else Diagonals(**state["before"])
+            self.generator.set_state(state["generator"])
+        self.looked = self.steps > 0
+        """Whether the next step goes on behind a look: there it was kept."""
 
     # ---------------------------------------------------------------- the loop
     def solve(self) -> None:
         """Iterate until every start has ended or a limit is reached, and leave the result in the run."""
-        while len(self.live) and self.steps < self.method.iterations:
+        if self.steps == 0:
+            self._keep_state()
+        while len(self.live) and self.steps < self.method.iterations and not self.stopped:
             limit = self.method.time_limit
             if limit is not None and self.run.now() - self.run.clock > limit:
-                self.run.timed_out = True
+                self.run.timed_out, self.run.keeper = True, Unkept()  # what follows is no way to go on
                 break
             if not self._step():
                 break
@@ -68,15 +90,34 @@ class Descent:
         if not self.held:
             self.run.steps_before = self.steps
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop was asked for."""
+        return not self.held and self.run.keeper.stopped
+
+    def _keep_state(self) -> None:
+        """Hand a copy to the keeper: the last look still changes the run."""
+        if not self.held:
+            own = {**taken(self, self.KEPT), "before": taken(self._estimate()), "generator": self.generator.get_state()}
+            state = self.run.state(own)
+            self.run.keeper.between(self.steps, lambda: state)
+
     def _step(self) -> bool:
-        """One extrapolation and one update; False where no start is left."""
-        metric = self.metric or self._measure()
-        rho = self.kappa * metric.unit
-        here = self._vetted(slope(self.problem, self.place, self.scale, rho), rho)
-        if self.steps and self.steps % self.method.refresh == 0:
-            self._look()
-            if not len(self.live):
+        """One extrapolation and one update; False where no start is left, or a stop was asked for."""
+        if not self.looked:
+            metric = self.metric or self._measure()
+            rho = self.kappa * metric.unit
+            here = self._vetted(slope(self.problem, self.place, self.scale, rho), rho)
+            if self.steps and self.steps % self.method.refresh == 0:
+                self._look()
+                if not len(self.live):
+                    return False
+                self._keep_state()
+                self.looked = True
+        if self.looked:
+            if self.stopped:
                 return False
+            self.looked = False
             metric, here = self._measure(), self.last_slope
             rho = self.kappa * metric.unit
         eta = self.method.dual_step * rho[:, None, None, None]
@@ -127,10 +168,14 @@ class Descent:
         if self.blocks:
             self.metric = Blocks(self.problem, theta, states, self.scale)
         else:
-            before = self.metric.estimate if isinstance(self.metric, Diagonal) else None
+            before = self._estimate()
             self.metric = Diagonal(self.problem, theta, states, self.scale, generator=self.generator, before=before)
         self.metric.set_rho(self.kappa * self.metric.unit)
         return self.metric
+
+    def _estimate(self) -> Diagonals | None:
+        """Return what the last measurement left for the next one."""
+        return self.metric.estimate if isinstance(self.metric, Diagonal) else self.before
 
     def error(self) -> Tensor:
         """KKT error of the last place, with lambda + rho r as multipliers: what they leave of the gradient is all."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lagcompile.backends.shooting_barrier import Barrier, push_inside
+from lagcompile.backends.shooting_keeping import given, taken
 from lagcompile.backends.shooting_kkt import DefectOperator, KktSystem, Quadratic, Step
 from lagcompile.backends.shooting_options import Shooting
 from lagcompile.backends.shooting_problem import Point, Problem
@@ -26,6 +28,7 @@ from lagcompile.backends.shooting_search import ROUNDING, Filter
 from lagcompile.dynamics.functional import FORWARD_DIRECTIONS
 from lagcompile.dynamics.stages import StageJacobians
 from lagcompile.dynamics.starts import parameter_scale
+from lagcompile.ir.keeper import Keeper, Unkept
 from lagcompile.ir.solution import Status
 
 Watch = Callable[[Mapping[str, float]], None]
@@ -58,7 +61,14 @@ class Run:
         clock: value of `now` at which the run began.
         now: seconds.
         watch: called with the numbers of each iteration.
+        keeper: keeps the run between two iterations.
     """
+
+    KEPT = (
+        "first", "theta_scale", "point", "multipliers", "damping", "kappa", "hard", "newton", "tries", "code",
+        "iterations", "filter", "weight", "barriers", "trace", "step_count", "steps_before", "longer",
+    )  # fmt: skip
+    """What the next iteration depends on."""
 
     def __init__(
         self,
@@ -70,8 +80,10 @@ class Run:
         clock: float,
         now: Callable[[], float] = time.perf_counter,
         watch: Watch | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.problem, self.method, self.clock, self.now, self.watch = problem, method, clock, now, watch
+        self.keeper: Keeper = keeper or Unkept()
         bounds = problem.bounds
         self.bounded = bounds.any
         if self.bounded:
@@ -97,20 +109,41 @@ class Run:
         self.trace = Trace()
         self.step_count = 0
         self.steps_before = 0
+        self.longer = 0
+        """Times that the stages were made longer."""
         self.timed_out = False
 
     # ---------------------------------------------------------------- the loop
     def solve(self) -> None:
         """Iterate until every start has ended or the limits are reached."""
-        while self.step_count < self.method.iterations:
+        while True:
+            self.between()
             active = self.starts[self.code == RUNNING]
-            if len(active) == 0:
+            if len(active) == 0 or self.step_count >= self.method.iterations or self.keeper.stopped:
                 return
             if self.method.time_limit is not None and self.now() - self.clock > self.method.time_limit:
-                self.timed_out = True
+                self.timed_out, self.keeper = True, Unkept()  # what follows is no way to go on
                 return
             self._iterate(active)
             self.step_count += 1
+
+    def between(self) -> None:
+        """Hand the state to the keeper."""
+        self.keeper.between(self.steps_before + self.step_count, self.state)
+
+    def state(self, descent: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return all that the run needs to go on.
+
+        Args:
+            descent: state of the first-order steps, while they are being made.
+        """
+        length, seconds = self.problem.stages.length, self.now() - self.clock
+        return {"length": length, "seconds": seconds, "run": taken(self, self.KEPT), "descent": descent}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        for name, value in state["run"].items():
+            setattr(self, name, given(getattr(self, name), value))
 
     def smooth(self, passes: int) -> None:
         """Smooth the states with the parameters held: soft steps that estimate what is not observed."""
@@ -134,7 +167,8 @@ class Run:
         """A run at twice the stage length that starts where this one ended, with hard defects and its multipliers."""
         problem = self.problem.with_length(2 * self.problem.stages.length)
         states = self.point.states[:, :, ::2].clone()
-        run = Run(problem, self.method, self.point.theta, states, clock=self.clock, now=self.now, watch=self.watch)
+        shared: dict[str, Any] = {"clock": self.clock, "now": self.now, "watch": self.watch, "keeper": self.keeper}
+        run = Run(problem, self.method, self.point.theta, states, **shared)
         kept = self.multipliers[:, :, 1::2]
         run.multipliers[:, :, : kept.shape[2]] = kept
         run.multipliers *= problem.stages.defect_on[..., None]
@@ -142,11 +176,13 @@ class Run:
         run.damping.fill_(1e-8)
         run.iterations = self.iterations.clone()
         run.trace, run.first, run.steps_before = self.trace, self.first, self.steps_before + self.step_count
+        run.longer = self.longer + 1
         return run
 
     def statuses(self) -> tuple[Status, ...]:
         """Status of every start."""
         late = Status.TIME_LIMIT if self.timed_out else Status.STEPS_DONE
+        late = Status.INTERRUPTED if self.keeper.stopped else late
         names = {RUNNING: late, SOLVED: Status.SOLVED, STALLED: Status.STALLED, DIVERGED: Status.DIVERGED}
         return tuple(names[int(c)] for c in self.code.tolist())
 

@@ -20,6 +20,7 @@ from lagcompile.dynamics.program import rollout_program
 from lagcompile.dynamics.starts import random_starts
 from lagcompile.dynamics.systems import Example
 from lagcompile.ir.base import NAME, DataError, Frozen
+from lagcompile.ir.keeper import Keeper
 from lagcompile.ir.program import Program
 from lagcompile.ir.yamlfile import validate
 from lagcompile.runtime.allocation import WithinMemory
@@ -60,7 +61,9 @@ class ShootingSpec(Frozen):
         """The program at a stage length."""
         return rollout_program(self.system.rollout(), self.system.data(self.data_seed), length, name=self.name)
 
-    def run(self, watch: Callable[[Mapping[str, float]], None] | None = None) -> FitResult:
+    def run(
+        self, watch: Callable[[Mapping[str, float]], None] | None = None, keeper: Keeper | None = None
+    ) -> FitResult:
         """Simulate the data, draw the guesses and fit."""
         with WithinMemory(DataError, "take fewer samples or guesses"):
             rollout = self.system.rollout()
@@ -69,7 +72,14 @@ class ShootingSpec(Frozen):
             data = self.system.data(self.data_seed)
         noise = self.system.noise
         return fit(
-            rollout, data, method=self.method, starts=starts, noise=noise, bounds=self.bounds or None, watch=watch
+            rollout,
+            data,
+            method=self.method,
+            starts=starts,
+            noise=noise,
+            bounds=self.bounds or None,
+            watch=watch,
+            keeper=keeper,
         )
 
     def recovered(self, result: FitResult, tolerance: float = 0.02) -> float:

@@ -143,10 +143,13 @@ def solve(
     from lagcompile.workbench.report import files
     from lagcompile.workbench.spec import default_folder, load
 
-    if shooting.is_shooting(spec):
-        raise typer.Exit(shooting.solve(spec, out, force=force, resume=resume, say=typer.echo))
+    def notice(text: str) -> None:
+        typer.echo(text, err=True)
+
     if force and resume:
         raise SpecError("--force and --resume cannot be combined: use one to start over, the other to continue")
+    if shooting.is_shooting(spec):
+        raise typer.Exit(shooting.solve(spec, out, force=force, resume=resume, say=typer.echo, notice=notice))
     loaded = load(spec, trust=trust or (), steps=steps, seed=seed, device=device)
     folder = out or default_folder(loaded.spec.name)
     prepared = prepare(loaded)
@@ -159,9 +162,6 @@ def solve(
         written, said = files(found)
         notes.extend(said)
         return written
-
-    def notice(text: str) -> None:
-        typer.echo(text, err=True)
 
     with Display(console, quiet=quiet) as display:
         outcome = run.solve(

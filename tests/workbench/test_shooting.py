@@ -23,11 +23,9 @@ def test_a_spec_is_fitted_and_drawn(tmp_path: Path) -> None:
     assert solve(path, tmp_path / "run", force=False, say=said.append) == 0
     assert "4 guesses: 100% recover every parameter within 2 %" in said[0]
     written = {p.name for p in (tmp_path / "run").iterdir()}
-    assert written == {"spec.yaml", "result.txt", "simulation.png", "defects.png", "parameters.png", "lagcompile.sums"}
+    assert {"spec.yaml", "result.txt", "simulation.png", "defects.png", "parameters.png", "log.jsonl"} <= written
     with pytest.raises(DataError, match="--force replaces it"):
         solve(path, tmp_path / "run", force=False, say=said.append)
-    with pytest.raises(DataError, match="a shooting fit has no checkpoint to resume: run it again with --force"):
-        solve(path, tmp_path / "run", force=False, resume=True, say=said.append)
 
 
 MAP = """kind: shooting
