@@ -8,9 +8,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+
+@dataclass
+class Trace:
+    """Numbers and parameters along a run.
+
+    Attributes:
+        rows: one mapping for each iteration.
+        theta: parameters (starts, p) after each iteration.
+    """
+
+    rows: list[Mapping[str, float]] = field(default_factory=list)
+    theta: list[Tensor] = field(default_factory=list)
 
 
 def taken(value: Any, names: Iterable[str] | None = None) -> Any:

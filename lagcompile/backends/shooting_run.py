@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lagcompile.backends.shooting_barrier import Barrier, push_inside
-from lagcompile.backends.shooting_keeping import given, taken
+from lagcompile.backends.shooting_keeping import Trace, given, taken
 from lagcompile.backends.shooting_kkt import DefectOperator, KktSystem, Quadratic, Step
 from lagcompile.backends.shooting_options import Shooting
 from lagcompile.backends.shooting_problem import Point, Problem
@@ -35,19 +34,6 @@ Watch = Callable[[Mapping[str, float]], None]
 RUNNING, SOLVED, STALLED, DIVERGED = range(4)
 _HARD = 1e5
 """Relative weight of the defects in the preconditioner of hard steps: few inner iterations, small rounding."""
-
-
-@dataclass
-class Trace:
-    """Numbers and parameters along a run.
-
-    Attributes:
-        rows: one mapping for each iteration.
-        theta: parameters (starts, p) after each iteration.
-    """
-
-    rows: list[Mapping[str, float]] = field(default_factory=list)
-    theta: list[Tensor] = field(default_factory=list)
 
 
 class Run:
