@@ -35,7 +35,7 @@ from lagcompile.frontend.signature import Signature, as_args, signature_of
 from lagcompile.frontend.split import AtSplit, BalancedSplit, NoSplit, SplitFile, SplitPolicy, split_of
 from lagcompile.frontend.stages import Network, build_network
 from lagcompile.ir.alone import alone
-from lagcompile.ir.arguments import expect, expect_positive, loss_name
+from lagcompile.ir.arguments import expect, expect_functions, expect_positive, loss_name
 from lagcompile.ir.base import Frozen, SpecError, SplitError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
@@ -361,6 +361,7 @@ class Lifted:
         chosen = method if method is not None else Extragradient()
         if not isinstance(chosen, Solver):
             raise SpecError(f"method takes an object such as lagcompile.Extragradient(), got {method!r}")
+        expect_functions(evaluate=evaluate, watch=watch)
         expect("options", options, RunOptions, "a lagcompile.RunOptions")
         fits(start, self.module)
         instance, given = self.bind(dataset, loss=loss, device=device), options or RunOptions()
@@ -369,9 +370,8 @@ class Lifted:
             return replace(found, certificate=self._certificate(instance, found))
 
         if folder is None and not resume:
-            return certified(
-                chosen.solve(instance, given, original=self.module, evaluate=evaluate, watch=watch, start=start)
-            )
+            found = chosen.solve(instance, given, original=self.module, evaluate=evaluate, watch=watch, start=start)
+            return certified(found)
         from lagcompile.backends.keeping import solve_in_folder
 
         return solve_in_folder(

@@ -19,7 +19,10 @@ from lagcompile.export.solutions import solution_from
 from lagcompile.export.strict import record
 from lagcompile.frontend.split import SplitFile
 from lagcompile.ir.alone import alone
+from lagcompile.ir.arguments import expect
 from lagcompile.ir.base import DataError, LagcompileError, LiftError
+from lagcompile.ir.disk import naming
+from lagcompile.ir.places import path_of
 from lagcompile.ir.solution import Solution
 from lagcompile.lift import Lifted
 
@@ -51,6 +54,9 @@ def save(
         LiftError: the model cannot be written; each problem says what to change.
         DataError: something is there already.
     """
+    folder = path_of("folder", folder)
+    expect("example_kwargs", kwargs, Mapping, "a mapping of names to values")
+    expect("solution", solution, Solution, "a lagcompile.Solution")
     tensors = None
     if args or kwargs:
         lifted = lifted.resolve(*args, **(kwargs or {}))
@@ -59,7 +65,8 @@ def save(
         raise LiftError("the shapes of this lifting are not known yet: give example_inputs")
     split = SplitFile(split=lifted.split)
     contents = Contents(lifted.network, lifted.program, split, lifted.formulation, lifted.receipt, lifted.name)
-    return write_folder(contents, folder, tensors=tensors, solution=solution, replace=replace)
+    with naming(folder, "written"):
+        return write_folder(contents, folder, tensors=tensors, solution=solution, replace=replace)
 
 
 @alone
@@ -72,7 +79,7 @@ def load(folder: str | Path) -> Lifted:
     Raises:
         DataError: a file is missing, was changed or is of another version; each is named.
     """
-    parts = load_folder(folder)
+    parts = load_folder(path_of("folder", folder))
     policy = record(parts.split, f"{folder}: {SPLIT}", SplitFile).split
     return Lifted(parts.network, parts.receipt, policy, parts.formulation, parts.manifest.name)
 
@@ -97,7 +104,7 @@ def load_solution(folder: str | Path) -> Solution:
     Raises:
         DataError: the folder holds no solution, or a file is missing or damaged.
     """
-    parts = load_folder(folder)
+    parts = load_folder(path_of("folder", folder))
     try:
         return solution_from(read_files(folder, parts.manifest), parts.network.capture.original, parts.program)
     except LagcompileError as error:

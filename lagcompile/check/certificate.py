@@ -19,9 +19,11 @@ import torch
 from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor
 
-from lagcompile.ir.base import DataError, Measured
+from lagcompile.ir.arguments import expect_positive
+from lagcompile.ir.base import DataError, Measured, SpecError
 from lagcompile.ir.disk import replace
 from lagcompile.ir.jsonfile import validate
+from lagcompile.ir.places import path_of
 
 Kind = Literal[
     "forward",
@@ -237,6 +239,9 @@ class Certificate(Measured):
             kwargs: keyword arguments of the forward.
             tolerance: largest residual; the certificate's own tolerances count for nothing.
         """
+        if not hasattr(lifted, "network"):
+            raise SpecError(f"lifted takes what lagcompile.lift gave, got an object of type {type(lifted).__name__}")
+        expect_positive("tolerance", tolerance)
         found = [] if self.ok else [f"the certificate itself: {self.verdict}", *self.reasons]
         if self.claim == "solution":
             return [*found, "it is of a solution's KKT conditions, not of a network: measure those again"]
@@ -252,7 +257,7 @@ class Certificate(Measured):
 
     def save(self, path: str | Path) -> Path:
         """Write the certificate as JSON."""
-        target = Path(path)
+        target = path_of("path", path)
         replace(target, self.file_bytes())
         return target
 
@@ -268,7 +273,7 @@ class Certificate(Measured):
             DataError: the file does not exist, is not a certificate (each problem names a line and a key), or was
                 changed after it was made.
         """
-        found = validate(path, cls)
+        found = validate(path_of("path", path), cls)
         if found.digest != found.own_digest():
             raise DataError(f"{path}: the certificate was changed after it was made: measure it again (verify --out)")
         return found

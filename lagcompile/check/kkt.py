@@ -29,6 +29,8 @@ from lagcompile.check.kinks import sentence
 from lagcompile.check.point import CheckPoint, Leaf, check_point
 from lagcompile.check.secondorder import LARGEST, second_order
 from lagcompile.ir.alone import alone
+from lagcompile.ir.arguments import expect_count, expect_positive
+from lagcompile.ir.base import SpecError
 from lagcompile.ir.program import DefectConstraint
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime.instance import Instance
@@ -63,6 +65,13 @@ def certify_kkt(
     Raises:
         ProgramError: states that are kept per class.
     """
+    given: list[tuple[str, object, type]] = [("bind", instance, Instance), ("solve", solution, Solution)]
+    for name, value, kind in given:
+        if not isinstance(value, kind):
+            raise SpecError(f"certify_kkt takes what {name} gave, got an object of type {type(value).__name__}")
+    expect_positive("tolerance", tolerance)
+    if step is not None:
+        expect_count("step", step, 0)
     point = check_point(instance, solution, step=step)
     found = list(residuals(point))
     open_leaves = _at_kinks(point, found, tolerance)

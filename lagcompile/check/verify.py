@@ -27,6 +27,7 @@ from lagcompile.frontend.capture import reason_of
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
 from lagcompile.ir.alone import alone
+from lagcompile.ir.arguments import expect
 from lagcompile.ir.base import BindError
 from lagcompile.ir.program import Program
 from lagcompile.runtime.adjoint import Sweep, sweep
@@ -67,8 +68,13 @@ def verify_network(
         weights: state_dict of the module to certify; None for the network's own.
     """
     copied = network.copy()
+    expect("weights", weights, Mapping, "a state_dict")
     if weights is not None:
-        copied.capture.original.load_state_dict(weights)
+        try:
+            copied.capture.original.load_state_dict(weights)
+        except (RuntimeError, TypeError) as error:
+            lines = str(error).splitlines()
+            raise BindError([f"weights: {line.strip()}" for line in lines[1:] or lines]) from error
     bound = bindings(copied, program)
     rows = min((t.shape[0] for t in tensors if t.dim()), default=1)
     residuals: list[Residual] = []

@@ -75,6 +75,8 @@ def minimize(
     kept = Unkept() if keeper is None else keeper
     begin = time.perf_counter() - (0.0 if kept.state is None else kept.state["seconds"])
     chosen = parse_options(options)
+    if not isinstance(x0, Tensor):
+        raise ProgramError(f"x0 takes a tensor of float64 numbers, got an object of type {type(x0).__name__}")
     box, duals = _arguments(x0, bounds, multipliers, chosen, residuals)
     n = len(x0)
     crossed = np.flatnonzero(box.lower > box.upper)

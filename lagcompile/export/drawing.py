@@ -15,6 +15,7 @@ from lagcompile.export.cells import picture
 from lagcompile.export.layout import BAR, Box, Layout, Line, Text, layout
 from lagcompile.ir import disk
 from lagcompile.ir.base import DataError, MissingExtraError
+from lagcompile.ir.places import path_of
 from lagcompile.ir.program import Program
 
 KINDS = (".svg", ".png", ".pdf")
@@ -54,7 +55,7 @@ def draw(program: Program, path: str | Path) -> Path:
         DataError: another kind of file, or its folder does not exist.
         MissingExtraError: matplotlib is not installed.
     """
-    target = Path(path)
+    target = path_of("path", path)
     if target.suffix.lower() not in KINDS:
         raise DataError(f"{target}: a drawing is an .svg, .png or .pdf file, not '{target.suffix or target.name}'")
     if not target.parent.is_dir():

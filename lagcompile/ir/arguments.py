@@ -23,6 +23,17 @@ def expect(name: str, value: object, kind: type | tuple[type, ...], words: str) 
         raise SpecError(f"{name} takes {words}, got {_shown(value)}")
 
 
+def expect_functions(**given: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        SpecError: one of the values is neither None nor a function.
+    """
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise SpecError(f"{name} takes a function, got {_shown(value)}")
+
+
 def expect_count(name: str, value: object, least: int) -> None:
     """Refuse anything but an integer of at least `least` that fits 64 bits.
 

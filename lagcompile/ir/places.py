@@ -6,6 +6,7 @@ path nor a link leads out; only a folder that the person trusts as a whole is en
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lagcompile.ir.base import SpecError
@@ -34,3 +35,16 @@ def contained(name: str, folder: Path, *, trusted: Path | None = None) -> Path:
             f"{name!r} leads out of this file's folder: a spec names what lies beside it or below; copy the file there"
         )
     return real
+
+
+def path_of(name: str, value: object) -> Path:
+    """Return an argument of a public function as the path that it should be.
+
+    Raises:
+        SpecError: it is none.
+    """
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        shown = repr(value)[:60] if isinstance(value, (str, bytes)) else f"an object of type {type(value).__name__}"
+        raise SpecError(f"{name} takes the path of a file or folder, got {shown}")
+    return Path(path)

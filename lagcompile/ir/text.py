@@ -43,6 +43,8 @@ def from_json(text: str, source: str = "program.json", *, error: type[Lagcompile
     """
     from lagcompile.ir.jsonfile import check
 
+    if not isinstance(text, str):
+        raise error(f"{source}: expected the text of a program, got an object of type {type(text).__name__}")
     return check(text, source, Program, error=error, unfold=unfolded)
 
 

@@ -28,6 +28,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lagcompile.ir import disk, reading
 from lagcompile.ir.base import SpecError
+from lagcompile.ir.places import path_of
 from lagcompile.ir.schemaerrors import KeyPath, explain, show_path
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -285,7 +286,7 @@ def dump(model: BaseModel, path: str | Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    disk.replace(Path(path), dumps(model).encode())
+    disk.replace(path_of("path", path), dumps(model).encode())
 
 
 def dumps(model: BaseModel | Mapping[str, object]) -> str:
