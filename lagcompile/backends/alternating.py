@@ -12,6 +12,7 @@ it attached to h_k, which makes the term inert). Cut before the activations, so 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Literal
 
@@ -24,14 +25,14 @@ from lagcompile.backends.alternating_memory import memories_of
 from lagcompile.backends.local import (
     Code,
     StageExecutor,
+    StageMethod,
     StageNetwork,
     Values,
     gradients_of,
     weight_penalty,
 )
-from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
-from lagcompile.ir.base import ProgramError
+from lagcompile.ir.program import Program
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display
 from lagcompile.runtime import kkt
@@ -41,9 +42,10 @@ from lagcompile.runtime.rules import SGD, Adam, RuleSpec, rules_tex
 from lagcompile.runtime.steps import Extra
 
 
-class AltMin(Method):
+class AltMin(StageMethod):
     """Online alternating minimisation over codes and weights."""
 
+    codes_move = True
     kind: Literal["altmin"] = "altmin"
     weights: RuleSpec = Adam(lr=8e-3)
     """Step rule of the weights of all stages but the last: Adam for AltMin-Adam, SGD for AltMin-SGD."""
@@ -69,6 +71,20 @@ class AltMin(Method):
     minimisers stay where they are."""
     memory_sweeps: int = Field(default=1, ge=1)
     """Sweeps of coordinate descent over a layer's columns in each batch."""
+
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say which states do not live for one batch, or have no mu."""
+        yield from super().problems(program)
+        for c in program.defects:
+            if c.weight is None:
+                yield (
+                    f"altmin couples by a quadratic penalty, but {c.name} has no weight: give 'weight: {{kind: "
+                    "constant, value: 2*mu}'"
+                )
+            elif c.weight.at(0) == 0:
+                yield f"altmin divides by mu, but the weight 2*mu of {c.name} starts at 0: give a value above 0"
+        if not program.defects:
+            yield "altmin needs at least one state: cut before each activation (split at, before: [...])"
 
     def executor(self, instance: Instance, *, seed: int = 0) -> AltMinExecutor:
         """Executor of this method on an instance.
@@ -112,8 +128,7 @@ class AltMinExecutor(StageExecutor):
     def __init__(self, instance: Instance, method: AltMin, *, seed: int = 0) -> None:
         super().__init__(instance, method, method.weights, seed=seed)
         self.method = method
-        self.network = StageNetwork(self.instance, "altmin")
-        _check(self.network)
+        self.network = StageNetwork(self.instance)
         self.memories = memories_of(self.instance, self.network, method) if method.memory else {}
         last = {p for s in self.network.last for p in s.module.parameters()}
         remembered = {p for m in self.memories.values() for p in m.layer.parameters()}
@@ -270,20 +285,3 @@ class AltMinExecutor(StageExecutor):
     def extra_state(self) -> dict[str, Tensor]:
         """The memories."""
         return {f"{n}.{k}": t for n, m in self.memories.items() for k, t in m.tensors().items()}
-
-
-def _check(network: StageNetwork) -> None:
-    problems = []
-    for code in network.codes:
-        c = code.constraint
-        if c.weight is None:
-            problems.append(
-                f"altmin couples by a quadratic penalty, but {c.name} has no weight: give 'weight: {{kind: constant, "
-                "value: 2*mu}}'"
-            )
-        elif c.weight.at(0) == 0:
-            problems.append(f"altmin divides by mu, but the weight 2*mu of {c.name} starts at 0: give a value above 0")
-    if not network.codes:
-        problems.append("altmin needs at least one state: cut before each activation (split at, before: [...])")
-    if problems:
-        raise ProgramError(problems)

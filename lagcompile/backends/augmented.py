@@ -10,6 +10,7 @@ auxiliary coordinates (Carreira-Perpinan and Wang 2014); a constant weight is th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lagcompile.backends.first_order import DescentAscent, FirstOrderExecutor
 from lagcompile.backends.method import Method
-from lagcompile.ir.base import ProgramError
+from lagcompile.ir.program import Program
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display, number
 from lagcompile.runtime.instance import Batch, Instance
@@ -29,6 +30,7 @@ from lagcompile.runtime.rules import SGD, Adagrad, Adam, RuleSpec, rules_tex
 class AugmentedLagrangian(Method):
     """Inner loop over states, local dual ascent, then one step on the weights."""
 
+    tables = True
     kind: Literal["augmented_lagrangian"] = "augmented_lagrangian"
     weights: RuleSpec = Adam(lr=1e-3)
     """Step rule of the weights."""
@@ -40,6 +42,33 @@ class AugmentedLagrangian(Method):
     """Steps on the states in each round."""
     dual_step: float | None = Field(default=None, ge=0)
     """Step of the dual ascent; None takes the quadratic weight rho, as the method of multipliers does."""
+
+    @property
+    def inner(self) -> DescentAscent:
+        """The method of the inner loop; its rate of the multipliers is scaled by the dual step."""
+        return DescentAscent(weights=self.weights, states=self.states, multipliers=SGD(lr=1.0))
+
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say what the inner loop does not execute, and which multipliers would never move."""
+        yield from self.inner.problems(program)
+        for c in program.defects:
+            if c.weight is None and (self.dual_step is None or program.multiplier_of(c.name) is None):
+                yield (
+                    f"augmented_lagrangian: the constraint {c.name} has no quadratic weight, so its multiplier would "
+                    "never move: give 'weight: {kind: constant, value: 1.0}' or a dual_step"
+                )
+        for d in program.data:
+            if d.free:
+                yield (
+                    f"augmented_lagrangian moves weights and states, but the input '{d.name}' is a variable: use "
+                    "extragradient or the exact backend (method sqp)"
+                )
+        if not program.defects:
+            yield "augmented_lagrangian needs at least one state: split the model, or use method backprop"
+
+    def slots(self) -> tuple[int, int]:
+        """Return the rule's numbers; the dual ascent has no memory."""
+        return len(self.states.slots()), 0
 
     def executor(self, instance: Instance, *, seed: int = 0) -> AugmentedExecutor:
         """Executor of this method on an instance.
@@ -69,24 +98,9 @@ class AugmentedExecutor(FirstOrderExecutor):
     """Runs the augmented Lagrangian; each step costs rounds * (state_steps + 1) + 1 gradient evaluations."""
 
     def __init__(self, instance: Instance, options: AugmentedLagrangian, *, seed: int = 0) -> None:
-        inner = DescentAscent(weights=options.weights, states=options.states, multipliers=SGD(lr=1.0))
-        super().__init__(instance, inner, seed=seed)
+        options.accept(instance.program)
+        super().__init__(instance, options.inner, seed=seed)
         self.options = options
-        problems = [
-            f"augmented_lagrangian: the constraint {b.constraint.name} has no quadratic weight, so its multiplier "
-            "would never move: give 'weight: {kind: constant, value: 1.0}' or a dual_step"
-            for b in instance.layout.banks
-            if b.constraint.weight is None and (b.multiplier is None or options.dual_step is None)
-        ]
-        problems += [
-            f"augmented_lagrangian moves weights and states, but the input '{d.name}' is a variable: use extragradient "
-            "or the exact backend (method sqp)"
-            for d in self.inputs.variables
-        ]
-        if not instance.layout.banks:
-            problems.append("augmented_lagrangian needs at least one state: split the model, or use method backprop")
-        if problems:
-            raise ProgramError(problems)
         self._duals_move = any(b.multiplier is not None for b in instance.layout.banks)
 
     def step(self, rows: Tensor) -> None:

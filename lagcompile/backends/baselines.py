@@ -7,7 +7,7 @@ that its rows in a table compare with those of the lifted methods: same network,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from lagcompile.backends.local import (
     StageExecutor,
+    StageMethod,
     StageNetwork,
     Values,
     gradients_of,
-    unsupported,
+    not_by_stages,
     weight_penalty,
 )
 from lagcompile.backends.method import Method
 from lagcompile.frontend.graph import dtype_of
 from lagcompile.ir.base import ProgramError
-from lagcompile.ir.program import StateVariable
+from lagcompile.ir.program import Program, StateVariable
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display, number
 from lagcompile.runtime.domains import inside
@@ -42,13 +43,17 @@ class Backprop(Method):
     weights: RuleSpec = Adam(lr=1e-3)
     """Step rule of the weights."""
 
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say what backprop does not execute."""
+        yield from not_by_stages(program, self.name)
+
     def executor(self, instance: Instance, *, seed: int = 0) -> BackpropExecutor:
         """Executor of this method on an instance.
 
         Raises:
             ProgramError: inputs to be solved for, or further constraints.
         """
-        return BackpropExecutor(instance, self, seed=seed)
+        return BackpropExecutor(instance, self, self.weights, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:
         """Return the step along the gradient."""
@@ -61,12 +66,6 @@ class Backprop(Method):
 
 class BackpropExecutor(StageExecutor):
     """Runs backprop."""
-
-    def __init__(self, instance: Instance, method: Backprop, *, seed: int = 0) -> None:
-        super().__init__(instance, method, method.weights, seed=seed)
-        problems = list(unsupported(instance, "backprop"))
-        if problems:
-            raise ProgramError(problems)
 
     def step(self, rows: Tensor) -> None:
         """One forward and backward pass."""
@@ -82,7 +81,7 @@ class BackpropExecutor(StageExecutor):
         self.steps += 1
 
 
-class FeedbackAlignment(Method):
+class FeedbackAlignment(StageMethod):
     """Direct feedback alignment (Noekland 2016): fixed random matrices carry the output's error to every state."""
 
     kind: Literal["dfa"] = "dfa"
@@ -119,7 +118,7 @@ class FeedbackAlignmentExecutor(StageExecutor):
 
     def __init__(self, instance: Instance, method: FeedbackAlignment, *, seed: int = 0) -> None:
         super().__init__(instance, method, method.weights, seed=seed)
-        self.network = StageNetwork(self.instance, "dfa")
+        self.network = StageNetwork(self.instance)
         outputs = _output_features(self.instance)
         self.feedback = {
             c.state.name: torch.randn(
@@ -155,7 +154,7 @@ class FeedbackAlignmentExecutor(StageExecutor):
         return self.feedback
 
 
-class DifferenceTargetPropagation(Method):
+class DifferenceTargetPropagation(StageMethod):
     """Difference target propagation (Lee et al. 2015): learned inverses carry targets down a chain of stages."""
 
     kind: Literal["dtp"] = "dtp"
@@ -169,6 +168,10 @@ class DifferenceTargetPropagation(Method):
     """Standard deviation of the noise under which the inverses learn to reconstruct."""
     inverse_steps: int = Field(default=1, ge=0)
     """Number of steps on the inverses before each step on the weights."""
+
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say which states do not live for one batch, or else where the stages form no chain."""
+        yield from list(super().problems(program)) or list(_no_chain(program)) or list(_more_targets(program))
 
     def executor(self, instance: Instance, *, seed: int = 0) -> TargetPropagationExecutor:
         """Executor of this method on an instance.
@@ -205,9 +208,7 @@ class TargetPropagationExecutor(StageExecutor):
     def __init__(self, instance: Instance, method: DifferenceTargetPropagation, *, seed: int = 0) -> None:
         super().__init__(instance, method, method.weights, seed=seed)
         self.method = method
-        self.network = StageNetwork(self.instance, "dtp")
-        self.network.chain("dtp")
-        _only_the_last(self.network)
+        self.network = StageNetwork(self.instance)
         self.inverses: list[tuple[Tensor, Tensor]] = []
         states = [c.state for c in self.network.codes]
         for below, above in pairwise(states):
@@ -295,16 +296,34 @@ class TargetPropagationExecutor(StageExecutor):
         return {f"g{k}.{n}": t for k, pair in enumerate(self.inverses) for n, t in zip(("w", "b"), pair, strict=True)}
 
 
-def _only_the_last(network: StageNetwork) -> None:
-    """Check that nothing but the last state leads to the loss: its target is the only one that comes from there."""
-    problems = [
-        f"dtp takes its targets from the last state, but the loss also reads {c.state.name} (after {c.state.node}, "
-        f"{c.state.module}): leave that out of the loss, or use method backprop, altmin or extragradient"
-        for c in network.codes[:-1]
-        if c.to_loss
-    ]
-    if problems:
-        raise ProgramError(problems)
+def _no_chain(program: Program) -> Iterator[str]:
+    """Say where a stage does not read the one state before it and write one."""
+    for k, state in enumerate(program.states):
+        own, following = (
+            program.stages[k : k + 1],
+            program.stages[k + 1 : k + 2],
+        )  # there may be more states than stages
+        writer = tuple(s for s in program.stages if state.name in s.writes)
+        readers = tuple(s for s in program.stages if state.name in s.reads)
+        where = f"{state.name} (after {state.node}, {state.module})"
+        if writer != own or readers != following:
+            yield (
+                f"dtp needs a chain, in which each stage reads the one state before it, but {where} goes from "
+                f"{writer[0].name} to {', '.join(s.name for s in readers)}: cut where a single tensor crosses, or use "
+                "method dfa, altmin or extragradient"
+            )
+
+
+def _more_targets(program: Program) -> Iterator[str]:
+    """Say which states besides the last lead to the loss: its target is the only one that comes from there."""
+    names, outputs = {s.name for s in program.states}, set(program.objective.reads)
+    last = [s for s in program.stages if any(w in outputs and w not in names for w in s.writes)]
+    for s in program.states[:-1]:
+        if s.name in outputs or any(s.name in stage.reads for stage in last):
+            yield (
+                f"dtp takes its targets from the last state, but the loss also reads {s.name} (after {s.node}, "
+                f"{s.module}): leave that out of the loss, or use method backprop, altmin or extragradient"
+            )
 
 
 def _slope(loss: Tensor, value: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ from lagcompile.backends.inputs import FreeInputs
 from lagcompile.backends.local import NOTHING_MOVES
 from lagcompile.backends.method import Method
 from lagcompile.backends.store import Store
-from lagcompile.backends.tables import portions
-from lagcompile.ir.base import ProgramError
+from lagcompile.backends.tables import portions, unkept
+from lagcompile.ir.program import Program
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Batch, Instance, Known
-from lagcompile.runtime.lagrangian import Gradients, Lagrangian
+from lagcompile.runtime.lagrangian import Gradients, Lagrangian, unexecuted
 from lagcompile.runtime.rules import SGD, Adagrad, Rule, RuleSpec, Scheme, rules_tex
 from lagcompile.runtime.steps import Extra
 
@@ -35,6 +35,7 @@ from lagcompile.runtime.steps import Extra
 class FirstOrder(Method):
     """Options that all first-order saddle-point methods share."""
 
+    tables = True
     scheme: ClassVar[Scheme]
     """How gradients are combined."""
     moves: ClassVar[tuple[str, ...]]
@@ -50,6 +51,19 @@ class FirstOrder(Method):
     with transient states (which start on the forward pass) only the weights move."""
     inner_steps: int = Field(default=0, ge=0)
     """Number of steps on states and multipliers only before each full step; stages that read data alone run once."""
+
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say what first-order methods do not execute, keep or start, or that nothing moves."""
+        yield from unexecuted(program)
+        yield from unkept(program, sweep=self.dual_sweep)
+        if not (any(v.trainable for v in program.weights) or program.defects or any(d.free for d in program.data)):
+            yield f"{NOTHING_MOVES}: cut the model into stages, or free an input (formulation.inputs)"
+
+    def slots(self) -> tuple[int, int]:
+        """Return the rules' numbers, and one more where the last gradient is kept; the sweep keeps none."""
+        past = int(self.scheme in {"past", "optimistic"})
+        duals = 0 if self.dual_sweep else len(self.multipliers.slots()) + past
+        return len(self.states.slots()) + past, duals
 
     def executor(self, instance: Instance, *, seed: int = 0) -> FirstOrderExecutor:
         """Executor of this method on an instance.
@@ -123,6 +137,7 @@ class FirstOrderExecutor(Executor):
     """Runs one of the first-order methods; `optimizers` holds a torch optimiser for each group of variables."""
 
     def __init__(self, instance: Instance, method: FirstOrder, *, seed: int = 0) -> None:
+        method.accept(instance.program)
         self.instance = instance
         self.method = method
         self.steps = 0
@@ -132,8 +147,6 @@ class FirstOrderExecutor(Executor):
             self.lagrangian, method.states, None if method.dual_sweep else method.multipliers, method.scheme, seed
         )
         self.inputs = FreeInputs(instance, method.states, method.scheme)
-        if not (instance.weights.trainable or instance.layout.banks or self.inputs.optimizer):
-            raise ProgramError(f"{NOTHING_MOVES}: cut the model into stages, or free an input (formulation.inputs)")
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "weights": Extra(instance.weights.trainable or [torch.empty(0)], method.weights, method.scheme),
             **self.store.optimizers,

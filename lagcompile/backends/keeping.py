@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lagcompile.backends.base import Executor, RunOptions, Watch, begin, best_of, drive, seeded
 from lagcompile.backends.best import Evaluate
-from lagcompile.backends.method import Method, Solver
+from lagcompile.backends.method import Solver
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.ir.text import to_json
@@ -202,7 +202,7 @@ def solve_in_folder(
         raise DataError(f"folder takes the path of a folder, got {folder!r}")
     if resume and start is not None:
         raise DataError("start=... and resume=True exclude each other: a run goes on from its own checkpoint")
-    steps = isinstance(method, Method)
+    steps = method.stepwise
     run = {"method": method.model_dump(mode="json"), "options": options.model_dump(mode="json")}
     files = program_files(instance.program) | {RUN: (json.dumps(run, indent=2) + "\n").encode()}
     fixed = {
@@ -213,7 +213,7 @@ def solve_in_folder(
     with keeping, keeping.stop.listening(), running(method, instance, options):
         identity = identity_of(instance, fingerprint(fixed))
         keeping.keep_in(Path(folder), files, identity, resume=resume, notice=notice)
-        if isinstance(method, Method):
+        if method.stepwise:
             begin(instance, start)
             executor = method.executor(instance, seed=options.seed)
             found = Steps(executor, options, keeping).solve(original=original, evaluate=evaluate)
@@ -244,7 +244,7 @@ def keeping_of(options: RunOptions, stop: Stop, device: torch.device, look: Watc
 def running(method: Solver, instance: Instance, options: RunOptions) -> Iterator[None]:
     """What a run needs around it: step-wise ones have seeds, and the process to themselves where they draw numbers."""
     with ExitStack() as stack:
-        if isinstance(method, Method):
+        if method.stepwise:
             stack.enter_context(seeded(instance, options))
             if not instance.draws:
                 stack.close()

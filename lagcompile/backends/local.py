@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,7 @@ from lagcompile.backends.base import Executor
 from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
 from lagcompile.frontend.tensors import dense
-from lagcompile.ir.base import ProgramError
-from lagcompile.ir.program import DefectConstraint, StateVariable, ValueConstraint
-from lagcompile.ir.transforms import Identity
+from lagcompile.ir.program import DefectConstraint, Program, StateVariable, ValueConstraint
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Batch, Instance
 from lagcompile.runtime.rules import Rule
@@ -49,15 +47,7 @@ class Code:
 class StageNetwork:
     """The stages of an instance as a graph of local functions."""
 
-    def __init__(self, instance: Instance, method: str) -> None:
-        """Check that every state lives for one batch.
-
-        Raises:
-            ProgramError: states of another storage, further constraints, or inputs to be solved for.
-        """
-        problems = list(_problems(instance, method))
-        if problems:
-            raise ProgramError(problems)
+    def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.stages = instance.network.stages
         nodes = {s.node for s in instance.program.states}
@@ -95,67 +85,59 @@ class StageNetwork:
     def _nodes(self) -> set[str]:
         return {c.state.node for c in self.codes}
 
-    def chain(self, method: str) -> None:
-        """Check that each stage reads one state of the stage before it and writes one.
 
-        Raises:
-            ProgramError: the states that do not form a chain.
-        """
-        problems = []
-        for k, code in enumerate(self.codes):
-            own, following = self.stages[k : k + 1], self.stages[k + 1 : k + 2]  # there may be more states than stages
-            if (code.writer,) != own or code.readers != following:
-                problems.append(
-                    f"{method} needs a chain, in which each stage reads the one state before it, but "
-                    f"{code.state.name} (after {code.state.node}, {code.state.module}) goes from "
-                    f"{code.writer.name} to {', '.join(s.name for s in code.readers)}: cut where a single tensor "
-                    "crosses, or use method dfa, altmin or extragradient"
+class StageMethod(Method):
+    """What methods share whose states live for one batch."""
+
+    codes_move: ClassVar[bool] = False
+    """States have an objective of their own, of which regularisers on states are a part."""
+
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say which states do not live for one batch, and what else is not executed."""
+        for s in program.states:
+            where = f"the state {s.name} (after {s.node}, {s.module})"
+            if not s.storage.variable:
+                yield f"{self.name} works on every state, but {where} is {s.storage.kind}: leave out that breakpoint"
+            elif s.storage.kept:
+                yield (
+                    f"{self.name} starts its states anew in each batch, but {where} is kept as {s.storage.kind}: write "
+                    "'storage: {kind: transient}', or use method extragradient, descent_ascent or augmented_lagrangian"
                 )
-        if problems:
-            raise ProgramError(problems)
-
-
-def _problems(instance: Instance, method: str) -> Iterator[str]:
-    for s in instance.program.states:
-        where = f"the state {s.name} (after {s.node}, {s.module})"
-        if not s.storage.variable:
-            yield f"{method}: {where} is {s.storage.kind}, but every state is worked on: leave out that breakpoint"
-        elif s.storage.kept:
+            elif s.domain.map:
+                yield (
+                    f"{self.name} keeps states in their domain by projection, but {where} is mapped by {s.domain.map}: "
+                    "write 'domain: {kind: free}' or 'domain: {kind: nonnegative, by: project}'"
+                )
+            if s.start.kind != "forward":
+                yield (
+                    f"{self.name} starts its states by a forward pass, but {where} by {s.start.kind}: leave out 'start'"
+                )
+        for c in program.defects:
+            if not c.transform.identity:
+                yield (
+                    f"{self.name} works on the defects themselves, but {c.name} has the transform {c.transform.kind}: "
+                    "leave out 'transform', or use method extragradient or descent_ascent"
+                )
+        if not self.codes_move and any(t.on == "states" for t in program.objective.regularisers):
             yield (
-                f"{method} starts its states anew in each batch, but {where} is kept as {s.storage.kind}: write "
-                "'storage: {kind: transient}', or use method extragradient, descent_ascent or augmented_lagrangian"
+                f"{self.name} sets its states without minimising over them, so that regularisers on states would do "
+                "nothing: leave them out, or use method altmin, extragradient or augmented_lagrangian"
             )
-        elif s.domain.map:
-            yield (
-                f"{method} keeps states in their domain by projection, but {where} is mapped by {s.domain.map}: write "
-                "'domain: {kind: free}' or 'domain: {kind: nonnegative, by: project}'"
-            )
-        if s.start.kind != "forward":
-            yield f"{method} starts its states by a forward pass, but {where} by {s.start.kind}: leave out 'start'"
-    for c in instance.program.constraints:
-        if isinstance(c, DefectConstraint) and not isinstance(c.transform, Identity):
-            yield (
-                f"{method} works on the defects themselves, but {c.name} has the transform {c.transform.kind}: leave "
-                "out 'transform', or use method extragradient or descent_ascent"
-            )
-    if method != "altmin" and any(t.on == "states" for t in instance.program.objective.regularisers):
-        yield (
-            f"{method} sets its states without minimising over them, so that regularisers on states would do "
-            "nothing: leave them out, or use method altmin, extragradient or augmented_lagrangian"
-        )
-    for m in instance.program.multipliers:
-        yield f"{method} has no multipliers, but the program has {m.name}: write 'multiplier: null'"
-    yield from unsupported(instance, method)
+        for m in program.multipliers:
+            yield f"{self.name} has no multipliers, but the program has {m.name}: write 'multiplier: null'"
+        yield from not_by_stages(program, self.name)
 
 
-def unsupported(instance: Instance, method: str) -> Iterator[str]:
-    """Yield one sentence for each program feature that stage-wise methods do not support."""
-    for c in instance.program.constraints:
+def not_by_stages(program: Program, method: str) -> Iterator[str]:
+    """Say what no stage-wise method executes, or that nothing moves."""
+    for c in program.constraints:
         if isinstance(c, ValueConstraint):
             yield f"{method}: the constraint '{c.name}' on {', '.join(c.reads)} needs the exact backend (method sqp)"
-    for d in instance.program.data:
+    for d in program.data:
         if d.free:
             yield f"{method}: the input '{d.name}' is a variable, which needs the exact backend (method sqp)"
+    if not any(w.trainable for w in program.weights):
+        yield NOTHING_MOVES
 
 
 def unstacked(instance: Instance) -> Instance:
@@ -188,14 +170,13 @@ class StageExecutor(Executor):
     """Owns weights, an optimiser, and counts; `step` is the method's."""
 
     def __init__(self, instance: Instance, method: Method, weights: Rule, *, seed: int = 0) -> None:
+        method.accept(instance.program)
         self.instance = unstacked(instance)
         self.method = method
         self.steps = 0
         self.gradient_evaluations = 0
         self.generator = torch.Generator(device=self.instance.device).manual_seed(seed)
         self.leaves = self.instance.weights.trainable
-        if not self.leaves:
-            raise ProgramError(NOTHING_MOVES)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": Extra(self.leaves, weights, "descent")}
         self._measures: dict[str, Tensor] = {}
         self._held_bytes = 0

@@ -9,6 +9,7 @@ To add a method: its class, in a new file, and its line in workbench/methods.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import nn
@@ -17,6 +18,7 @@ from lagcompile.backends.base import Executor, RunOptions, Watch, begin, drive, 
 from lagcompile.backends.best import Evaluate
 from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.keeper import Keeper
+from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.symbols import Symbols
 from lagcompile.runtime.instance import Instance
@@ -27,6 +29,35 @@ class Solver(Frozen, ABC):
 
     FREE: ClassVar[frozenset[str]] = frozenset()
     """Options that may change when a run is resumed."""
+    stepwise: ClassVar[bool] = False
+    """It goes step by step: `executor` makes what a loop drives, and a checkpoint can be taken between two steps."""
+    tables: ClassVar[bool] = False
+    """It allocates rows for all examples, where the program keeps states."""
+
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say why the method is not defined on a program, and what would be: layers, data and loss may add to it."""
+        yield from ()
+
+    def accept(self, program: Program) -> None:
+        """Check that the method is defined on a program.
+
+        Raises:
+            ProgramError: it is not, for all the reasons that the program tells.
+        """
+        if problems := list(self.problems(program)):
+            raise ProgramError(problems)
+
+    def slots(self) -> tuple[int, int]:
+        """Return the optimiser's numbers for each number of a kept state, and for each of its multiplier."""
+        return 0, 0
+
+    def executor(self, instance: Instance, *, seed: int = 0) -> Executor:
+        """Executor of this method on an instance.
+
+        Raises:
+            ProgramError: the method has none, or is not defined on this program; the message says what would work.
+        """
+        raise ProgramError(f"method '{self.name}' solves the whole program at once: it has no steps to drive")
 
     def tex(self, symbols: Symbols) -> list[str]:
         """Return lines of TeX on what a step does.
@@ -71,6 +102,8 @@ class Solver(Frozen, ABC):
 
 class Method(Solver):
     """Frozen options of a step-wise method; `executor` binds it to an instance."""
+
+    stepwise = True
 
     def solve(
         self,

@@ -8,6 +8,7 @@ pass at its inputs reproduces objective and constraints; big-M constants come fr
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from lagcompile.backends.sqp_variables import Values, state_rows
 from lagcompile.exact import KKT, Facts, IterationTable, Result, Status, Timings
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.keeper import Keeper, Wait
+from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.symbols import Symbols
 from lagcompile.ir.tex import display, number
@@ -52,6 +54,22 @@ class MixedInteger(ExactSolver):
     time_limit: float | None = Field(default=None, gt=0)
     """Seconds; None takes the run's, or ten minutes."""
 
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say what has no exact form, which weights move, and which inputs have no bounds."""
+        yield from super().problems(program)
+        for w in program.weights:
+            if w.trainable:
+                yield (
+                    f"the weight {w.name} moves: freeze it (formulation.frozen: ['*']), products with inputs are not "
+                    "linear"
+                )
+        free = [d for d in program.data if d.free]
+        if not free:
+            yield "no input is free: name one in formulation.inputs, with bounds"
+        for d in free:
+            if d.lower is None or d.upper is None:
+                yield f"the input {d.name} needs a lower and an upper bound, from which big-M constants follow"
+
     def found(
         self, exact: ExactProgram, start: Solution | None, seconds: float | None, written: Written, keeper: Keeper
     ) -> Found:
@@ -62,7 +80,7 @@ class MixedInteger(ExactSolver):
                 penalties, or too many binaries: all of them, by name.
         """
         z = exact.variables.pack(start_values(exact, None))
-        problems = _problems(exact, exact.observe(z).operations)
+        problems = [*self.problems(exact.program), *_problems(exact, exact.observe(z).operations)]
         if problems:
             raise ProgramError(problems)
         with keeper.at_once("HiGHS") as wait:
@@ -94,24 +112,12 @@ class MixedInteger(ExactSolver):
 
 
 def _problems(exact: ExactProgram, operations: tuple[Operation, ...]) -> list[str]:
-    program = exact.program
     problems = [
-        f"the weight {w.name} moves: freeze it (formulation.frozen: ['*']), products with inputs are not linear"
-        for w in program.weights
-        if w.trainable
+        f"the constraint '{piece.name}' is not an equality: tubes are for sqp or convex"
+        for piece in exact.pieces
+        if not isinstance(piece, Equal | Bounded | Custom)
     ]
-    free = [d for d in program.data if d.free]
-    if not free:
-        problems.append("no input is free: name one in formulation.inputs, with bounds")
-    problems += [
-        f"the input {d.name} needs a lower and an upper bound, from which big-M constants follow"
-        for d in free
-        if d.lower is None or d.upper is None
-    ]
-    for piece in exact.pieces:
-        if not isinstance(piece, Equal | Bounded | Custom):
-            problems.append(f"the constraint '{piece.name}' is not an equality: tubes are for sqp or convex")
-    if exact.form.penalties or exact.form.soft or program.objective.regularisers:
+    if exact.form.penalties or exact.form.soft or exact.program.objective.regularisers:
         problems.append("quadratic terms and regularisers are not part of a mixed-integer linear program")
     seen: set[tuple[str, str]] = set()
     for o in operations:

@@ -24,6 +24,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from lagcompile.backends.local import (
     StageExecutor,
+    StageMethod,
     StageNetwork,
     bare_weights,
     calls,
@@ -31,7 +32,6 @@ from lagcompile.backends.local import (
     weight_penalty,
     weighted_layers,
 )
-from lagcompile.backends.method import Method
 from lagcompile.frontend.stages import StageModule
 from lagcompile.frontend.tensors import dense
 from lagcompile.ir.base import Frozen, ProgramError
@@ -66,7 +66,7 @@ class ConjugateGradients(Frozen):
 Solve = Annotated[Exact | ConjugateGradients, Field(discriminator="kind")]
 
 
-class ProxProp(Method):
+class ProxProp(StageMethod):
     """Proximal backpropagation: implicit steps on the weights of affine layers, explicit ones on everything else."""
 
     kind: Literal["proxprop"] = "proxprop"
@@ -121,7 +121,7 @@ class ProxPropExecutor(StageExecutor):
     def __init__(self, instance: Instance, method: ProxProp, *, seed: int = 0) -> None:
         super().__init__(instance, method, method.weights, seed=seed)
         self.method = method
-        self.network = StageNetwork(self.instance, "proxprop")
+        self.network = StageNetwork(self.instance)
         self._affine = self._layers()
 
     def _layers(self) -> dict[str, Affine]:

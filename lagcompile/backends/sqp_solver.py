@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,10 @@ from lagcompile.backends.keeping import hidden, load_hidden
 from lagcompile.backends.method import Solver
 from lagcompile.backends.sqp_program import ExactProgram
 from lagcompile.backends.sqp_result import row_of, solution_of
+from lagcompile.backends.sqp_variables import inexact
 from lagcompile.exact import IterationRow, Result
 from lagcompile.ir.keeper import Keeper, Unkept
+from lagcompile.ir.program import Program
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
 
@@ -49,6 +51,10 @@ class Found:
 
 class ExactSolver(Solver):
     """Frozen options of a solver of the exact program: all rows of the data in one program, in float64."""
+
+    def problems(self, program: Program) -> Iterator[str]:
+        """Say what has no exact form."""
+        yield from inexact(program)
 
     @abstractmethod
     def found(

@@ -17,7 +17,7 @@ from torch import Tensor
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program, StateVariable, ValueConstraint
 from lagcompile.runtime.instance import Instance, quiet, to_rows, to_value
-from lagcompile.runtime.weights import require_real
+from lagcompile.runtime.weights import not_real
 
 Role = Literal["input", "weight", "state", "slack"]
 Key = tuple[Role, str]
@@ -128,8 +128,8 @@ def variables_of(instance: Instance) -> Variables:
         ProgramError: states that are kept per class, which have no exact form.
     """
     program = instance.program
-    _refuse_gaussians(program)
-    require_real(program, "the exact backend")
+    if problems := list(inexact(program)):
+        raise ProgramError(problems)
     sizes = {n: tuple(p.shape) for n, p in instance.module.named_parameters()}
     rows = row_shapes(instance)
     l1 = {t.on for t in program.objective.regularisers if t.kind == "l1"}
@@ -190,15 +190,15 @@ def state_value(state: StateVariable, rows: Tensor) -> Tensor:
     return to_value(rows.unsqueeze(0), state.type)[0]
 
 
-def _refuse_gaussians(program: Program) -> None:
-    problems = [
-        f"the state {s.name} (after {s.module or s.node}) is kept as a Gaussian per class, which is read through "
-        "random samples and has no exact program: use storage table, transient or shared for the exact backend"
-        for s in program.states
-        if s.storage.sampled
-    ]
-    if problems:
-        raise ProgramError(problems)
+def inexact(program: Program) -> Iterator[str]:
+    """Say what has no exact form: states that are read through samples, complex variables."""
+    for s in program.states:
+        if s.storage.sampled:
+            yield (
+                f"the state {s.name} (after {s.module or s.node}) is kept as a Gaussian per class, which is read "
+                "through random samples and has no exact program: use storage table, transient or shared"
+            )
+    yield from not_real(program, "the exact backend")
 
 
 def _within(program: Program, name: str, bounds: tuple[float, float]) -> tuple[float, float]:

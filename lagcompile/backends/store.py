@@ -13,11 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lagcompile.backends.tables import Tables, refuse, starts_at_adjoint
+from lagcompile.backends.tables import Tables, starts_at_adjoint
 from lagcompile.ir.base import ProgramError
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.allocation import WithinMemory
-from lagcompile.runtime.domains import inside
 from lagcompile.runtime.instance import Batch
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
 from lagcompile.runtime.rules import SGD, Rule, Scheme
@@ -45,7 +44,7 @@ class Store:
             seed: of random starts and noise.
 
         Raises:
-            ProgramError: starts or layouts that do not go together, or tables that do not fit into memory.
+            ProgramError: the tables do not fit into memory.
         """
         self.lagrangian = lagrangian
         self.instance = lagrangian.instance
@@ -53,7 +52,6 @@ class Store:
         self.scheme: Scheme = scheme
         self.state_rule, self.dual_rule = states, multipliers or SGD(lr=0.0)
         self.generator = torch.Generator(device=self.instance.device).manual_seed(seed)
-        refuse(self.instance, multipliers is None)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         moving = sum(t.nbytes for t in self.instance.weights.trainable)  # each has a gradient and a row, at least
         with WithinMemory(ProgramError, TOO_LARGE, beside=2 * moving):
@@ -169,7 +167,7 @@ class Store:
     def _inside(self, bank: int, value: Tensor, dual: bool) -> Tensor:
         if dual:
             return value.clamp_min(0.0) if self.lagrangian.dual_signed(bank) else value
-        return inside(self.banks[bank].first.domain).project(value)
+        return self.tables.keeping[bank].project(value)
 
     def set_multipliers(self, multipliers: list[Tensor]) -> None:
         """Replace the multipliers of the batch's rows."""

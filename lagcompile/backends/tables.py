@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lagcompile.frontend.graph import dtype_of
-from lagcompile.ir.base import BindError, ProgramError
+from lagcompile.ir.base import BindError
+from lagcompile.ir.program import Program
 from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Instance, batch_axis
 from lagcompile.runtime.lagrangian import Lagrangian
@@ -159,43 +160,34 @@ def portions(instance: Instance) -> list[Tensor]:
     return found
 
 
-def refuse(instance: Instance, sweep: bool) -> None:
-    """Reject combinations of storage, start and layout that are not supported.
+def unkept(program: Program, *, sweep: bool) -> Iterator[str]:
+    """Say which combinations of storage, start and layout are not supported.
 
     Args:
-        instance: with its banks.
+        program: the program.
         sweep: the exact dual sweep sets the multipliers.
-
-    Raises:
-        ProgramError: starts or layouts that do not go together.
     """
-    problems = list(_problems(instance, sweep))
-    if problems:
-        raise ProgramError(problems)
-
-
-def _problems(instance: Instance, sweep: bool) -> Iterator[str]:
-    for bank in instance.layout.banks:
-        name, storage = bank.first.name, bank.first.storage
-        if bank.constraint.weight is None and bank.multiplier is None:
+    for c in program.defects:
+        s, multiplier = program.state(c.state), program.multiplier_of(c.name)
+        if c.weight is None and multiplier is None:
             yield (
-                f"the constraint {bank.constraint.name} has neither a multiplier nor a weight: nothing couples the "
-                f"stages at {name} (after {bank.first.node}). Give 'multiplier: {{layout: full}}' or a weight"
+                f"the constraint {c.name} has neither a multiplier nor a weight: nothing couples the stages at "
+                f"{s.name} (after {s.node}). Give 'multiplier: {{layout: full}}' or a weight"
             )
-        if bank.first.start.kind == "observed":
-            yield f"the state {name} starts from observed values, which trajectories give (method gauss_newton)"
-        if bank.first.start.kind == "zeros" and bank.first.domain.flat:
+        if s.start.kind == "observed":
+            yield f"the state {s.name} starts from observed values, which trajectories give (method gauss_newton)"
+        if s.start.kind == "zeros" and s.domain.flat:
             yield (
-                f"the state {name} starts from zeros, where {bank.first.domain.map} has no slope, and would never "
-                "move: write 'domain: {kind: nonnegative, by: project}', or start from a forward pass"
+                f"the state {s.name} starts from zeros, where {s.domain.map} has no slope, and would never move: "
+                "write 'domain: {kind: nonnegative, by: project}', or start from a forward pass"
             )
-        if not storage.kept and bank.first.start.kind == "unit_sphere":
-            yield f"the state {name} is {storage.kind}: it starts from a forward pass or zeros, not on the unit sphere"
-        full = bank.multiplier is not None and bank.multiplier.layout == "full"
-        if (sweep or starts_at_adjoint(bank)) and (not full or storage.sampled):
+        if not s.storage.kept and s.start.kind == "unit_sphere":
+            yield f"the state {s.name} is {s.storage.kind}: start it from a forward pass or zeros, no unit sphere"
+        adjoint = sweep or (multiplier is not None and multiplier.start == "adjoint")
+        if adjoint and (multiplier is None or multiplier.layout != "full" or s.storage.sampled):
             yield (
-                f"the state {name}: adjoints have one number for each example and feature, so its multiplier must be "
+                f"the state {s.name}: adjoints have one number for each example and feature, so its multiplier must be "
                 "laid out 'full' and its storage must not be class_gaussian"
             )
-        if bank.constraint.transform.per_row and storage.single:
-            yield f"the state {name} is shared by all examples: norm_tube needs one row for each example"
+        if c.transform.per_row and s.storage.single:
+            yield f"the state {s.name} is shared by all examples: {c.transform.kind} needs one row for each example"

@@ -26,7 +26,7 @@ from lagcompile.ir.solution import Solution
 from lagcompile.runtime.float64 import double_on_cpu, in_float64
 from lagcompile.runtime.instance import Instance, convert, to_rows, to_value
 from lagcompile.runtime.slopes import Slopes
-from lagcompile.runtime.weights import require_real
+from lagcompile.runtime.weights import not_real
 
 Leaf = tuple[str, str]
 """Role (input, weight, state) and name."""
@@ -181,7 +181,8 @@ def check_point(
             "the KKT conditions of states kept as Gaussians per class are not defined on rows of data: "
             "the certificate of `verify` still applies"
         )
-    require_real(instance.program, "a check of KKT conditions")
+    if complex_ := list(not_real(instance.program, "a check of KKT conditions")):
+        raise ProgramError(complex_)
     with in_float64():
         evaluator = _Evaluator(instance)
         leaves, missing = _leaves(evaluator, solution)

@@ -258,7 +258,7 @@ def _lagrangian(symbols: Symbols) -> Iterator[str]:
     plain = [
         c
         for c in symbols.program.defects
-        if c.transform.kind == "identity" and c.scaled == "no" and symbols.program.multiplier_of(c.name) is not None
+        if c.transform.identity and c.scaled == "no" and symbols.program.multiplier_of(c.name) is not None
     ]
     full = [m for m in symbols.program.multipliers if m.layout == "full"]
     if plain and len(plain) == len(symbols.program.defects) and len(full) == len(symbols.program.multipliers):

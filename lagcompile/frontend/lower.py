@@ -20,7 +20,7 @@ from lagcompile.ir.axes import (
     Weight,
 )
 from lagcompile.ir.base import Frozen, ProgramError
-from lagcompile.ir.domains import Domain, Free, NonNegative, OfActivation, Range
+from lagcompile.ir.domains import Domain, Free, NonNegative, Range
 from lagcompile.ir.program import (
     DataVariable,
     DefectConstraint,
@@ -205,7 +205,7 @@ def _state(network: Network, node: Node, name: str, option: StateFormulation) ->
 
 
 def _domain(graph: Graph, node: Node, domain: Domain) -> Domain:
-    if not isinstance(domain, OfActivation):
+    if not domain.inferred:
         return domain
     current: Node | None = node
     while current is not None:

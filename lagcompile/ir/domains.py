@@ -9,7 +9,7 @@ To add a domain: its record, its name in the union below, and its class there.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,9 @@ from lagcompile.ir.tex import number
 
 
 class _Domain(Frozen):
+    inferred: ClassVar[bool] = False
+    """Lowering replaces it by another, which the operation that makes the state implies."""
+
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest value."""
@@ -150,6 +153,7 @@ class OfActivation(_Domain):
     Lowering replaces it by one of the others.
     """
 
+    inferred = True
     kind: Literal["activation"] = "activation"
 
     @property

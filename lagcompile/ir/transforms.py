@@ -23,6 +23,8 @@ class _Transform(Frozen, ABC):
     """The multiplier has either sign; that of a size (|r|, ||r||) is never negative."""
     augmentable: ClassVar[bool] = True
     """The constraint behind G is |r| <= half width, so that its augmented Lagrangian is defined."""
+    identity: ClassVar[bool] = False
+    """G(r) = r."""
     flat: ClassVar[bool] = False
     """G'(0) = 0: no finite multiplier holds a defect at zero."""
     meaning: ClassVar[str] = ""
@@ -72,6 +74,7 @@ _ENTRIES = r"$\lvert \cdot \rvert$ and $\max$ act by entries"
 class Identity(_Transform):
     """G(r) = r."""
 
+    identity = True
     kind: Literal["identity"] = "identity"
 
     def text(self, r: str) -> str:

@@ -7,7 +7,7 @@ in weights are of L.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lagcompile.frontend.tensors import dense
 from lagcompile.ir.base import ProgramError
-from lagcompile.ir.program import ValueConstraint
+from lagcompile.ir.program import Program, ValueConstraint
 from lagcompile.ir.sampling import mixed, sampled
 from lagcompile.runtime import kkt
 from lagcompile.runtime.instance import Batch, Instance, Known
@@ -54,6 +54,14 @@ class Gradients:
     inputs: list[Tensor] = field(default_factory=list)
 
 
+def unexecuted(program: Program) -> Iterator[str]:
+    """Say what first-order methods do not execute."""
+    for c in program.constraints:
+        if isinstance(c, ValueConstraint):
+            yield f"the constraint '{c.name}' on {', '.join(c.reads)} needs the exact backend (method sqp)"
+    yield from mixed(program)
+
+
 class Lagrangian:
     """The Lagrangian of one instance."""
 
@@ -63,13 +71,7 @@ class Lagrangian:
         Raises:
             ProgramError: it has features that first-order backends do not support.
         """
-        problems = [
-            f"the constraint '{c.name}' on {', '.join(c.reads)} needs the exact backend (method sqp)"
-            for c in instance.program.constraints
-            if isinstance(c, ValueConstraint)
-        ]
-        problems += mixed(instance.program)
-        if problems:
+        if problems := list(unexecuted(instance.program)):
             raise ProgramError(problems)
         self.instance = instance
         banks, found = instance.layout.banks, sampled(instance.program)

@@ -57,6 +57,10 @@ class Keeping:
         """Return what to store for values."""
         return self.inside.stored(values)
 
+    def project(self, stored: Tensor) -> Tensor:
+        """Return the nearest that may be stored, where the domain is kept by projection."""
+        return self.inside.project(stored)
+
     def values(self, stored: Tensor, labels: Tensor | None, noise: Tensor | None) -> Tensor:
         """Return values as stages read them, of samples where the state is sampled."""
         return self.inside.value(stored)

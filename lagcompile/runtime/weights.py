@@ -6,14 +6,13 @@ leaf; `publish` makes the modules agree with the leaves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lagcompile.frontend.stages import Network
-from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import Program
 from lagcompile.runtime.layout import Layout, Unit
 
@@ -95,16 +94,12 @@ class Weights:
         return result
 
 
-def require_real(program: Program, what: str) -> None:
-    """Check that everything that moves is made of real numbers.
-
-    Raises:
-        ProgramError: names each complex weight or input that moves.
-    """
+def not_real(program: Program, what: str) -> Iterator[str]:
+    """Say which weights and inputs that move are complex."""
     moving = [f"the weight {w.name}" for w in program.weights if w.trainable and w.type.dtype.startswith("complex")]
     moving += [f"the input {d.name}" for d in program.data if d.free and d.type.dtype.startswith("complex")]
     if moving:
-        raise ProgramError(
+        yield (
             f"{what} is for real variables, but these are complex: {', '.join(moving)}. Freeze them "
             "(formulation.frozen), hold real and imaginary parts as two parameters, or use a first-order method"
         )

@@ -100,22 +100,13 @@ def plan(
     trust: Trust = None,
 ) -> None:
     """Print stages, states, counts and bytes, before anything is allocated."""
-    from lagcompile.backends.augmented import AugmentedLagrangian
-    from lagcompile.backends.first_order import FirstOrder
-
     prepared = _prepared(spec, trust).asked()
     loaded = prepared.loaded.spec
-    slots = (0, 0)
-    if isinstance(loaded.method, FirstOrder):
-        rules = (loaded.method.states, loaded.method.multipliers)
-        past = int(loaded.method.scheme in {"past", "optimistic"})
-        slots = (len(rules[0].slots()) + past, len(rules[1].slots()) + past)
-    elif isinstance(loaded.method, AugmentedLagrangian):  # its dual ascent has no memory
-        slots = (len(loaded.method.states.slots()), 0)
+    states, duals = loaded.method.slots()
     found = prepared.lifted.plan(
         examples or len(prepared.data.train_x),
-        state_slots=slots[0],
-        dual_slots=slots[1],
+        state_slots=states,
+        dual_slots=duals,
         batch_size=loaded.run.batch_size,
     )
     typer.echo(str(found))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lagcompile.backends.base import RunOptions
-from lagcompile.backends.method import Method, Solver
+from lagcompile.backends.method import Solver
 from lagcompile.backends.sqp import SQP
 from lagcompile.backends.sqp_oracle import Ipopt
 from lagcompile.check.agreement import Distance, distance
@@ -182,7 +182,7 @@ def compare(
     reference = next(iter(backends))
     for name, backend in backends.items():
         table.add(name, backend, options, start, reference if name != reference else "")
-        if isinstance(backend, Method) and name in table.solutions:
+        if backend.stepwise and name in table.solutions:
             table.add(f"{reference} from {name}", backends[reference], options, table.solutions[name], name)
     table.reset()
     return Comparison(tuple(table.lines), table.solutions, table.certificates)
@@ -205,7 +205,7 @@ def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparis
         instance = prepared.lifted.bind((x, y), loss=loaded.loss)
         _refuse_large(instance)
         method = loaded.spec.method
-        kinks = method.kinks if isinstance(method, SQP) else "refuse"
+        kinks = getattr(method, "kinks", "refuse")
         backends: dict[str, Solver] = {"sqp": SQP(), "ipopt": Ipopt(kinks=kinks)}
         backends[method.kind] = method  # of kind sqp or ipopt: with the spec's options
         return compare(instance, backends, loaded.spec.run.options(), original=prepared.model)

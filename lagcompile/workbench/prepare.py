@@ -14,10 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.base import Executor
-from lagcompile.backends.first_order import FirstOrder
-from lagcompile.backends.method import Method
 from lagcompile.frontend.plan import size
 from lagcompile.ir.base import BindError, DataError, LagcompileError, LiftError, ProgramError, SpecError, SplitError
 from lagcompile.ir.machine import available_memory
@@ -69,14 +66,15 @@ class Prepared:
             return self.lifted.bind(pair, loss=loaded.loss, device=loaded.spec.run.device)
 
     def asked(self) -> Prepared:
-        """Check that the method is defined on the program, where that allocates no tables; returns itself.
+        """Check that the method is defined on the program; no tables are allocated. Returns itself.
 
         Raises:
             SpecError: it is not: every reason, with the layer's path.
         """
-        kept = any(s.storage.kept for s in self.program.states)
-        tables = isinstance(self.loaded.spec.method, FirstOrder | AugmentedLagrangian) and kept
-        if isinstance(self.loaded.spec.method, Method) and not tables:
+        method = self.loaded.spec.method
+        if problems := [self.loaded.problem("method", p) for p in method.problems(self.program)]:
+            raise SpecError(problems)
+        if method.stepwise and not (method.tables and any(s.storage.kept for s in self.program.states)):
             self.executor()
         return self
 
@@ -87,9 +85,6 @@ class Prepared:
             SpecError: data, loss, program or method do not fit each other.
         """
         loaded, run, method = self.loaded, self.loaded.spec.run, self.loaded.spec.method
-        if not isinstance(method, Method):
-            problem = f"method '{method.kind}' solves the whole program at once: it has no steps to drive"
-            raise SpecError(loaded.problem("method", problem))
         with loaded.importing(), placing(loaded):
             instance = self.instance()
             try:

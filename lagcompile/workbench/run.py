@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lagcompile.backends.base import seeded
 from lagcompile.backends.keeping import FREE, Steps, identity_of, keeping_of, program_files
-from lagcompile.backends.method import Method, Solver
+from lagcompile.backends.method import Solver
 from lagcompile.check.certificate import Certificate
 from lagcompile.check.kkt import certify_kkt
 from lagcompile.ir.base import DataError, ProgramError, SpecError
@@ -141,7 +141,7 @@ def solve(
     with ExitStack() as stack:
         stack.enter_context(loaded.importing())
         executor = None
-        if isinstance(method, Method):
+        if method.stepwise:
             executor = Supervised(prepared.executor(), spec.schedule, total=spec.run.steps)
         instance = prepared.instance() if executor is None else executor.instance
         if stop is None:
@@ -181,7 +181,7 @@ def _at_once(prepared: Prepared, method: Solver, instance: Instance, keeping: Ke
 
 def _fixed(spec: RunSpec) -> str:
     """Hash of what must not change when a run is resumed."""
-    free = {*FREE, "device"} | ({"steps"} if isinstance(spec.method, Method) else set())
+    free = {*FREE, "device"} | ({"steps"} if spec.method.stepwise else set())
     kept = spec.run.model_copy(update={name: Running.model_fields[name].default for name in free})
     if spec.schedule.given():  # step sizes depend on the number of steps
         kept = kept.model_copy(update={"steps": spec.run.steps})
@@ -199,7 +199,7 @@ def _last_files(found: Outcome) -> dict[str, bytes]:
     solution, spec = found.solution, found.prepared.loaded.spec
     files = {MODEL: tensor_bytes(solution.model.state_dict()), CERTIFICATE: found.certificate.file_bytes()}
     moved: Mapping[str, Tensor] = solution.details.get("inputs") or {}
-    if moved or not isinstance(spec.method, Method):  # small, and the very result
+    if moved or not spec.method.stepwise:  # small, and the very result
         exact = dict(solution.details.get("weights", {}))
         parts = {"states": dict(solution.states), "multipliers": dict(solution.multipliers), "inputs": dict(moved)}
         files[SOLUTION] = tensor_bytes(parts | {"weights": exact})

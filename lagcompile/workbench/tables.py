@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lagcompile.backends.base import drive
-from lagcompile.backends.method import Method
 from lagcompile.ir import sums
 from lagcompile.ir.base import Frozen, SpecError
 from lagcompile.ir.disk import held
@@ -193,7 +192,6 @@ def solve(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> Solution:
         looks["evaluate_every"] = max(1, spec.run.steps // LOOKS)
     options = spec.run.options().model_copy(update=looks)
     torch.manual_seed(spec.run.seed)
-    assert isinstance(spec.method, Method)  # the table's systems are all step-wise
     executor = spec.method.executor(instance, seed=spec.run.seed)
     supervised = Supervised(executor, spec.schedule, total=spec.run.steps)
     if keep == "last":
