@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lagcompile.ir.base import ProgramError
-from lagcompile.ir.program import Program, StateVariable, ValueConstraint
+from lagcompile.ir.program import Program, StateVariable
 from lagcompile.runtime.instance import Instance, quiet, to_rows, to_value
 from lagcompile.runtime.weights import not_real
 
@@ -136,7 +136,7 @@ def variables_of(instance: Instance) -> Variables:
     blocks: list[Block] = []
 
     def add(role: Role, name: str, stage: str, shape: tuple[int, ...], bounds: tuple[float, float]) -> None:
-        low, high = _within(program, name, bounds)
+        low, high = program.narrowed(name, *bounds)
         blocks.append(Block(role, name, stage, shape, low, high))
         if (role == "weight" and "weights" in l1) or (role == "state" and "states" in l1):
             blocks.append(Block("slack", f"|{name}|", stage, shape, 0.0))
@@ -199,16 +199,6 @@ def inexact(program: Program) -> Iterator[str]:
                 "through random samples and has no exact program: use storage table, transient or shared"
             )
     yield from not_real(program, "the exact backend")
-
-
-def _within(program: Program, name: str, bounds: tuple[float, float]) -> tuple[float, float]:
-    """Bounds of a variable, narrowed by the user's bounds on it."""
-    low, high = bounds
-    for c in program.constraints:
-        if isinstance(c, ValueConstraint) and c.function is None and name in c.reads and program.requires(c):
-            low = low if c.lower is None else max(low, c.lower)
-            high = high if c.upper is None else min(high, c.upper)
-    return low, high
 
 
 def _needs_slack(program: Program, state: StateVariable) -> bool:

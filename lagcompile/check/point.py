@@ -87,11 +87,7 @@ class CheckPoint:
         for d in self.program.data:
             if role == "input" and d.name == name:
                 low, high = low if d.lower is None else d.lower, high if d.upper is None else d.upper
-        for c in self.program.constraints:
-            if isinstance(c, ValueConstraint) and c.function is None and name in c.reads and self.program.requires(c):
-                low = low if c.lower is None else max(low, c.lower)
-                high = high if c.upper is None else min(high, c.upper)
-        return low, high
+        return self.program.narrowed(name, low, high)
 
     def l1(self, leaf: Leaf) -> float:
         """Weight of |.| of a leaf in the objective."""

@@ -122,7 +122,7 @@ def _cell(program: Program, k: int, largest: int) -> Cell:
 
 
 def _label(state: StateVariable, near: bool) -> Label:
-    within = f", {state.domain.short}" if state.domain.bounded else ""
+    within = ", " + state.domain.span.replace(">=", "\u2265") if state.domain.bounded else ""
     found = features(state.type)
     held = 0
     if found is not None:

@@ -60,17 +60,26 @@ def draw(program: Program, path: str | Path) -> Path:
         raise DataError(f"{target}: a drawing is an .svg, .png or .pdf file, not '{target.suffix or target.name}'")
     if not target.parent.is_dir():
         raise DataError(f"{target}: there is no folder {target.parent}")
+    disk.replace(target, drawn(program, target.suffix[1:].lower()))
+    return target
+
+
+def drawn(program: Program, kind: str) -> bytes:
+    """Draw a program as the bytes of an svg, png or pdf.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     figure_class = _figure_class()
     with _settings():
         figure = figure_class(figsize=(1, 1), dpi=DPI)
         placed = layout(picture(program), _Ruler(figure))
         figure.set_size_inches(placed.width, placed.height)
         _paint(figure, placed)
-        metadata = {"Date": None} if target.suffix.lower() == ".svg" else {}
+        metadata = {"Date": None} if kind == "svg" else {}
         image = io.BytesIO()
-        figure.savefig(image, format=target.suffix[1:].lower(), dpi=DPI, facecolor="white", metadata=metadata)
-    disk.replace(target, image.getvalue())
-    return target
+        figure.savefig(image, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
+    return image.getvalue()
 
 
 def _figure_class() -> Any:

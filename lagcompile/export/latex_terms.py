@@ -158,7 +158,7 @@ def _continues(symbols: Symbols, before: StateVariable, state: StateVariable) ->
     return (
         chained
         and bool(mine.weights) == bool(theirs.weights)
-        and _alike(symbols, before) == _alike(symbols, state)
+        and symbols.program.formulation_of(before) == symbols.program.formulation_of(state)
         and not before.storage.sampled
     )
 
@@ -173,20 +173,6 @@ def _single_chain(symbols: Symbols, state: StateVariable) -> bool:
         and stage.reads[0] in names
         and names[stage.reads[0]].breakpoint == state.breakpoint - 1
         and "." not in stage.reads[0]
-    )
-
-
-def _alike(symbols: Symbols, state: StateVariable) -> tuple[object, ...]:
-    constraint = symbols.program.defect_of(state.name)
-    multiplier = None if constraint is None else symbols.program.multiplier_of(constraint.name)
-    return (
-        state.type,
-        state.storage,
-        state.domain,
-        state.start,
-        None if constraint is None else (constraint.transform, constraint.relation, constraint.weight),
-        None if constraint is None else constraint.features,
-        None if multiplier is None else (multiplier.layout, multiplier.start),
     )
 
 

@@ -52,18 +52,25 @@ class _Domain(Frozen):
         return ""
 
     @property
-    def text(self) -> str:
-        """The domain as plain text."""
-        return "free"
+    def span(self) -> str:
+        """The values as plain text."""
+        low, high = self.bounds
+        if not self.bounded:
+            return "free"
+        return f"in [{low:g}, {high:g}]" if math.isfinite(high) else f">= {low:g}"
 
     @property
-    def short(self) -> str:
-        """The domain in a drawing; empty where nothing is left out."""
-        return ""
+    def text(self) -> str:
+        """The values, and what keeps a state there where that is said."""
+        return self.span
 
     def tex(self, power: str) -> str:
         """Return the set of values as TeX, with the exponent that says how many; empty where nothing is left out."""
-        return ""
+        low, high = self.bounds
+        if not self.bounded:
+            return ""
+        inside = f"[{number(low)}, {number(high)}]" if math.isfinite(high) else rf"\mathbb{{R}}_{{\ge {number(low)}}}"
+        return inside + power
 
 
 class Free(_Domain):
@@ -101,17 +108,8 @@ class NonNegative(_Domain):
 
     @property
     def text(self) -> str:
-        """The domain as plain text."""
-        return f">= 0 ({self.by})"
-
-    @property
-    def short(self) -> str:
-        """The domain in a drawing."""
-        return "\u2265 0"
-
-    def tex(self, power: str) -> str:
-        """Return the set of values as TeX."""
-        return rf"\mathbb{{R}}_{{\ge 0}}{power}"
+        """The domain, and what keeps it."""
+        return f"{self.span} ({self.by})"
 
 
 class Range(_Domain):
@@ -131,20 +129,6 @@ class Range(_Domain):
     def bounds(self) -> tuple[float, float]:
         """Lower and upper."""
         return self.lower, self.upper
-
-    @property
-    def text(self) -> str:
-        """The domain as plain text."""
-        return f"in [{self.lower:g}, {self.upper:g}]"
-
-    @property
-    def short(self) -> str:
-        """The domain in a drawing."""
-        return self.text
-
-    def tex(self, power: str) -> str:
-        """Return the set of values as TeX."""
-        return f"[{number(self.lower)}, {number(self.upper)}]{power}"
 
 
 class OfActivation(_Domain):

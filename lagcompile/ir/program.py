@@ -223,9 +223,27 @@ class Program(Frozen):
         """Return the multiplier of a constraint; None where the constraint is a pure penalty."""
         return next((m for m in self.multipliers if m.constraint == constraint), None)
 
+    def formulation_of(self, state: StateVariable) -> tuple[object, ...]:
+        """Return what is said of a state besides names and places; equal for states that are treated alike."""
+        c = self.defect_of(state.name)
+        own = (state.type, state.storage, state.domain, state.start)
+        if c is None:
+            return own
+        multiplier = self.multiplier_of(c.name)
+        dual = None if multiplier is None else (multiplier.layout, multiplier.start)
+        return (*own, c.transform, c.relation, c.weight, c.features, dual)
+
     def requires(self, constraint: ValueConstraint) -> bool:
         """Return whether a value constraint must hold; with a weight and no multiplier it is a penalty."""
         return constraint.weight is None or self.multiplier_of(constraint.name) is not None
+
+    def narrowed(self, name: str, low: float, high: float) -> tuple[float, float]:
+        """Return the bounds of a variable, narrowed by the user's bounds on it."""
+        for c in self.constraints:
+            if isinstance(c, ValueConstraint) and c.function is None and name in c.reads and self.requires(c):
+                low = low if c.lower is None else max(low, c.lower)
+                high = high if c.upper is None else min(high, c.upper)
+        return low, high
 
     @property
     def defects(self) -> tuple[DefectConstraint, ...]:

@@ -212,32 +212,14 @@ def _spans(
                 stop += 1
             yield None, start, stop
         else:
-            first = _formulation(program, state)
-            while stop < len(names) and (s := states.get(names[stop])) and _formulation(program, s) == first:
+            first = program.formulation_of(state)
+            while stop < len(names) and (s := states.get(names[stop])) and program.formulation_of(s) == first:
                 stop += 1
             constraint = program.defect_of(state.name)
             assert constraint is not None
             members = tuple(states[n] for n in names[start:stop])
             yield Bank(members, constraint, program.multiplier_of(constraint.name)), start, stop
         start = stop
-
-
-def _formulation(program: Program, state: StateVariable) -> tuple[object, ...]:
-    """Return what the states of one bank have in common."""
-    constraint = program.defect_of(state.name)
-    assert constraint is not None
-    multiplier = program.multiplier_of(constraint.name)
-    return (
-        state.type,
-        state.storage,
-        state.domain,
-        state.start,
-        constraint.transform,
-        constraint.relation,
-        constraint.weight,
-        constraint.features,
-        None if multiplier is None else (multiplier.layout, multiplier.start),
-    )
 
 
 def _pieces(names: Sequence[str], place: Mapping[str, tuple[int, int]]) -> Iterator[Piece]:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lagcompile.check.certificate import versions
+from lagcompile.export.drawing import drawn
 from lagcompile.ir.base import MissingExtraError
 from lagcompile.ir.solution import History
 from lagcompile.ir.yamlfile import dumps, spec_hash
-from lagcompile.workbench.draw import draw_network
 from lagcompile.workbench.plot import draw_curves
 from lagcompile.workbench.progress import HEADER as HEADER_OF_ITERATIONS
 from lagcompile.workbench.progress import iteration_cells
@@ -184,6 +184,6 @@ def figures_of(outcome: Outcome) -> tuple[dict[str, bytes], list[str]]:
     try:
         rows = any(history.rows for history, _ in runs.values())
         curves = {CURVES: draw_curves(runs)} if rows else {}
-        return {**curves, NETWORK: draw_network(solution.program)}, []
+        return {**curves, NETWORK: drawn(solution.program, "png")}, []
     except MissingExtraError as error:
         return {}, [f"No figures: {error}"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lagcompile.export.drawing import drawn
 from lagcompile.ir.solution import History
 from lagcompile.store.stop import Stop
-from lagcompile.workbench.draw import draw_network
 from lagcompile.workbench.plot import draw_curves
 from lagcompile.workbench.prepare import prepare
 from lagcompile.workbench.report import facts, files, markdown, rows
@@ -92,7 +92,7 @@ def test_many_stages_are_drawn(tmp_path: Path) -> None:
     path.write_text(
         MOONS.replace("2, 8, 8, 2", widths).replace("split: {policy: at, after: [layers.2, layers.4]}", "split: 12")
     )
-    assert draw_network(prepare(load(path)).program)[:4] == PNG
+    assert drawn(prepare(load(path)).program, "png")[:4] == PNG
 
 
 def test_curves_of_a_run_with_one_quantity() -> None:
