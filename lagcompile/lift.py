@@ -45,7 +45,7 @@ from lagcompile.runtime.instance import Instance, Loss
 from lagcompile.runtime.trial import check_inputs, try_out, try_receipt
 
 CERTIFIED = 8
-"""Rows that a solution is certified on in passing."""
+"""Rows on which `solve` certifies its solution."""
 SplitLike = SplitPolicy | Mapping[str, Any] | int | str | Path | None
 
 
@@ -162,7 +162,7 @@ class Lifted:
 
     @property
     def module(self) -> nn.Module:
-        """The private copy of the user's module."""
+        """Private copy of the user's module."""
         return self.network.capture.original
 
     @property
@@ -347,14 +347,14 @@ class Lifted:
             start: a solution of the same program to start from (step-wise methods take its weights, `SQP` everything).
             folder: run folder to make: program, log, weights, and checkpoints every five minutes and at the end.
                 Ctrl-C, SIGTERM and SIGHUP then end the run behind the step in hand, with all of it saved.
-            resume: go on from that folder's checkpoint, bit for bit; a model of any weights will do.
+            resume: resume from that folder's checkpoint, bit for bit; a model of any weights will do.
 
         Returns:
             What was reached; `solution.model` is of the model's class and on its device, and `solution.certificate`
             says on a few rows whether the network that was solved is the model.
 
         Raises:
-            BindError, SpecError: the data do not fit, or `method` is no method.
+            BindError, SpecError: the data do not fit, or `method` is not a `Solver`.
             ProgramError: the method is not defined on this program.
             DataError: the data are damaged, or the folder exists, is in use, cannot be written, or is of another run.
         """

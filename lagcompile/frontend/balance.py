@@ -1,6 +1,6 @@
 """Where a graph can be cut in execution order, and the best k - 1 of those places.
 
-In: a `Graph`. Out: positions (a cut behind the p-th staged node). Invariant: only places where every crossing value
+In: a `Graph`. Out: positions (a cut after the p-th staged node). Invariant: only places where every crossing value
 is a floating tensor are offered; the choice is exact (dynamic programming), not greedy.
 """
 
@@ -30,8 +30,8 @@ class Cuts:
 
     Attributes:
         allowed: positions whose crossing values are all floating tensors.
-        preferred: those just ahead of a weighted operation (dropout in between goes with the operation).
-        work: flops up to and including each staged node (cumulative; work[p] belongs to a cut behind p).
+        preferred: those just before a weighted operation (dropout in between goes with the operation).
+        work: flops up to and including each staged node (cumulative; work[p] belongs to a cut after p).
         bytes: bytes of one example of the states that cross each position.
     """
 
@@ -50,7 +50,7 @@ class Context:
 
 
 def at_positions(graph: Graph, positions: Sequence[int], reason: str) -> Partition:
-    """Partition with a cut behind each of the positions, in execution order."""
+    """Partition with a cut after each of the positions, in execution order."""
     return partition_at(graph, positions, [f"after {graph.staged[p].name}, {reason}" for p in positions])
 
 
@@ -73,7 +73,7 @@ def at_narrowed(graph: Graph, cuts: Cuts, positions: Sequence[int], reason: str)
 
 
 def cuts_of(graph: Graph) -> Cuts:
-    """Every place where the graph may be cut in execution order."""
+    """Find every place where the graph may be cut in execution order."""
     nodes = graph.staged
     index = {n.name: i for i, n in enumerate(nodes)}
     last = np.arange(len(nodes))

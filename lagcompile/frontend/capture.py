@@ -32,7 +32,7 @@ class Sizes(Frozen):
     shapes: tuple[tuple[int | None, ...], ...] = ()
     """Sizes of each input's axes that the graph relies on; None where any will do, or the batch size."""
     why: str = ""
-    """What in the model hangs on the size."""
+    """What in the model depends on the size."""
 
     def allow(self, size: int) -> bool:
         """Whether the graph holds for a batch size."""
@@ -68,7 +68,7 @@ class Sizes(Frozen):
             if size is not None and not self.allow(size):
                 problems.append(
                     f"the model was captured for {self}; this batch has {size}: give batches of such a size, lift it "
-                    "again with an example of this size, or keep what hangs on the size in a sub-module of its own"
+                    "again with an example of this size, or keep what depends on the size in a separate sub-module"
                 )
         if problems:
             raise BindError(problems)
@@ -119,7 +119,7 @@ class Capture:
     Attributes:
         module: graph module whose placeholders are `signature.names` and which returns a flat tuple; it owns the
             private copy's parameters.
-        original: the private copy itself, an instance of the user's class that shares those parameters.
+        original: the private copy itself, an instance of the model's class that shares those parameters.
         signature: how the model is called.
         output: template of the model's output, with a `Reference` to a node in the place of each value; a `ModeOutput`
             where the modes return different structures.
@@ -171,7 +171,7 @@ def is_users(filename: str) -> bool:
 
 
 def user_line(depth: int = 2) -> str:
-    """file:line of the user's code that is running, '' where there is none."""
+    """Return file:line of the user's code that is running, '' where there is none."""
     frame = sys._getframe(depth)
     while frame is not None:
         if is_users(frame.f_code.co_filename):
@@ -181,7 +181,7 @@ def user_line(depth: int = 2) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong and where, in one line: the innermost line of the user's own code."""
+    """Summarise an error in one line, with the innermost line of user code."""
     if isinstance(error, LagcompileError):
         return str(error)
     text = str(error).strip().splitlines()

@@ -119,7 +119,7 @@ class _Search:
         if added := self.expected.added():
             raise LiftError(
                 f"the forward registers the buffer {', '.join(map(repr, added))} when it runs for the first time: run "
-                "the model once ahead of lifting, or register it in __init__"
+                "the model once before lifting, or register it in __init__"
             )
         for name, attempt in self._attempts():
             try:
@@ -200,14 +200,14 @@ class _Search:
         return self._merged(self._traced(front_end, whole, (True, False)), front_end)
 
     def _merged(self, both: Sequence[Traced], front_end: FrontEnd) -> Capture:
-        """One graph of both modes; where what shares memory hangs on the mode, of both in functional form."""
+        """One graph of both modes; where sharing of memory depends on the mode, of both in functional form."""
         try:
             return self._capture(merge(self.model, *both), front_end)
         except LiftError as error:
             try:
                 forms = [self._form(t, front_end, mode) for t, mode in zip(both, (True, False), strict=True)]
                 return self._capture(merge(self.model, *forms), front_end)
-            except Exception:  # the first one speaks of the user's own operations
+            except Exception:  # the first error names the user's operations
                 raise error from None
 
     def _form(self, traced: Traced, front_end: FrontEnd, training: bool) -> Traced:
@@ -315,8 +315,8 @@ class _Search:
 
 
 _NONDETERMINISTIC = (
-    "{} gives two results for the same inputs, weights and random seed: what it computes hangs on something outside of "
-    "it, and no graph can be compared with it"
+    "{} gives two results for the same inputs, weights and random seed: what it computes depends on something outside "
+    "of it, and no graph can be compared with it"
 )
 
 

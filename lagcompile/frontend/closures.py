@@ -1,7 +1,7 @@
 """Functions that a model holds, and that read the model: hooks and attributes that are closures over it.
 
 In: a module, or a record that holds modules. Out: these functions made anew, to read its copy. Invariant: Python copies
-a function as the function itself, so that a copied model would run the weights of the user's own; no function that is
+a function as the function itself, so that a copied model would run the weights of the user's model; no function that is
 held by a copy does.
 """
 

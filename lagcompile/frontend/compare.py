@@ -57,7 +57,7 @@ def gap(expected: Outcome, got: Outcome, moved: Callable[[], Outcome]) -> Gap:
     """
     problems: list[str] = []
     if got.structure != expected.structure or not _equal(expected.values, got.values):
-        problems.append("the output has another structure, or holds other values that are no tensors")
+        problems.append("the output has another structure, or holds other values that are not tensors")
     random = got.drawn == expected.drawn
     if not random:
         python = got.drawn[-2:] != expected.drawn[-2:]
@@ -135,14 +135,14 @@ def _said(a: Tensor | None, b: Tensor | None, off: float) -> str:
 def _where(expected: Outcome, name: str) -> str:
     if name.endswith(" call") and expected.attributes:
         return (
-            f": the forward changes the attribute {', '.join(expected.attributes[:3])}, and its result hangs on it "
+            f": the forward changes the attribute {', '.join(expected.attributes[:3])}, and its result depends on it "
             "(make it a buffer)"
         )
     return ""
 
 
 def _equal(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
-    """Leaves that are no tensors: of one type and equal, NaN to NaN."""
+    """Return whether leaves that are not tensors are of one type and equal, NaN to NaN."""
     return len(a) == len(b) and all(
         type(x) is type(y) and (x is y or bool(x == y) or (x != x and y != y)) for x, y in zip(a, b, strict=True)
     )

@@ -28,14 +28,14 @@ def check_model(model: Any) -> None:
     """Refuse what cannot be looked into.
 
     Raises:
-        LiftError: it is no module, or a TorchScript one.
+        LiftError: it is not a module, or is a TorchScript one.
     """
     if not isinstance(model, nn.Module):
         raise LiftError(f"lift takes a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise LiftError(
-            "the model is a TorchScript module (torch.jit.script, trace or load), whose forward is no Python to be "
-            "traced: lift the module that it was made of. Scripted sub-modules are kept whole"
+            "the model is a TorchScript module (torch.jit.script, trace or load), whose forward is not Python that "
+            "can be traced: lift the module that it was made of. Scripted sub-modules are kept whole"
         )
 
 
@@ -48,7 +48,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     lazy = {name.rpartition(".")[0] for name, p in [*model.named_parameters(), *model.named_buffers()] if is_lazy(p)}
     if lazy:
         named = ", ".join(f"'{n}'" for n in sorted(lazy)) if lazy != {""} else "the model"
-        raise LiftError(f"{named} has no weights yet (a lazy layer): run the model once ahead of lifting")
+        raise LiftError(f"{named} has no weights yet (a lazy layer): run the model once before lifting")
     if lost := [*_lost(model)]:
         raise LiftError(lost)
     try:
@@ -74,7 +74,7 @@ def copied(value: Value, memo: dict[int, Any] | None = None) -> Value:
 
 
 class _CutOff(TorchFunctionMode):
-    """Lets copies be made of tensors that belong to a graph, which PyTorch refuses."""
+    """Allow copies of tensors that belong to a graph, which PyTorch refuses."""
 
     def __torch_function__(
         self,
@@ -129,7 +129,7 @@ def own_memory(model: nn.Module) -> None:
 
 
 def _made_ahead(model: nn.Module, path: str) -> bool:
-    """Whether a hook makes an attribute anew ahead of every forward (torch.nn.utils.spectral_norm, for one)."""
+    """Return whether a hook makes an attribute before every forward (such as torch.nn.utils.spectral_norm)."""
     owner, _, name = path.rpartition(".")
     modules = dict(model.named_modules())
     hooks = modules[owner]._forward_pre_hooks.values() if owner in modules else ()

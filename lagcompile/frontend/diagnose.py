@@ -1,8 +1,8 @@
 """Why a model cannot be captured, in the user's own lines: all of them at once.
 
-In: a model and example inputs. Out: one sentence for each place in its forward that hangs on the values of tensors, and
-for each part of its output that is neither a container nor a value. Invariant: only runs the model as the user does, in
-both modes; nothing is changed. A tracer stops at the first such place, a run with values meets all on its way.
+In: a model and example inputs. Out: one sentence for each place in its forward that depends on the values of tensors,
+and for each part of its output that is neither a container nor a value. Invariant: only runs the model as the user
+does, in both modes; nothing is changed. A tracer stops at the first such place, a run with values meets all on its way.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def mode_reads(model: nn.Module) -> Iterator[set[str]]:
 
 
 class _Watched(TorchFunctionMode):
-    """Notes the user's lines in which Python looks at values."""
+    """Note the user's lines in which Python looks at values."""
 
     def __init__(self, found: dict[str, None]) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Watched(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if (kwargs or {}).get("generator") is not None and (place := user_line(2)):
             self.found[
-                f"{place}: `{_text(place)}` draws from a generator of its own, which a graph would not move on: draw "
+                f"{place}: `{_text(place)}` draws from a private generator, which a graph would not advance: draw "
                 "from the default one (torch.manual_seed), or give the numbers as an input"
             ] = None
         if name == "unbind":  # what a loop over a tensor calls

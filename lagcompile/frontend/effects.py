@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Notes the side effects of each node of a graph that runs.
+    """Note the side effects of each node of a graph that runs.
 
     Args:
         random: watch the random generator, too.
@@ -75,8 +75,8 @@ class Watch:
 def ordered(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """Nodes with `after` set: what must run before them although they do not read it.
 
-    Two kinds: operations that draw random numbers keep their order; an operation that writes into memory runs behind
-    the readers ahead of it, and ahead of those behind it.
+    Two kinds: operations that draw random numbers keep their order; an operation that writes into memory runs after
+    the earlier readers, and before the later ones.
     """
     staged = {n.name for n in nodes if n.role in {"value", "structure"}}
     known = {n.name: n for n in nodes}
@@ -119,8 +119,8 @@ def torn(nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]]:
     """Pairs (value, in-place operation) that must lie in one stage.
 
     A state that crosses a breakpoint is a copy. That is right for a value that an operation overwrites and nobody
-    else reads afterwards; where the overwritten memory is read again under another name, a cut ahead of the operation
-    would hand on the old value.
+    else reads afterwards; where the overwritten memory is read again under another name, a cut before the operation
+    would pass on the old value.
     """
     writers = [(i, n) for i, n in enumerate(nodes) if n.writes]
     if not writers:

@@ -79,7 +79,7 @@ def _work(partition: Partition) -> list[int]:
 
 
 def _ends(partition: Partition) -> list[int]:
-    """Position of the last node ahead of each breakpoint."""
+    """Position of the last node before each breakpoint."""
     index = {n.name: i for i, n in enumerate(partition.graph.staged)}
     ends = [max((index[n.name] for n in partition.nodes_of(k)), default=-1) for k in range(partition.stages - 1)]
     return [int(e) for e in np.maximum.accumulate(ends)] if ends else []

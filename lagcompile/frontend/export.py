@@ -1,7 +1,7 @@
 """Capture with torch.export (non-strict): the second front end, for models whose Python torch.fx cannot follow.
 
 In: a private copy of the model, its signature, example tensors. Out: `Traced`, one graph for each mode, over the copy.
-Invariant: parameters and buffers are read under the user's own names, torch's layers are calls of the user's modules,
+Invariant: parameters and buffers are read under the user's names, torch's layers are calls of the user's modules,
 changes of buffers are operations of the graph, and the batch size is free wherever the model leaves it free.
 """
 
@@ -31,7 +31,7 @@ from lagcompile.ir.alone import ALONE, without_logs, without_prints, without_war
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_check")
 _VALUES = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
-"""Types of what a graph returns: numbers that hang on sizes are values, too."""
+"""Types of what a graph returns: numbers that depend on sizes are values, too."""
 
 
 class _Adapter(nn.Module):
@@ -299,7 +299,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    """Remove what nothing reads; random operations stay, so that the random numbers stay those of the model."""
+    """Remove what nothing reads; random operations stay, so that random numbers are those of the model."""
     for node in reversed(list(graph.nodes)):
         if node.users or node.op in {"placeholder", "output"} or _writes(node) or node.op == "call_module":
             continue

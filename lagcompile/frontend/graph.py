@@ -1,6 +1,6 @@
 """The graph of a captured model as plain records, and how values flow through it.
 
-In: a `Capture` and what a run of it showed (`receipt.Observed`), or nothing. Out: `Graph`. Invariant: nodes stand in
+In: a `Capture` and what a run of it showed (`receipt.Observed`), or nothing. Out: `Graph`. Invariant: nodes are in
 execution order; names are torch.fx node names; sizes are of one example of the batch that was seen.
 """
 
@@ -158,7 +158,7 @@ def build_graph(captured: Capture, observed: Mapping[str, Observation] | None) -
 
 
 def _moved(observed: Mapping[str, Observation] | None) -> set[str]:
-    """Nodes whose memory is written into by some operation, as far as it is a buffer's or a parameter's."""
+    """Nodes that share memory with a buffer or parameter that some operation modifies in place."""
     if observed is None:
         return set()
     written = {m for o in observed.values() for w in o.writes for m in (observed[w].aliases or (w,))}
@@ -168,7 +168,7 @@ def _moved(observed: Mapping[str, Observation] | None) -> set[str]:
 def _placed(role: Role, seen: Observation, moved: bool, drawn: bool) -> Role:
     """Operations with side effects belong to one stage each: nothing else may repeat or hoist them.
 
-    Random numbers that are drawn ahead of all stages (noise on the inputs) stay with the data.
+    Random numbers that are drawn before all stages (noise on the inputs) stay with the data.
     """
     if role not in {"attribute", "weights", "data"}:
         return role

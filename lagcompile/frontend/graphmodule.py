@@ -23,7 +23,7 @@ _HELD = ("_parameters", "_buffers", "_modules")
 
 
 def attribute(root: Any, path: str) -> Any:
-    """What a module holds at a dotted path; its tensors and sub-modules go ahead of its class's attributes."""
+    """Return what a module holds at a dotted path, tensors and sub-modules before attributes of the class."""
     value = root
     for part in path.split("."):
         value = _held(value, part)
@@ -181,7 +181,7 @@ class Runner(fx.Interpreter):
 
 
 class _Ref:
-    """Stands for a node, by name, in pickled arguments."""
+    """Replaces a node, by name, in pickled arguments."""
 
     def __init__(self, name: str) -> None:
         self.name = name

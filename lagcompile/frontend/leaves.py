@@ -122,7 +122,7 @@ def _call(
 
 @functools.cache
 def operator() -> Any:
-    """The operator that stands for a layer's call; it exists for the tracer only and cannot be run."""
+    """Operator of a layer's call; it exists for the tracer only and cannot be run."""
     declared = operators.Library("lagcompile_export", "FRAGMENT")
     declared.define("layer(Tensor[] tensors, int call) -> Tensor[]")
     operators.register_fake("lagcompile_export::layer", _shapes, lib=declared)

@@ -35,7 +35,7 @@ class MemorySplit(Frozen):
     dual_slots: int = Field(default=0, ge=0)
     """Optimiser numbers for each multiplier."""
     multipliers: bool = True
-    """Whether each state has a multiplier of its own size."""
+    """Whether each state has a multiplier of the same size."""
 
     @field_validator("budget")
     @classmethod
@@ -86,12 +86,14 @@ def bytes_of(value: int | str) -> int:
     """Bytes from a number or a text such as "512 MiB".
 
     Raises:
-        ValueError: the text is no size.
+        ValueError: the text is not a size.
     """
     if isinstance(value, int):
         return value
     match = _SIZE.match(value)
     unit = _UNITS.get((match[2] or "b").lower()) if match else None
     if match is None or unit is None:
-        raise ValueError(f"'{value}' is no size: write a number of bytes, or a number with KiB, MiB, GiB, KB, MB or GB")
+        raise ValueError(
+            f"'{value}' is not a size: write a number of bytes, or a number with KiB, MiB, GiB, KB, MB or GB"
+        )
     return int(float(match[1]) * unit)

@@ -2,7 +2,7 @@
 
 In: graphs of one model in train and in eval mode. Out: one graph; where they differ in a constant (the flag of a
 dropout) a `Flag` is read, where they differ in operations a `ByMode` runs those of the mode. Invariant: the merged
-graph does in each mode what that mode's graph does; which mode holds is the `training` of the user's own sub-module.
+graph does in each mode what that mode's graph does; the `training` flag of the user's sub-module says which mode holds.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class _Merger:
             raise LiftError(
                 f"the model returns {count[0]} tensors in train mode and {count[1]} in eval mode, and computes them "
                 f"by different operations ({node.meta.get('source') or path_of(node) or node.name}): return the same "
-                "structure in both modes, or compute the additional outputs in operations of their own"
+                "structure in both modes, or compute the additional outputs in separate operations"
             )
         side = 0 if step.train else 1
         for node in step.train or step.evaluation:
@@ -242,7 +242,7 @@ class _Merger:
         env = {n: given[inputs[self.env[side][n]]] for n in self._reads(nodes, wanted)}
         for node in nodes:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
-            env[node] = graph.create_node(node.op, node.target, args, kwargs)  # names of its own: equal runs are equal
+            env[node] = graph.create_node(node.op, node.target, args, kwargs)  # new names, so that equal runs are equal
             if node.op == "call_module":
                 path = str(node.target)
                 env[node].target = path.replace(".", "__")

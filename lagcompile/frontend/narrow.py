@@ -1,6 +1,6 @@
 """Narrower breakpoints than the execution order offers: minimum cuts by max-flow.
 
-In: a `Graph` and cuts in execution order. Out: for each cut the set of nodes ahead of it. Invariant: no stage becomes
+In: a `Graph` and cuts in execution order. Out: for each cut the set of nodes before it. Invariant: no stage becomes
 larger than the largest stage was, and no breakpoint wider; a set contains what its nodes read.
 
 Several branches run one after the other, so a cut in execution order crosses the whole output of the branches that are
@@ -32,25 +32,25 @@ _PRICES = 6  # trials of what a flop on the wrong side costs, where the narrowes
 
 
 def narrowed(graph: Graph, positions: Sequence[int], size: Ints) -> list[set[str]] | None:
-    """What lies ahead of each breakpoint, with breakpoints among branches as narrow as balance allows.
+    """Return what lies before each breakpoint, with breakpoints among branches as narrow as balance allows.
 
     Args:
         graph: the graph.
-        positions: a cut behind each of these staged nodes.
-        size: bytes that cross behind each staged node.
+        positions: a cut after each of these staged nodes.
+        size: bytes that cross after each staged node.
 
     Returns:
-        names of the nodes ahead of each breakpoint; None where the positions are as narrow as it gets.
+        names of the nodes before each breakpoint; None where the positions are as narrow as it gets.
     """
     places = _Places(graph, size)
     ends = [0, *(p + 1 for p in positions), len(graph.staged)]
     cap = max(places.flops(a, b) for a, b in pairwise(ends))
-    chosen: list[tuple[int, set[int]]] = []  # everything up to a position, and some nodes behind it
+    chosen: list[tuple[int, set[int]]] = []  # everything up to a position, and some nodes after it
     for k, position in enumerate(positions):
         behind = chosen[-1] if chosen else (-1, set[int]())
         low = max(*behind[1], behind[0], position - _AROUND)
         high = min(ends[k + 2] - 1, position + _AROUND)
-        room = places.work(behind) + cap, places.flops(0, ends[k + 2]) - cap  # the most and the least that lie ahead
+        room = places.work(behind) + cap, places.flops(0, ends[k + 2]) - cap  # the most and the least before it
         chosen.append(places.narrowest(position, (low, high), room))
     if not any(inside for _, inside in chosen):
         return None
@@ -73,7 +73,7 @@ class _Places:
                     self.readers[self.index[name]].append(i)
         self.last = np.array([max(r, default=-1) for r in self.readers], dtype=np.int64)
         self.cumulated = np.cumsum([0, *(n.flops for n in self.nodes)], dtype=np.int64)
-        # tensors alive behind each node
+        # tensors alive after each node
         change = np.zeros(len(self.nodes) + 1, dtype=np.int64)
         for i, node in enumerate(self.nodes):
             if self.last[i] > i and node.role == "value":
@@ -86,11 +86,11 @@ class _Places:
         return int(self.cumulated[stop] - self.cumulated[start])
 
     def work(self, cut: tuple[int, set[int]]) -> int:
-        """Work ahead of a cut."""
+        """Return the work before a cut."""
         return self.flops(0, cut[0] + 1) + sum(self.nodes[i].flops for i in cut[1])
 
     def narrowest(self, position: int, span: tuple[int, int], room: tuple[int, int]) -> tuple[int, set[int]]:
-        """The narrowest cut between two places with as much work ahead of it as there is room for."""
+        """Return the narrowest cut between two places that leaves no stage too large."""
         best: tuple[int, set[int]] = position, set()
         width = int(self.size[position])
         for start, stop in self._regions(*span):
@@ -129,7 +129,7 @@ class _Places:
             if room[1] <= ahead <= room[0]:
                 return inside if inside and self._width(start, stop, inside) < width else None
             if ahead < room[1]:
-                cheap = price  # too little lies ahead: a flop must earn more there
+                cheap = price  # too little lies before the cut: a flop must earn more there
             else:
                 dear = price
             price = (cheap + dear) / 2

@@ -171,7 +171,7 @@ def _keep_together(graph: Graph, stage_of: dict[str, int]) -> None:
 
 
 def together(graph: Graph) -> list[tuple[int, int]]:
-    """Numbers of the staged nodes that make a tuple (or may, as far as is known), with those of its items."""
+    """Numbers of the staged nodes that make, or may make, a tuple, with those of its items."""
     index = {n.name: i for i, n in enumerate(graph.staged)}
     pairs = []
     for i, node in enumerate(graph.staged):

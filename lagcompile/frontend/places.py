@@ -20,7 +20,7 @@ _LINE = re.compile(r"^(?P<file>.+\.py):(?P<line>\d+)$")
 
 
 def expand(graph: Graph, entry: Names, problems: list[str]) -> list[tuple[str, ...]]:
-    """Name tuples that one entry of `after` or `before` stands for."""
+    """Return the name tuples that one entry of `after` or `before` means."""
     if isinstance(entry, tuple):
         expanded = [expand(graph, name, problems) for name in entry]
         return [tuple(n for group in expanded for names in group for n in names)]
@@ -41,7 +41,7 @@ def expand(graph: Graph, entry: Names, problems: list[str]) -> list[tuple[str, .
 
 
 def _line(graph: Graph, entry: str, file: str, line: int, problems: list[str]) -> list[tuple[str, ...]]:
-    """A source line: it stands for the operations that the line made, where it was run once."""
+    """A source line, which means the operations that it made, where it was run once."""
     lines: dict[int, list[str]] = {}
     for node in graph.staged:
         path, _, number = node.source.rpartition(":")
@@ -61,7 +61,7 @@ def _line(graph: Graph, entry: str, file: str, line: int, problems: list[str]) -
 
 
 def _runs(graph: Graph, names: Sequence[str]) -> list[list[str]]:
-    """Nodes of one line, grouped by the call of the module in whose forward it stands."""
+    """Nodes of one line, grouped by the call of the module whose forward holds it."""
     runs: dict[str, list[str]] = {}
     for name in names:
         runs.setdefault(graph.by_name[name].caller, []).append(name)
@@ -74,7 +74,7 @@ def _known(modules: Iterable[str], nodes: Iterable[str]) -> str:
 
 
 def prefixes(path: str) -> list[str]:
-    """A module path and all that it lies in, outermost first."""
+    """Return a module path and its ancestors, outermost first."""
     parts = path.split(".") if path else []
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
@@ -101,7 +101,7 @@ def down_set(graph: Graph, names: Iterable[str], side: str) -> set[str]:
 
 
 def names_of(partition: Partition) -> tuple[Names, ...]:
-    """Each breakpoint by name: a module path where that says it, else the nodes that nothing ahead of it reads."""
+    """Each breakpoint by name: a module path where that says it, else the nodes that nothing before it reads."""
     graph = partition.graph
     result: list[Names] = []
     down: set[str] = set()

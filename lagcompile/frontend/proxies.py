@@ -183,7 +183,7 @@ class Reads(TorchFunctionMode):
     """Operations on parameters that were reached by other ways than an attribute of their module.
 
     Args:
-        proxies: what stands for a tensor in the trace; None where it is no parameter.
+        proxies: gives the proxy of a tensor in the trace; None where it is not a parameter.
     """
 
     def __init__(self, proxies: Callable[[Tensor], fx.Proxy | None]) -> None:
@@ -219,7 +219,7 @@ class DataAsDetach(TorchFunctionMode):
     """Within: `h.data` is read as `h.detach()`, which torch.export knows, and behind which autograd sees writes.
 
     Attributes:
-        places: lines of the user's that read `.data`.
+        places: lines of the user's code that read `.data`.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ class Region(nn.Module):
 
 
 class Layer(nn.Module):
-    """A layer of the user's whose parameters come in as inputs, so that they keep their names outside."""
+    """A layer whose parameters are inputs, so that they keep their names outside."""
 
     def __init__(self, layer: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()

@@ -123,7 +123,7 @@ def _runs(tokens: NDArray[np.int64], period: int) -> list[tuple[int, int]]:
 def _cut(
     start: int, stop: int, period: int, allowed: NDArray[np.bool_], preferred: NDArray[np.bool_], cuts: Cuts
 ) -> Repeat | None:
-    """The best phase of cuts in a span: ahead of weighted layers where that is possible, then the fewest bytes."""
+    """Find the best phase of cuts in a span: before weighted layers where possible, then the fewest bytes."""
     best: tuple[tuple[int, int, int], Repeat] | None = None
     for phase in range(max(start - 1, 0), start + period - 1):
         places = list(range(phase, stop, period))

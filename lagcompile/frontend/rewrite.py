@@ -195,7 +195,7 @@ class Rewriter:
                 )
             if self.origins.is_own(origin):
                 raise LiftError(
-                    f"{_named(node)} writes into '{origin.target}', which is no buffer: register it with "
+                    f"{_named(node)} writes into '{origin.target}', which is not a buffer: register it with "
                     "register_buffer, so that what it remembers is part of the model's state"
                 )
             kept.append(base)
@@ -288,7 +288,7 @@ class Rewriter:
         self.version[root] += 1
 
     def _unread(self, node: fx.Node, root: Key) -> bool:
-        """Whether nothing made ahead of a write reads its memory behind it, and the memory is the graph's own."""
+        """Return whether nothing made before a write reads its memory after it, and the memory is the graph's."""
         here = self.place[node]
         return self.origin[root].op.startswith("call") and all(self.last[n] <= here for n in self.made_of[root])
 

@@ -74,7 +74,7 @@ class Signature:
         return tensors
 
     def call(self, forward: Callable[..., Any], tensors: Sequence[Any]) -> Any:
-        """Call the model, or its forward, with tensors (or stand-ins) in the order of `names`."""
+        """Call the model, or its forward, with tensors (or proxies) in the order of `names`."""
         arguments = self.rebuild(tensors)
         if not self.starred:
             return forward(**arguments)
@@ -83,7 +83,7 @@ class Signature:
         return forward(*positional, *arguments.pop(self.starred), **arguments)
 
     def rebuild(self, tensors: Sequence[Any]) -> dict[str, Any]:
-        """Arguments by parameter name, from tensors (or stand-ins) in the order of `names`."""
+        """Arguments by parameter name, from tensors (or proxies) in the order of `names`."""
         values = iter(tensors)
         count = len(self.names) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(values) for i in range(count)]

@@ -27,16 +27,16 @@ class AtSplit(Frozen):
     """Breakpoints at named places.
 
     A name is a module path ("features.3"), a glob ("layers.*"), a graph node ("relu_1"; "node:relu_1" where a module
-    has that path, too) or a source line of the user's ("model.py:42"). Each entry is one breakpoint; a list of names
+    has that path, too) or a source line ("model.py:42"). Each entry is one breakpoint; a list of names
     inside the list is one breakpoint that cuts all of them at once. A glob gives one breakpoint for each module that
     it matches.
     """
 
     policy: Literal["at"] = "at"
     after: tuple[Names, ...] = ()
-    """Cut behind the last operation of each."""
+    """Cut after the last operation of each."""
     before: tuple[Names, ...] = ()
-    """Cut ahead of the first operation of each."""
+    """Cut before the first operation of each."""
 
     @model_validator(mode="after")
     def _some(self) -> AtSplit:
@@ -70,7 +70,7 @@ class AtSplit(Frozen):
 
 
 class EverySplit(Frozen):
-    """A stage for every `n` modules of a type: cut ahead of each n-th further module of that type."""
+    """A stage for every `n` modules of a type: cut before each n-th further module of that type."""
 
     policy: Literal["every"] = "every"
     type: str
@@ -99,7 +99,7 @@ class EverySplit(Frozen):
             )
         order = {n.name: i for i, n in enumerate(graph.staged)}
         downs = [{m.name for m in graph.staged[: order[n.name]]} for n in cuts]
-        return partition(graph, downs, [f"ahead of {n.module or n.name}" for n in cuts])
+        return partition(graph, downs, [f"before {n.module or n.name}" for n in cuts])
 
 
 class BalancedSplit(Frozen):
@@ -134,7 +134,7 @@ class NoSplit(Frozen):
 
 
 class AutoSplit(Frozen):
-    """The default: balanced stages, as many as there are places ahead of a weighted layer, at most `most`.
+    """The default: balanced stages, as many as there are places before a weighted layer, at most `most`.
 
     It never fails: a model that cannot be cut gives one stage.
     """
@@ -156,7 +156,7 @@ Split = Annotated[SplitPolicy, Field(discriminator="policy")]
 
 
 class SplitFile(Frozen):
-    """A split spec in a file of its own: `split:` with one of the policies."""
+    """Contents of a stand-alone split file: `split:` with one of the policies."""
 
     FILE = ("split spec", "split")
     split: Split
@@ -167,7 +167,7 @@ def split_of(value: object) -> SplitPolicy:
     """Policy from what a user writes: None (auto), an int (balanced), a mapping, or a policy.
 
     Raises:
-        SpecError: a mapping that is no policy.
+        SpecError: a mapping that is not a policy.
         SplitError: anything else.
     """
     if value is None:

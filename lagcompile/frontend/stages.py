@@ -57,7 +57,7 @@ class Network:
     stages: tuple[StageModule, ...]
 
     def copy(self) -> Network:
-        """The network with modules of its own; records are shared."""
+        """Copy the network with its modules; records are shared."""
         kept = (self.partition, self.capture.signature)
         return copied(self, {id(k): k for k in kept})
 
@@ -215,7 +215,7 @@ class _Builder:
     def _signature(
         self, order: Sequence[str], reads: Sequence[str], writes: Sequence[str], slots: Sequence[str]
     ) -> str:
-        """Canonical text of the stage's computation; leaf modules by class, settings and parameter shapes."""
+        """Write the stage's computation as canonical text; leaf modules by class, settings and parameter shapes."""
         number = {r: f"i{i}" for i, r in enumerate(reads)}
         lines: list[str] = []
         for i, name in enumerate(order):

@@ -66,7 +66,7 @@ def as_it_was(
 
 
 class Before:
-    """What a model held besides its weights ahead of a run."""
+    """State of a model besides its weights, before a run."""
 
     def __init__(self, module: nn.Module, known: dict[str, Attributes] | None = None) -> None:
         self.modules = dict(module.named_modules())
@@ -112,13 +112,13 @@ def _buffers(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def set_mode(module: nn.Module, graphs: Sequence[nn.Module], training: bool) -> None:
-    """Put graphs over a module's parts in a mode; what the module itself decided for its parts stands."""
+    """Put graphs over a module's parts in a mode; the module's decision for its parts is kept."""
     for m in _outside(module.modules(), graphs):
         m.training = training
 
 
 def _outside(own: Iterable[nn.Module], graphs: Sequence[nn.Module]) -> list[nn.Module]:
-    """The modules of graphs that are no parts of a module."""
+    """Return the modules of graphs that are not parts of a module."""
     seen, found, left = set(own), [], list(graphs)
     while left:
         m = left.pop()

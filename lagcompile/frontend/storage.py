@@ -29,7 +29,7 @@ class Sharing:
         memory: node -> keys of the memory that its value is made of.
         writes: node -> names of the inputs that it wrote into.
         same: node -> the input that it gives back.
-        bent: nodes that changed the form of a tensor in place (`t_`), which no copy can stand for.
+        bent: nodes that changed the form of a tensor in place (`t_`), which no copy can represent.
         form: node -> offset, shape and strides of its tensor.
     """
 
@@ -41,7 +41,7 @@ class Sharing:
 
 
 def named_write(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether an operation writes into its input, as far as its name says."""
+    """Return whether an operation writes into its input, judged by its name."""
     if node.op == "call_module":
         return bool(vars(modules[str(node.target)]).get("inplace")) if str(node.target) in modules else False
     if node.op not in {"call_method", "call_function"}:
@@ -117,7 +117,7 @@ def _is(a: Tensor, b: Tensor) -> bool:
 
 
 def watched(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Sharing:
-    """Sharing in one run."""
+    """Return the sharing in one run."""
     watcher = _Watcher(module)
     watcher.run(*tensors)
     return watcher.found

@@ -22,7 +22,7 @@ _WHOLE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, SymIn
 
 @dataclass(frozen=True)
 class Reference:
-    """Stands for a value, by name, inside a structure."""
+    """Placeholder of a value, by name, inside a structure."""
 
     name: str
 

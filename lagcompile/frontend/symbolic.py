@@ -44,7 +44,7 @@ class Traced:
         output: template of the output, with references to nodes.
         whole: modules kept as one node -> why.
         faults: modules whose forward did while it was traced what the graph now lacks (changed a buffer, drew random
-            numbers on which its control flow hangs) -> what it did; '' is the model itself.
+            numbers on which its control flow depends) -> what it did; '' is the model itself.
         attributes: constants and modules that the graph reads besides the model's own, by name.
         sizes: the inputs' sizes that the graph holds for.
     """
@@ -57,11 +57,11 @@ class Traced:
     sizes: Sizes = field(default_factory=Sizes)
 
 
-_RANDOM = "its forward draws random numbers that its control flow or its constants hang on"
+_RANDOM = "its forward draws random numbers that its control flow or its constants depend on"
 
 
 _FACTORIES = (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.rand, torch.randn, torch.eye)
-"""Functions of sizes alone, which are no values of the trace unless they are named."""
+"""Functions of sizes alone, which are not values of the trace unless they are named."""
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -79,7 +79,7 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
         whole: module paths to keep as one node each, with the reason.
 
     Raises:
-        Exception: whatever the model's own forward raises on stand-ins for tensors.
+        Exception: whatever the model's forward raises on proxies for tensors.
     """
     traced = _trace(model, signature, whole, buffers=False)
     if not traced.faults and not _folded(traced.graph):
@@ -213,7 +213,7 @@ class _Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def parameter(self, value: torch.Tensor) -> fx.Proxy | None:
-        """What stands for a parameter that was reached by another way than its module's attribute."""
+        """Return the proxy of a parameter that was reached by another way than its module's attribute."""
         name = self.own.get(value) if isinstance(value, nn.Parameter) else None
         return None if name is None else self.create_proxy("get_attr", name, (), {})
 

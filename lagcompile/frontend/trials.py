@@ -57,8 +57,8 @@ class Outcome:
     """What a run gave.
 
     Attributes:
-        structure: containers of the output, with what stands in for each leaf.
-        values: leaves of the output that are no tensors.
+        structure: containers of the output, with a placeholder for each leaf.
+        values: leaves of the output that are not tensors.
         numbers: tensors by what they are: outputs, buffers, gradients (a sketch of large ones, None where there are
             none).
         changed: names of buffers that changed.
@@ -241,7 +241,7 @@ def resized(tensors: Sequence[Tensor], size: int) -> list[Tensor]:
 
 
 def negated(tensor: Tensor) -> Tensor:
-    """Other values: with other signs and sizes; those of whole numbers stand in another order."""
+    """Other values: with other signs and sizes; whole numbers are in another order."""
     return -1.5 * tensor if _is_real(tensor) else tensor.flip(tuple(range(tensor.dim())))
 
 

@@ -101,7 +101,7 @@ def overlaid(own: Tensor, now: Tensor) -> Tensor:
 
 
 class Body:
-    """What a write does, as a graph of its own.
+    """What a write does, as a separate graph.
 
     Args:
         owner: what is known of the old graph's values.
@@ -180,7 +180,7 @@ class Body:
         return self._quiet(node, args, kwargs)
 
     def _quiet(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
-        """The operation without gradients, as it stands in a `torch.no_grad()` block."""
+        """The operation without gradients, as in a `torch.no_grad()` block."""
         inner = Body(self.owner, ())
         nodes: list[fx.Node] = []
 

@@ -92,7 +92,7 @@ def test_outputs_that_one_mode_replaces() -> None:
         re.search(
             r"returns 2 tensors in train mode and 1 in eval mode, and computes them by different operations "
             r"\(.*test_errors\.py:\d+\): return the same structure in both modes, or compute the additional outputs in "
-            "operations of their own",
+            "separate operations",
             p,
         )
         for p in caught.value.problems

@@ -167,7 +167,7 @@ def test_buffers_of_the_first_run() -> None:
 
 
 def test_a_generator_of_its_own_is_named() -> None:
-    with pytest.raises(lc.LiftError, match=r"test_held\.py:\d+: .* draws from a generator of its own"):
+    with pytest.raises(lc.LiftError, match=r"test_held\.py:\d+: .* draws from a private generator"):
         lc.lift(Noisy(), X, split=2)
 
 

@@ -405,7 +405,7 @@ class Wrapping(Warming):
 
 
 def test_a_counter_that_matters_only_after_many_calls_is_refused_by_name() -> None:
-    with pytest.raises(lc.LiftError, match=r"attribute steps, and its result hangs on it"):
+    with pytest.raises(lc.LiftError, match=r"attribute steps, and its result depends on it"):
         lc.lift(Warming(), X, split=2)
 
 

@@ -85,7 +85,7 @@ def test_memory_is_held() -> None:
 
 def test_sizes_are_read() -> None:
     assert [bytes_of(s) for s in ("12", "1 KiB", "1.5 MiB", "2GB", 7)] == [12, 1024, 3 * 2**19, 2 * 10**9, 7]
-    with pytest.raises(SpecError, match="'much' is no size: write a number of bytes"):
+    with pytest.raises(SpecError, match="'much' is not a size: write a number of bytes"):
         lc.MemorySplit(budget="much", examples=1)
 
 
