@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from pydantic import Field, JsonValue
 
+from lagcompile.frontend.capture import FrontEnd
 from lagcompile.ir.base import Frozen
 
 FORMAT = 2
@@ -71,7 +72,7 @@ class Manifest(Frozen):
     """Name of the program."""
     model: str
     """Class of the model that was lifted."""
-    front_end: Literal["torch.fx", "torch.export"]
+    front_end: FrontEnd
     training: bool
     """The mode in which the model was exported, and is after loading."""
     batch: str

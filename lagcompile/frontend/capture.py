@@ -20,7 +20,7 @@ from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.structure import Reference, fill
 from lagcompile.ir.base import BindError, Frozen, LagcompileError
 
-FrontEnd = Literal["torch.fx", "torch.export"]
+FrontEnd = Literal["torch.fx", "torch.export", "make_fx"]
 
 
 class Sizes(Frozen):

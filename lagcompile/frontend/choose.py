@@ -4,9 +4,10 @@ In: a model, its signature, example tensors (or none). Out: `Captured`: capture,
 capture without a good receipt is never passed on; the user's model is not touched (a deep copy is worked on).
 
 Order: torch.fx; torch.fx in both modes, merged, where the trace froze something, the modules at fault kept whole;
-torch.export; torch.export in both modes, merged; torch.fx with the module that stopped torch.export kept whole; else
-one error with every problem. A capture that keeps several layers in one node is used only if no later one does better.
-Where a graph is the model but cannot be cut as asked for, the next front end is tried, whose graph may be finer.
+torch.export; torch.export in both modes, merged; torch.fx with the module that stopped torch.export kept whole; make_fx
+where the forward takes derivatives; else one error with every problem. A capture that keeps several layers in one node
+is used only if no later one does better. Where a graph is the model but cannot be cut as asked for, the next front
+end is tried, whose graph may be finer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lagcompile.frontend.below import Derivatives, record
 from lagcompile.frontend.capture import Capture, FrontEnd, batch_of, reason_of, ties_of
 from lagcompile.frontend.copies import own_memory, private_copy
 from lagcompile.frontend.diagnose import diagnosis
@@ -29,7 +31,7 @@ from lagcompile.frontend.modes import merge
 from lagcompile.frontend.receipt import Cut, Expectations, Receipt, examine, first_line
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network
-from lagcompile.frontend.still import Before
+from lagcompile.frontend.still import Before, as_it_was
 from lagcompile.frontend.symbolic import Traced, is_leaf, trace
 from lagcompile.frontend.trials import resized
 from lagcompile.ir.alone import ALONE
@@ -116,6 +118,7 @@ class _Search:
             self.expected = Expectations(self.model, self.signature, self.tensors)
         except Exception as error:
             raise LiftError(f"the model does not run on the example inputs: {reason_of(error)}") from error
+        self.signature = self.expected.signature
         if added := self.expected.added():
             raise LiftError(
                 f"the forward registers the buffer {', '.join(map(repr, added))} when it runs for the first time: run "
@@ -156,15 +159,16 @@ class _Search:
         asks = self._asks()
         yield "torch.export", self._exported_twice if asks else self._exported_once
         coarse = "torch.export" in self.coarse
-        if (
-            self.exported and not asks and not coarse
-        ):  # a graph that is not the model: torch.export unfolded a layer that asks
+        unfolded = self.exported and not asks  # a graph that is not the model: it unfolded a layer that asks
+        if unfolded and not coarse:
             yield "torch.export in both modes", self._exported_twice
         if self.stuck is not None and "" not in faults:
             path, why = self.stuck
             yield f"torch.fx with '{path}' kept whole", lambda: self._both("torch.fx", {**faults, path: why})
         if self.free and not coarse:
             yield "torch.export for the example's batch size", self._exported_fixed
+        if self._derives():
+            yield "make_fx", self._recorded
 
     def _plain(self) -> Capture:
         (train,) = self.traced = self._traced("torch.fx", {}, (True,))
@@ -195,6 +199,23 @@ class _Search:
             with in_mode(self.model, training):
                 both.append(export(self.model, self.signature, self.tensors, {}, dynamic=False))
         return self._merged(both, "torch.export")
+
+    def _derives(self) -> bool:
+        """Whether the model's forward takes derivatives, or maps a function over examples."""
+        assert self.tensors is not None
+        derivatives = Derivatives()
+        with as_it_was(self.model, False), derivatives:
+            self.signature.call(self.model, [t.clone() for t in self.tensors])
+        return derivatives.met
+
+    def _recorded(self) -> Capture:
+        assert self.tensors is not None
+        many = self.tensors if (batch_of(self.tensors) or 1) > 1 else resized(self.tensors, 3)
+        both = []
+        for training in (True, False):
+            with in_mode(self.model, training):
+                both.append(record(self.model, self.signature, many))
+        return self._merged(both, "make_fx")
 
     def _both(self, front_end: FrontEnd, whole: Mapping[str, str]) -> Capture:
         return self._merged(self._traced(front_end, whole, (True, False)), front_end)

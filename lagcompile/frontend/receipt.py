@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -172,11 +173,18 @@ class Expectations:
         self.asked: set[str] = set()
         self.known: dict[str, Attributes] = {}
         self._done: dict[tuple[str, bool, int, bool, bool], Expected | None] = {}
-        try:
-            self.base(Sizes())
-        except Exception as error:
-            self.fixed = f"the model does not run on other batch sizes ({first_line(error)})"
-            self.base(Sizes())
+        problems: list[Exception] = []
+        for fixed, graded in product((False, True), (False, True)):
+            self.signature, self._done = replace(signature, graded=graded), {}
+            if fixed:
+                self.fixed = f"the model does not run on other batch sizes ({first_line(problems[0])})"
+            try:
+                self.base(Sizes())
+            except Exception as error:
+                problems.append(error)
+                continue
+            return
+        raise problems[2]
 
     def only(self, why: str) -> Sizes:
         """The example's batch size alone."""

@@ -30,6 +30,7 @@ class Signature:
         constants: arguments that are not tensors, by position in the flattened call.
         exact: False where no example was given, so that each required argument is taken to be one tensor.
         starred: name of forward's *args among `parameters`, '' where there is none.
+        graded: the model runs with gradients on only: its forward takes derivatives.
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class Signature:
     constants: Mapping[int, Any]
     exact: bool
     starred: str = ""
+    graded: bool = False
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """Tensors of a call, in the order of `names`.
@@ -76,11 +78,12 @@ class Signature:
     def call(self, forward: Callable[..., Any], tensors: Sequence[Any]) -> Any:
         """Call the model, or its forward, with tensors (or proxies) in the order of `names`."""
         arguments = self.rebuild(tensors)
-        if not self.starred:
-            return forward(**arguments)
-        ahead = self.parameters[: self.parameters.index(self.starred)]
-        positional = [arguments.pop(n) for n in ahead]
-        return forward(*positional, *arguments.pop(self.starred), **arguments)
+        with torch.set_grad_enabled(self.graded or torch.is_grad_enabled()):
+            if not self.starred:
+                return forward(**arguments)
+            ahead = self.parameters[: self.parameters.index(self.starred)]
+            positional = [arguments.pop(n) for n in ahead]
+            return forward(*positional, *arguments.pop(self.starred), **arguments)
 
     def rebuild(self, tensors: Sequence[Any]) -> dict[str, Any]:
         """Arguments by parameter name, from tensors (or proxies) in the order of `names`."""
