@@ -67,7 +67,7 @@ class Row(Measured):
     """Processor seconds of the run's threads: what else the machine does is not counted."""
     bytes: int
     curve: tuple[tuple[int, float], ...]
-    """(step, mean |defect| of the batch), to four digits; empty in a study of depth."""
+    """(step, mean |defect| of the batch), to four digits; empty in studies, which draw no curves."""
 
     @model_validator(mode="after")
     def _of_a_system(self) -> Row:

@@ -138,7 +138,7 @@ def _table1(options: TableOptions, folder: Path, say: Say) -> str:
             trained_on = trained_on or (_load(rows_on) if options.refit else data)
             draw = tuned(system, bench, data, options, kept, say=say).draw
             spec = system.spec(rows_on, draw, steps=options.steps, seed=seed)
-            row = run_row(system.name, draw, spec, trained_on, keep=options.keep)
+            row = run_row(system.name, draw, spec, trained_on, keep=options.keep, curve=True)
             kept.keep(row, spec)
             say(f"{bench.name} {system.name} seed {seed}: {row.accuracy:.4f}, {row.seconds:.0f} s, {row.status}")
             write_table(folder, table(options, kept.rows))
@@ -223,7 +223,14 @@ def score_of(spec: RunSpec, data: DataSplits, *, keep: Keep = "last") -> tuple[f
 
 
 def run_row(
-    system: str, draw: Draw, spec: RunSpec, data: DataSplits, *, keep: Keep = "last", depth: int | None = None
+    system: str,
+    draw: Draw,
+    spec: RunSpec,
+    data: DataSplits,
+    *,
+    keep: Keep = "last",
+    depth: int | None = None,
+    curve: bool = False,
 ) -> Row:
     """One row: solve, then look at the test split once.
 
@@ -249,7 +256,7 @@ def run_row(
         gradient_evaluations=solution.gradient_evaluations,
         seconds=round(seconds, 2),
         bytes=int(solution.details["bytes"]),
-        curve=dict(zip(*solution.history.pairs("defect"), strict=True)) if depth is None else {},  # not drawn by depth
+        curve=dict(zip(*solution.history.pairs("defect"), strict=True)) if curve else {},
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lagcompile.ir.base import DataError
 from lagcompile.ir.jsonfile import check_list
-from lagcompile.workbench.rows import Rows
+from lagcompile.workbench.rows import Row, Rows
 from lagcompile.workbench.studies import table_of
 from tests import coverage
 
@@ -47,7 +47,7 @@ def test_a_table_follows_from_its_rows_and_every_row_has_its_spec(name: str) -> 
 
 
 def test_studies_are_committed_as_three_files_each() -> None:
-    assert STUDIES
+    assert len(STUDIES) == 9
     for name in STUDIES:
         kept = {p.name for p in (RESULTS / name).iterdir()} - {"lagcompile.sums", "defect.png"}  # as a run leaves them
         assert kept == {"protocol.json", "rows.jsonl", "table.md"}
@@ -93,3 +93,20 @@ def test_the_table_of_coverage_in_the_readme_is_the_rows(family: str) -> None:
     assert equal == str(sum(r.difference == 0 for r in rows))
     assert captured == " / ".join(str(sum(r.front_end == f for r in rows)) for f in ("torch.fx", "torch.export"))
     assert seconds == f"{statistics.median(times):.1f} ({max(times):.1f})"
+
+
+def test_the_robustness_in_the_readme_is_the_rows() -> None:
+    rows = Rows(RESULTS / "robustness").rows
+    good = [r for r in rows if r.accuracy >= 0.9 * max(row.accuracy for row in rows)]
+    middle = [r for r in rows if 2.5e-3 <= rate(r, "weights") <= 7e-2 and rate(r, "states") > 1.5e-2]
+    text = " ".join(README.split())
+    assert f"{len(good)} of {len(rows)} within 10 % of the best, published" in text
+    assert (
+        f"{sum(r in good for r in middle)} of {len(middle)} do well where the weights' step lies in 2.5e-3 to" in text
+    )
+    steps = [rate(r, "multipliers") for r in good]
+    assert f"of those that do well go from {min(steps):.0e} to {max(steps):.0e}".replace("e-0", "e-") in text
+
+
+def rate(row: Row, group: str) -> float:
+    return float(row.draw[f"method.{group}.lr"])
