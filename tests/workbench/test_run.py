@@ -51,7 +51,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert names == {
         *(files.SPEC, files.PROGRAM, files.PROGRAM_JSON, files.LOG, files.MODEL, files.CERTIFICATE),
         *(f"{name}-{slot}.state" for name in ("checkpoint", "baseline") for slot in "ab"),
-        "lagcompile.sums",
+        *("lagcompile.sums", files.RUN_ID),
     }
     rows = [json.loads(line) for line in (place / files.LOG).read_text().splitlines()]
     assert [r["step"] for r in rows] == [5, 10, 15, 20, 25, 30]
