@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import stat
 import sys
@@ -140,6 +141,10 @@ def test_a_folder_is_trusted_where_it_stands(
     capsys.readouterr()
     assert run(monkeypatch, ("trust",), "--") == 0
     assert capsys.readouterr().out == f"{project}\n"
+
+    shutil.copytree(project, tmp_path / "project2")  # a longer name is another folder
+    monkeypatch.chdir(tmp_path / "project2")
+    assert run(monkeypatch, ("show",), "x.yaml") == 2
 
     moved = tmp_path / "moved"
     project.rename(moved)
