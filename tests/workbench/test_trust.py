@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -144,6 +144,8 @@ def test_a_folder_is_trusted_where_it_stands(
 
     shutil.copytree(project, tmp_path / "project2")  # a longer name is another folder
     monkeypatch.chdir(tmp_path / "project2")
+    assert run(monkeypatch, ("show",), "x.yaml") == 2
+    Path("zz_beside.py").unlink()  # nor does a spec there reach what is trusted
     assert run(monkeypatch, ("show",), "x.yaml") == 2
 
     moved = tmp_path / "moved"
