@@ -85,20 +85,33 @@ def test_the_baseline_spends_the_same_gradients_from_the_same_weights(tmp_path: 
     assert no_steps.test == no_steps.baseline_test
 
 
+def backprop(folder: Path, lr: float, more: str = "") -> Path:
+    """The two moons by plain backprop, with a baseline."""
+    head, rest = MOONS.split("formulation:")
+    rule = f"weights: {{kind: sgd, lr: {lr}}}"
+    method = f"method: {{kind: backprop, {rule}}}\nbaseline: {{run: true, {rule}}}\n"
+    path = folder / "moons.yaml"
+    path.write_text(head + method + rest[rest.index("run:") :] + more)
+    return path
+
+
 @pytest.mark.parametrize("schedule", ["", "schedule: {weights: {kind: decay, factor: 0.5, every: 7}}\n"])
 def test_backprop_is_its_own_baseline(schedule: str, tmp_path: Path) -> None:
-    """Two loops that share neither code nor step sizes' history, with the same rows, in train mode."""
-    path = moons(tmp_path)
-    head, rest = MOONS.split("formulation:")
-    backprop = "method: {kind: backprop, weights: {kind: sgd, lr: 0.5}}\nbaseline: {run: true, weights: {kind: sgd, lr: 0.5}}\n"
-    path.write_text(head + backprop + rest[rest.index("run:") :] + schedule)
-    found = run(path, None)
+    """Two loops that share neither code nor the history of step sizes, with the same rows, in train mode."""
+    found = run(backprop(tmp_path, 0.5, schedule), None)
     assert found.baseline is not None
     assert found.baseline.gradient_evaluations == found.solution.gradient_evaluations == 30
     theirs = found.baseline.model.state_dict()
     for name, value in found.solution.model.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
     assert not same(theirs, found.prepared.model.state_dict())
+    assert found.exit_code == 0
+
+
+def test_a_run_that_ends_worse_than_it_began_does_not_exit_well(tmp_path: Path) -> None:
+    found = run(backprop(tmp_path, 1e3), None, baseline=False)
+    assert found.solution.status is Status.WORSE
+    assert found.exit_code == 1
 
 
 def test_final_defects_are_those_of_the_states(tmp_path: Path) -> None:
