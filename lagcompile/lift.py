@@ -6,9 +6,9 @@ changed; lifting twice gives equal programs; shapes that are not known at liftin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,20 @@ from lagcompile.backends.first_order import Extragradient
 from lagcompile.backends.method import Solver
 from lagcompile.check.certificate import USUAL, Certificate
 from lagcompile.check.verify import certify_solved, verify_network
-from lagcompile.frontend.balance import Context, too_many
-from lagcompile.frontend.capture import Capture
-from lagcompile.frontend.choose import Captured, choose
-from lagcompile.frontend.copies import check_model, unregistered
-from lagcompile.frontend.graph import Graph, Observation, build_graph
+from lagcompile.frontend.copies import check_model
+from lagcompile.frontend.cut import captured_and_cut
+from lagcompile.frontend.graph import Graph
 from lagcompile.frontend.lower import Formulation, lower
 from lagcompile.frontend.partition import Partition
 from lagcompile.frontend.places import names_of
 from lagcompile.frontend.plan import Plan, plan
 from lagcompile.frontend.receipt import Receipt
-from lagcompile.frontend.signature import Signature, as_args, signature_of
-from lagcompile.frontend.split import AtSplit, BalancedSplit, NoSplit, SplitFile, SplitPolicy, split_of
-from lagcompile.frontend.stages import Network, build_network
+from lagcompile.frontend.signature import as_args, signature_of
+from lagcompile.frontend.split import AtSplit, NoSplit, SplitFile, SplitPolicy, split_of
+from lagcompile.frontend.stages import Network
 from lagcompile.ir.alone import alone
 from lagcompile.ir.arguments import expect, expect_functions, expect_positive, loss_name
-from lagcompile.ir.base import Frozen, SpecError, SplitError
+from lagcompile.ir.base import Frozen, SpecError
 from lagcompile.ir.program import Program
 from lagcompile.ir.solution import Solution
 from lagcompile.ir.yamlfile import dump, validate
@@ -85,7 +83,7 @@ def lift(
     signature = signature_of(model.forward, args, example_kwargs)
     known = args is not None or bool(example_kwargs)
     tensors = signature.flatten(args or (), example_kwargs or {}) if known else None
-    found = _chosen(model, signature, tensors, policy)
+    found = captured_and_cut(model, signature, tensors, policy)
     return Lifted(found.network, found.receipt, policy, formulation or Formulation(), name or type(model).__name__)
 
 
@@ -93,32 +91,6 @@ def _policy(split: SplitLike) -> SplitPolicy:
     if isinstance(split, str | Path):
         return validate(Path(split), SplitFile).split
     return split_of(split)
-
-
-def _chosen(
-    model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor] | None, policy: SplitPolicy
-) -> Captured:
-    """The capture, cut; where that is impossible with so many stages, the error holds the largest number that works."""
-    try:
-        return choose(model, signature, tensors, partial(_cut, policy))
-    except SplitError as error:
-        if error.most is None or not isinstance(policy, BalancedSplit):
-            raise
-        hidden = [path for path, t in unregistered(model) if t.requires_grad]
-        advice = f". {', '.join(hidden)}: no parameters of the model (hold modules in nn.ModuleList)" if hidden else ""
-        raise SplitError(f"{too_many(policy.stages, error.most)}{advice}", error.most) from None
-
-
-def _cut(
-    policy: SplitPolicy,
-    captured: Capture,
-    observed: Mapping[str, Observation] | None,
-    tensors: Sequence[torch.Tensor],
-    stages: int | None = None,
-) -> Network:
-    graph = build_graph(captured, observed)
-    chosen = policy if stages is None else BalancedSplit(stages=stages)
-    return build_network(captured, chosen.split(graph, Context(captured, tuple(tensors))))
 
 
 @dataclass(frozen=True)
@@ -246,7 +218,7 @@ class Lifted:
             return self
         original = self.network.capture.original
         signature = signature_of(original.forward, args, kwargs)
-        found = _chosen(original, signature, signature.flatten(args, kwargs), self.policy)
+        found = captured_and_cut(original, signature, signature.flatten(args, kwargs), self.policy)
         return Lifted(found.network, found.receipt, self.policy, self.formulation, self.name)
 
     def plan(self, examples: int = 1, *, state_slots: int = 1, dual_slots: int = 0, batch_size: int = 64) -> Plan:

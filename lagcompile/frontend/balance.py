@@ -6,7 +6,7 @@ is a floating tensor are offered; the choice is exact (dynamic programming), not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +142,16 @@ def too_many(stages: int, most: int) -> SplitError:
     """What is said where a model has fewer places to cut than asked for."""
     why = "(one tensor or more must cross each breakpoint)"
     return SplitError(f"split into {stages} stages: the graph allows at most {most} {why}", most)
+
+
+def why_few(graph: Graph, whole: Mapping[str, str]) -> str:
+    """What in a model stands in the way of more breakpoints."""
+    found = [f"'{path}' is kept whole: {reason}" for path, reason in whole.items()]
+    if any(n.type is not None and n.type.dtype.startswith("complex") for n in graph.staged):
+        found.append("complex values are no states: torch.view_as_real makes some that are")
+    if not graph.staged:
+        found.append("no operation reads a parameter (quantised, packed and plain tensors are none)")
+    return "; ".join(found)
 
 
 def _smallest_bottleneck(work: Ints, total: int, stages: int) -> int:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -163,6 +164,7 @@ def ties_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 _LAGCOMPILE = __file__.rsplit("frontend", 1)[0]
 _OWN = (torch.__path__[0], *(_LAGCOMPILE + n for n in ("frontend", "ir", "runtime", "check", "backends", "lift.py")))
+_CALLED = ("lagcompile/lift.py", "lagcompile\\lift.py")
 
 
 def is_users(filename: str) -> bool:
@@ -172,11 +174,11 @@ def is_users(filename: str) -> bool:
 
 def user_line(depth: int = 2) -> str:
     """Return file:line of the user's code that is running, '' where there is none."""
-    frame = sys._getframe(depth)
-    while frame is not None:
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and not frame.f_code.co_filename.endswith(_CALLED):  # behind it stands who called lift
         if is_users(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

@@ -57,7 +57,7 @@ class Traced:
     sizes: Sizes = field(default_factory=Sizes)
 
 
-_RANDOM = "its forward draws random numbers that its control flow or its constants depend on"
+_RANDOM = "its forward draws random numbers that its control flow or its constants depend on (LayerDrop: set it to 0)"
 
 
 _FACTORIES = (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.rand, torch.randn, torch.eye)

@@ -93,10 +93,12 @@ class SplitError(LagcompileError):
 
     Attributes:
         most: the largest number of stages that the model can be cut into, where more were asked for.
+        why: what stands in the way of more.
     """
 
     def __init__(self, problems: str | Sequence[str], most: int | None = None) -> None:
         self.most = most
+        self.why = ""
         super().__init__(problems)
 
 

@@ -193,3 +193,28 @@ def test_a_state_whose_batch_is_not_first_can_be_viewed() -> None:
     lifted = lc.lift(Turned(), X, split=lc.AtSplit(after=("contiguous",)))
     assert [str(s.type.shape) for s in lifted.program.states] == ["(2, 'B', 4)"]
     assert lifted.solve((X, Y), loss=functional.cross_entropy, options=lc.RunOptions(steps=3)).steps == 3
+
+
+def test_what_stands_in_the_way_of_more_stages_is_said() -> None:
+    class Dropped(nn.Module):
+        """LayerDrop."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                if not self.training or torch.rand(()) > 0.1:
+                    x = torch.relu(layer(x))
+            return x
+
+    class Waves(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.fft.fft(self.a(x))
+            return self.c(torch.fft.ifft(h * h.conj()).real[:, :8])
+
+    with pytest.raises(lc.SplitError, match=r"at most \d .* '0' is kept whole: its forward draws random .*LayerDrop"):
+        lc.lift(nn.Sequential(Dropped(), nn.Linear(6, 3)), X, split=5)
+    with pytest.raises(lc.SplitError, match=r"complex values are no states: torch.view_as_real"):
+        lc.lift(Waves(), X, split=7)
