@@ -151,7 +151,8 @@ class Rows:
         """Row numbers of a step, from 0."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            mixed = (self.seed * 1_000_003 + epoch + 2**63) % 2**64 - 2**63  # a generator takes 64 bits
+            generator = torch.Generator().manual_seed(mixed)
             self._epoch, self._order = epoch, torch.randperm(self.examples, generator=generator)
         return self._order[position * self.batch : (position + 1) * self.batch]
 

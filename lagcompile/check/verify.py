@@ -26,6 +26,7 @@ from lagcompile.check.derivative import Probe, not_the_derivative
 from lagcompile.frontend.capture import reason_of
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
+from lagcompile.frontend.structure import fill, opened
 from lagcompile.ir.alone import alone
 from lagcompile.ir.arguments import expect
 from lagcompile.ir.base import BindError
@@ -84,9 +85,16 @@ def verify_network(
         copied = convert(copied, torch.device("cpu"), wide=True)
         inputs = [widened(t.detach().cpu()) for t in tensors]
         goal = pytree.tree_map(lambda v: widened(v.detach().cpu()) if isinstance(v, Tensor) else v, target)
+
+        def copied_leaf(value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        def fresh(output: Any) -> Any:  # a loss may write into what it is given
+            return loss(fill(opened(output), copied_leaf), pytree.tree_map(copied_leaf, goal))
+
         with in_float64():
             for mode in MODES["network"]:
-                run = _Mode(copied, program, inputs, lambda out: loss(out, goal), training=mode == "train")
+                run = _Mode(copied, program, inputs, fresh, training=mode == "train")
                 residuals += [
                     Residual(kind=kind, name=name, mode=mode, value=value, tolerance=tolerance, scale=scale)
                     for kind, name, value, scale in run.measured()

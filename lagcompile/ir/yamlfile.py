@@ -195,6 +195,11 @@ class _Builder:
 
     def scalar(self, node: ScalarNode, path: KeyPath) -> object:
         text, kind = str(node.value), str(node.tag).removeprefix(_TAG)
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            self.problems.append(
+                f"{self.source}:{node.start_mark.line + 1}: {_lead(path)}the text holds half a character (a surrogate)"
+            )
+            return None
         plain = node.style is None
         try:
             if kind == "int":

@@ -182,7 +182,7 @@ def _silent(instance: Instance, rows: Tensor) -> bool:
         moving = [v for v in tensors if v.is_floating_point() or v.is_complex()]
 
         def value(moved: Sequence[Tensor]) -> Tensor:
-            new = dict(zip(map(id, moving), moved, strict=True))
+            new = dict(zip(map(id, moving), (v.clone() for v in moved), strict=True))  # a loss may write into them
             return one_number(instance.loss(fill(template, lambda leaf: new.get(id(leaf), leaf)), batch.target))
 
         with torch.enable_grad():
@@ -214,9 +214,10 @@ def one_number(value: object) -> Tensor:
     Raises:
         BindError: it is not one number.
     """
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
         return value
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    shape = f"a number of type {value.dtype}" if isinstance(value, Tensor) and not value.dim() else shape
     raise BindError(f"the loss must give one number for a batch, it gave {shape}")
 
 

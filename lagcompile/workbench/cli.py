@@ -196,8 +196,11 @@ def verify(
         raise typer.Exit(exporting.verify_folder(spec, out, examples))
     if exact:
         from lagcompile.workbench.exact import verify_exact
+        from lagcompile.workbench.progress import Display
 
-        comparison = verify_exact(_prepared(spec, trust, seed=seed), examples=examples)
+        prepared = _prepared(spec, trust, seed=seed)
+        with Display(Console(stderr=True)) as display:
+            comparison = verify_exact(prepared, examples=examples, display=display)
         typer.echo(str(comparison))
         raise typer.Exit(0 if comparison.ok else 1)
     from lagcompile.check.certificate import Certificate, differences

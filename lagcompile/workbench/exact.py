@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
@@ -24,6 +25,7 @@ from lagcompile.ir.base import MissingExtraError, ProgramError
 from lagcompile.ir.solution import Solution
 from lagcompile.runtime.instance import Instance
 from lagcompile.workbench.prepare import Prepared, placing
+from lagcompile.workbench.progress import Display
 
 LARGEST = 5000
 """Variables above which an exact comparison is refused."""
@@ -112,6 +114,7 @@ class _Table:
 
     instance: Instance
     original: nn.Module
+    display: Display | None = None
     lines: list[Line] = field(default_factory=list)
     solutions: dict[str, Solution] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
@@ -127,9 +130,13 @@ class _Table:
     def add(self, name: str, backend: Solver, options: RunOptions, start: Solution | None, against: str) -> None:
         """Solve, certify, and compare with another row where that has a solution."""
         self.reset()
+        watch = None
+        if self.display is not None:
+            self.display.begin(name)
+            watch = partial(self.display.look, name, options.steps)
         begin, nan = time.perf_counter(), float("nan")
         try:
-            solution = backend.solve(self.instance, options, original=self.original, start=start)
+            solution = backend.solve(self.instance, options, original=self.original, watch=watch, start=start)
         except (MissingExtraError, ProgramError) as error:
             seconds = time.perf_counter() - begin
             more = len(error.problems) - 1
@@ -165,6 +172,7 @@ def compare(
     *,
     original: nn.Module,
     start: Solution | None = None,
+    display: Display | None = None,
 ) -> Comparison:
     """Solve an instance by several backends; the first is the reference.
 
@@ -177,8 +185,9 @@ def compare(
         options: of step-wise methods.
         original: the user's module.
         start: a common start.
+        display: shows the rows of each solve on the way.
     """
-    table = _Table(instance, original)
+    table = _Table(instance, original, display)
     reference = next(iter(backends))
     for name, backend in backends.items():
         table.add(name, backend, options, start, reference if name != reference else "")
@@ -188,12 +197,13 @@ def compare(
     return Comparison(tuple(table.lines), table.solutions, table.certificates)
 
 
-def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparison:
+def verify_exact(prepared: Prepared, *, examples: int | None = None, display: Display | None = None) -> Comparison:
     """Solve a spec's program by SQP, by IPOPT where CasADi is installed, and by the spec's own method.
 
     Args:
         prepared: the spec, its data and its module.
         examples: use only the first training examples.
+        display: shows the rows of each solve on the way.
 
     Raises:
         SpecError: data, loss and program do not fit each other, or the program has more than `LARGEST` variables: the
@@ -208,7 +218,8 @@ def verify_exact(prepared: Prepared, *, examples: int | None = None) -> Comparis
         kinks = getattr(method, "kinks", "refuse")
         backends: dict[str, Solver] = {"sqp": SQP(), "ipopt": Ipopt(kinks=kinks)}
         backends[method.kind] = method  # of kind sqp or ipopt: with the spec's options
-        return compare(instance, backends, loaded.spec.run.options(), original=prepared.model)
+        options = loaded.spec.run.options()
+        return compare(instance, backends, options, original=prepared.model, display=display)
 
 
 def _refuse_large(instance: Instance) -> None:

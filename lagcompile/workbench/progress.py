@@ -82,6 +82,11 @@ class Display:
         if self.live:
             self._progress.stop()
 
+    def begin(self, name: str) -> None:
+        """Head the rows that follow with the name of a run."""
+        if not self.quiet:
+            self.console.print(f"{name}:", soft_wrap=True, highlight=False, markup=False)
+
     def look(self, name: str, total: int, row: Mapping[str, float]) -> None:
         """Show a row of a run of `total` steps."""
         if self.quiet:

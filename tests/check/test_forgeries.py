@@ -398,6 +398,20 @@ def test_rows_at_many_kinks_say_nothing_against_a_gradient() -> None:
     assert lc.lift(model, x, split=2).verify(x, Y, loss=F.cross_entropy).verdict == "ok"
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda output, target: F.mse_loss(output, target.mul_(0.5)),
+        lambda output, target: F.mse_loss(output.mul_(2.0), target),
+    ],
+    ids=["target", "output"],
+)
+def test_a_loss_that_writes_into_what_it_is_given_is_checked_on_copies(loss: Any) -> None:
+    target = torch.ones(10, 3)
+    assert lifted().verify(X, target, loss=loss).verdict == "ok"
+    assert bool((target == 1.0).all())
+
+
 def test_no_rows_are_not_assessed() -> None:
     certificate = lifted().verify(X[:0], Y[:0], loss=F.cross_entropy)
     assert certificate.verdict == "not assessed"

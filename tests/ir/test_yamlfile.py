@@ -211,6 +211,7 @@ def test_a_validators_own_sentence_and_wrong_tops() -> None:
         ),
         ("a: 1\n b: 2", "x.yaml:2: not valid YAML: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2", "x.yaml:2: not valid YAML: but found another document"),
+        ('a: 1\nb: "\\ud800"', "x.yaml:2: b: the text holds half a character (a surrogate)"),
         ("a: *b", "x.yaml:1: not valid YAML: found undefined alias 'b'"),
         ("a: 1\nb:\n  c: 1\n  c: 2", "x.yaml:4: b.c: duplicate key, first given on line 3"),
         ("a: !!python/object:os.system [ls]", "x.yaml:1: a: unknown tag '!!python/object:os.system'"),

@@ -87,6 +87,23 @@ def test_a_loss_that_is_nan_on_every_row_is_refused_and_one_that_leaves_rows_out
     assert lifted.solve((X, padded), loss=MEAN, options=options).status is lc.Status.STEPS_DONE
 
 
+def test_a_loss_of_another_shape_or_type_is_named_and_one_that_writes_into_the_output_runs() -> None:
+    for wrong, said in [
+        (lambda out, y: MEAN(out, y).reshape(1, 1), r"it gave \(1, 1\)"),
+        (lambda out, y: MEAN(out, y).to(torch.complex64), "it gave a number of type torch.complex64"),
+    ]:
+        with pytest.raises(lc.BindError, match=f"one number for a batch, {said}"):
+            bound(wrong, "mean")
+    bound(lambda out, y: MEAN(out.mul_(2.0), y), "mean")
+
+
+@pytest.mark.parametrize("seed", [-5, 2**62, 1 - 2**63, 2**63 - 1])
+def test_any_seed_of_64_bits_is_one(seed: int) -> None:
+    lifted = lc.lift(nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.1), nn.Linear(6, 3)), X[:4], split=2)
+    options = lc.RunOptions(steps=3, batch_size=4, seed=seed)
+    assert lifted.solve((X, Y), loss=MEAN, options=options).steps == 3
+
+
 def test_a_method_that_is_none_is_said() -> None:
     lifted = lc.lift(nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)), X[:4], split=2)
     with pytest.raises(lc.SpecError, match=r"method takes an object such as lagcompile.Extragradient\(\), got 'sqp'"):

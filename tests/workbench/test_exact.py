@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -15,6 +17,7 @@ from lagcompile.store.folder import load_tensors
 from lagcompile.workbench.cli import app
 from lagcompile.workbench.exact import verify_exact
 from lagcompile.workbench.prepare import prepare
+from lagcompile.workbench.progress import Display
 from lagcompile.workbench.spec import load
 from lagcompile.workbench.spy import spy
 from tests.problems import normal
@@ -64,8 +67,12 @@ def _spec(folder: Path, text: str) -> Path:
 
 
 def test_backends_stand_side_by_side(tmp_path: Path) -> None:
-    comparison = verify_exact(prepare(load(_spec(tmp_path, SPEC), trust=["tests"])))
+    shown = io.StringIO()
+    prepared = prepare(load(_spec(tmp_path, SPEC), trust=["tests"]))
+    comparison = verify_exact(prepared, display=Display(Console(file=shown)))
     assert comparison.ok
+    assert all(f"{line.backend}:\n" in shown.getvalue() for line in comparison.lines)
+    assert "primal inf" in shown.getvalue()
     names = ["sqp", "ipopt", "extragradient", "sqp from extragradient"]
     assert [line.backend for line in comparison.lines] == names
     sqp, ipopt, rough, polished = comparison.lines
