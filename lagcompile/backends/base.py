@@ -24,7 +24,7 @@ from lagcompile.ir.base import Frozen, ProgramError
 from lagcompile.ir.solution import History, Solution, Status
 from lagcompile.runtime.instance import Instance
 from lagcompile.runtime.trial import try_batches
-from lagcompile.store.stop import StoppedError
+from lagcompile.store.stop import Ended, StoppedError
 
 Watch = Callable[[Mapping[str, float]], None]
 
@@ -202,7 +202,8 @@ def drive(
 
     Raises:
         ProgramError: a weight is not finite.
-        KeyboardInterrupt: in the middle of a step, where a keeper may not keep what was reached.
+        KeyboardInterrupt: in the middle of a step, where a keeper may not keep what was reached; `Ended` by the
+            command line, which keeps nothing half done.
     """
     instance = executor.instance
     best = best or best_of(executor, options)
@@ -239,8 +240,8 @@ def drive(
                 break
     except StoppedError:
         status = Status.INTERRUPTED
-    except KeyboardInterrupt:
-        if keeper is not None:
+    except KeyboardInterrupt as interrupt:
+        if keeper is not None or isinstance(interrupt, Ended):
             raise
         status = Status.INTERRUPTED
     if keeper is not None:

@@ -8,6 +8,7 @@ before the file does, and its old line is removed after that.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from lagcompile.ir.base import DataError
 from lagcompile.ir.disk import read_bytes, replace
 
 SUMS = "lagcompile.sums"
+MARKS = ("run.id", "checkpoint-a.state", "checkpoint-b.state")
+"""Files of run folders, which have a list."""
 Listed = dict[str, tuple[str, ...]]
 """File name -> digests that the file may have: one, or two while it is being replaced."""
 
@@ -57,6 +60,8 @@ def check(path: Path, data: bytes) -> bytes:
         DataError: it is something else.
     """
     digests = listed(path.parent).get(path.name)
+    if digests is None and not (path.parent / SUMS).exists() and any((path.parent / m).exists() for m in MARKS):
+        warnings.warn(f"{path.parent / SUMS} is gone: whether {path} was damaged cannot be said", stacklevel=2)
     if digests is not None and hashlib.sha256(data).hexdigest() not in digests:
         raise DataError(
             f"{path} is damaged or was changed: it is not what was written with {SUMS} beside it. Take an undamaged "

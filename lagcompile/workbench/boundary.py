@@ -11,7 +11,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from lagcompile.ir.base import LagcompileError
@@ -29,14 +30,16 @@ def guarded(command: Callable[[], object]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # characters that the terminal lacks are written as numbers
             stream.reconfigure(errors="backslashreplace")
-    status = 0
+    status, shown = 0, warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         try:
             with ending():
                 command()
         except SystemExit as left:
-            if isinstance(left.__context__, BrokenPipeError):  # Click makes 1 of it
-                raise left.__context__ from None
+            behind = list(_behind(left))
+            if behind:
+                raise behind[-1] from None
             status = left.code if isinstance(left.code, int) else int(left.code is not None)
         sys.stdout.flush()
     except BaseException as error:  # the one place where everything ends
@@ -48,10 +51,21 @@ def guarded(command: Callable[[], object]) -> int:
                 print(line, file=sys.stderr, flush=True)
         if isinstance(error, OSError):
             _drop_output()
+    finally:
+        warnings.formatwarning = shown
     if any(thread.is_alive() for thread in ABANDONED):  # libraries with threads of their own abort when Python ends
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def _behind(left: BaseException) -> Iterator[BaseException]:
+    """Yield the pipes that closed and the interrupts that Click made an exit status of."""
+    inner = left.__cause__ or left.__context__
+    if inner is not None:
+        yield from _behind(inner)
+        if isinstance(inner, BrokenPipeError | KeyboardInterrupt):
+            yield inner
 
 
 def debugging() -> bool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
+from lagcompile.workbench import tables
 from lagcompile.workbench.cli import main
+from lagcompile.workbench.rows import Rows
 from tests.store.damage import damage
 from tests.store.dying import died
 from tests.store.runs import files
@@ -138,3 +145,57 @@ def test_fewer_steps_than_were_made_are_said(spec: Path, capsys: Captured) -> No
     assert call("solve", spec, "--quiet", "--out", "run", "--resume", "--steps", "2") == 0
     assert "run holds 4 steps already, more than the 2 asked for: none is made" in capsys.readouterr().err
     assert Path("run/model.pt").read_bytes() == model
+
+
+def test_readers_name_a_list_of_digests_that_is_gone(spec: Path) -> None:
+    assert call("solve", spec, "--quiet", "--out", "run") == 0
+    Path("run/lagcompile.sums").unlink()
+    for command in (("verify", spec, "--against", "run/certificate.json"), ("diff", spec, "run/program.json")):
+        with pytest.warns(UserWarning, match=r"^run/lagcompile\.sums is gone: whether run/\S+ was damaged"):
+            assert call(*command) == 0
+    shutil.copy("run/certificate.json", "alone.json")
+    shutil.copy("run/model.pt", "alone.pt")
+    assert call("verify", spec, "--weights", "alone.pt", "--against", "alone.json") == 0
+
+
+BENCH = ("bench", "table1", "--systems", "backprop,altmin", "--seeds", "1", "--steps", "2", "--trials", "2", "--out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_bench_with_one_line_and_its_rows_stay(
+    number: signal.Signals, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    assert call(*BENCH, "whole", "--search-steps", "2") == 0
+    score, calls = tables.score_of, list[int]()
+
+    def ended(*given: Any, **options: Any) -> tuple[float, str]:
+        calls.append(1)
+        if len(calls) == 3:  # in the second system's search
+            threading.Timer(0.0, lambda: os.kill(os.getpid(), number)).start()
+            time.sleep(5.0)
+        return score(*given, **options)
+
+    capsys.readouterr()
+    with mock.patch.object(tables, "score_of", ended):
+        assert call(*BENCH, "broken", "--search-steps", "2") == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == ("interrupted" if number == 2 else f"ended by {number.name}")
+    assert not Path("broken/.lock").exists()
+    assert len(Rows(Path("broken")).rows) == 1
+    assert call(*BENCH, "broken", "--search-steps", "2") == 0
+    assert files(Path("broken")) == files(Path("whole"))
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "import lagcompile_command\n"
+        "lagcompile_command.main()\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (130, "interrupted\n")
