@@ -87,11 +87,7 @@ class AltMin(StageMethod):
             yield "altmin needs at least one state: cut before each activation (split at, before: [...])"
 
     def executor(self, instance: Instance, *, seed: int = 0) -> AltMinExecutor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: states that are not transient, defects without a quadratic weight, or layers without memory.
-        """
+        """Return an executor of this method on an instance; see `Solver.executor`."""
         return AltMinExecutor(instance, self, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:

@@ -71,11 +71,7 @@ class AugmentedLagrangian(Method):
         return len(self.states.slots()), 0
 
     def executor(self, instance: Instance, *, seed: int = 0) -> AugmentedExecutor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: multipliers would never move, or the program is not for first-order methods.
-        """
+        """Return an executor of this method on an instance; see `Solver.executor`."""
         return AugmentedExecutor(instance, self, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:

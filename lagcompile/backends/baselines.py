@@ -48,11 +48,7 @@ class Backprop(Method):
         yield from not_by_stages(program, self.name)
 
     def executor(self, instance: Instance, *, seed: int = 0) -> BackpropExecutor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: inputs to be solved for, or further constraints.
-        """
+        """Return an executor of this method on an instance; see `Solver.executor`."""
         return BackpropExecutor(instance, self, self.weights, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:
@@ -91,11 +87,7 @@ class FeedbackAlignment(StageMethod):
     """Standard deviation of the feedback times the square root of the number of outputs."""
 
     def executor(self, instance: Instance, *, seed: int = 0) -> FeedbackAlignmentExecutor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: states that are not transient, or an output that is not one tensor.
-        """
+        """Return an executor of this method on an instance; see `Solver.executor`."""
         return FeedbackAlignmentExecutor(instance, self, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:
@@ -174,11 +166,7 @@ class DifferenceTargetPropagation(StageMethod):
         yield from list(super().problems(program)) or list(_no_chain(program)) or list(_more_targets(program))
 
     def executor(self, instance: Instance, *, seed: int = 0) -> TargetPropagationExecutor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: the stages do not form a chain, or states are not transient.
-        """
+        """Return an executor of this method on an instance; see `Solver.executor`."""
         return TargetPropagationExecutor(instance, self, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:

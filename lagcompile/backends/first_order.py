@@ -66,11 +66,7 @@ class FirstOrder(Method):
         return len(self.states.slots()) + past, duals
 
     def executor(self, instance: Instance, *, seed: int = 0) -> FirstOrderExecutor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: the program has features that first-order methods do not support.
-        """
+        """Return an executor of this method on an instance; see `Solver.executor`."""
         return FirstOrderExecutor(instance, self, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:

@@ -80,11 +80,7 @@ class ProxProp(StageMethod):
     """Globs of layer paths that take explicit steps; the last stage's always do."""
 
     def executor(self, instance: Instance, *, seed: int = 0) -> ProxPropExecutor:
-        """Executor of this method on an instance.
-
-        Raises:
-            ProgramError: a stage that is not affine in its weights; each problem names the layer.
-        """
+        """Return an executor of this method on an instance; see `Solver.executor`."""
         return ProxPropExecutor(instance, self, seed=seed)
 
     def tex(self, symbols: Symbols) -> list[str]:

@@ -24,6 +24,7 @@ from lagcompile.frontend.graphmodule import WithWeights
 from lagcompile.frontend.stages import StageModule
 from lagcompile.runtime.float64 import double_on_cpu, in_float64, leaves_float64
 from lagcompile.runtime.instance import Instance, convert
+from lagcompile.runtime.starts import started
 
 
 class ExactProgram:
@@ -219,11 +220,7 @@ class ExactProgram:
             result = self._initial()
         generator = torch.Generator().manual_seed(0)
         for state in self._states:
-            value = result["state", state.name]
-            if state.start.kind == "zeros":
-                result["state", state.name] = torch.zeros_like(value)
-            elif state.start.kind == "unit_sphere":
-                drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-                norm = torch.linalg.vector_norm(drawn.flatten(1), dim=1).reshape(-1, *(1 for _ in value.shape[1:]))
-                result["state", state.name] = drawn / norm
+            value = started(state.start, result["state", state.name].unsqueeze(0), generator)
+            if value is not None:
+                result["state", state.name] = value[0]
         return result

@@ -20,6 +20,7 @@ from lagcompile.runtime.allocation import WithinMemory
 from lagcompile.runtime.instance import Batch
 from lagcompile.runtime.lagrangian import Gradients, Lagrangian
 from lagcompile.runtime.rules import SGD, Rule, Scheme
+from lagcompile.runtime.starts import started
 from lagcompile.runtime.steps import ExtraRows
 
 TOO_LARGE = (
@@ -109,8 +110,8 @@ class Store:
         states, duals, dual_banks = [], [], []
         for i in self.tables.passing:
             bank = self.banks[i]
-            start = values[i] if bank.first.start.kind == "forward" else torch.zeros_like(values[i])
-            states.append(self.tables.keeping[i].stored(start))
+            start = started(bank.first.start, values[i], self.generator)
+            states.append(self.tables.keeping[i].stored(values[i] if start is None else start))
             if bank.multiplier is not None:
                 shape = self.tables.dual_shape(i, values[i].shape[1])
                 duals.append(sweep[i] if starts_at_adjoint(bank) else values[i].new_zeros(shape))

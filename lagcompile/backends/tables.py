@@ -18,6 +18,7 @@ from lagcompile.runtime.adjoint import dual_sweep
 from lagcompile.runtime.instance import Instance, batch_axis
 from lagcompile.runtime.lagrangian import Lagrangian
 from lagcompile.runtime.layout import Bank
+from lagcompile.runtime.starts import started
 from lagcompile.runtime.storages import keeping
 
 FILL_BATCH = 512
@@ -94,15 +95,14 @@ class Tables:
     # ---------------------------------------------------------------- starts
     def _fill(self) -> None:
         """Start every state and multiplier that is kept."""
+        forward = []
         for table, i in zip(self.states, self.kept, strict=True):
-            bank = self.banks[i]
-            if bank.first.start.kind == "unit_sphere":
-                target = self.keeping[i].centre(table)
-                drawn = torch.randn(target.shape, generator=self.generator, device=table.device)
-                flat = drawn.flatten(2) if drawn.dim() > 2 else drawn.unsqueeze(-1)
-                norm = torch.linalg.vector_norm(flat, dim=2).reshape(*drawn.shape[:2], *(1 for _ in drawn.shape[2:]))
-                target.copy_((drawn / norm).to(target.dtype))
-        forward = [i for i in self.kept if self.banks[i].first.start.kind == "forward"]
+            centre = self.keeping[i].centre(table)
+            values = started(self.banks[i].first.start, centre, self.generator)
+            if values is None:
+                forward.append(i)
+            else:
+                centre.copy_(self.keeping[i].stored(values))
         adjoint = [i for i in self.dual if starts_at_adjoint(self.banks[i])]
         if forward or adjoint:
             self.instance.weights.publish()

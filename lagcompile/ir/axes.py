@@ -17,31 +17,37 @@ from lagcompile.ir.tex import number
 
 
 # ---------------------------------------------------------------- starts
-class Forward(Frozen):
+class _Start(Frozen):
+    tex: ClassVar[str]
+    """Where a state starts, in words."""
+    kind: str
+
+
+class Forward(_Start):
     """A forward pass of the network."""
 
-    tex: ClassVar[str] = "a forward pass"
+    tex = "a forward pass"
     kind: Literal["forward"] = "forward"
 
 
-class Zeros(Frozen):
+class Zeros(_Start):
     """All zeros."""
 
-    tex: ClassVar[str] = "zero"
+    tex = "zero"
     kind: Literal["zeros"] = "zeros"
 
 
-class UnitSphere(Frozen):
+class UnitSphere(_Start):
     """A random point of the unit sphere for each row."""
 
-    tex: ClassVar[str] = "the unit sphere"
+    tex = "the unit sphere"
     kind: Literal["unit_sphere"] = "unit_sphere"
 
 
-class Observed(Frozen):
+class Observed(_Start):
     """Values that the user gives when the data are bound."""
 
-    tex: ClassVar[str] = "observations"
+    tex = "observations"
     kind: Literal["observed"] = "observed"
 
 

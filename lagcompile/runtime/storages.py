@@ -89,6 +89,9 @@ class _Gaussian(Keeping):
     def centre(self, table: Tensor) -> Tensor:
         return table[:, :, 0]
 
+    def stored(self, values: Tensor) -> Tensor:
+        return values
+
     def begin(self, table: Tensor, rows: Tensor, values: Tensor, labels: Tensor | None) -> None:
         assert labels is not None
         table[:, :, 0].index_add_(1, labels, values)

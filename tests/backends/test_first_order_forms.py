@@ -161,3 +161,32 @@ def test_inner_steps_run_stages_that_read_data_alone_once(forget: bool, monkeypa
         assert mine.keys() == other.keys()
         for name, value in other.items():
             torch.testing.assert_close(mine[name], value, rtol=0, atol=0)
+
+
+DOMAINS = [lc.Free(), lc.NonNegative(by="softplus"), lc.NonNegative(by="project"), lc.Range(lower=0.25, upper=0.5)]
+
+
+@pytest.mark.parametrize("start", [lc.Zeros(), lc.UnitSphere()], ids=lambda s: s.kind)
+@pytest.mark.parametrize("domain", DOMAINS, ids=lambda d: d.text)
+def test_a_start_is_the_value_it_says_or_the_closest_that_the_domain_has(start: Any, domain: Any) -> None:
+    values, free = (
+        executor(lc.Extragradient(), start=start, domain=d, weight=lc.ConstantWeight(value=1.0)).values()[0]["h1"]
+        for d in (domain, lc.Free())
+    )
+    torch.testing.assert_close(values, free.clamp(*domain.bounds), rtol=0, atol=1e-3)
+
+
+def test_zeros_are_the_same_in_tables_and_in_batches() -> None:
+    starts = []
+    for storage in (lc.Table(), lc.Transient()):
+        runs = executor(
+            lc.Extragradient(),
+            storage=storage,
+            start=lc.Zeros(),
+            domain=lc.NonNegative(by="softplus"),
+            weight=lc.ConstantWeight(value=1.0),
+        )
+        assert isinstance(runs, FirstOrderExecutor)
+        runs.store.begin(runs.instance.batch(torch.arange(5)), 0)
+        starts.append(runs.store.values()[0])
+    torch.testing.assert_close(*starts)
