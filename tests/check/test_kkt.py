@@ -147,6 +147,15 @@ def test_what_is_active_takes_as_many_directions_from_the_hessian(name: str) -> 
     assert f"{free} positive, 0 zero, 0 negative eigenvalues; {active} active gradients" in certificate.facts[-1]
 
 
+@pytest.mark.parametrize("relation", ["==", "<="])
+def test_a_constraint_of_the_users_is_active_where_it_pushes(relation: Any) -> None:
+    problem = constrained(ENERGY.model_copy(update={"relation": relation}))
+    certificate = certify_kkt(problem.bind(), problem.solve(SQP()))
+    assert certificate.ok
+    assert certificate.facts[-1].endswith("; 13 active gradients of rank 13")
+    assert ("complementarity" in {r.kind for r in certificate.residuals}) == (relation == "<=")
+
+
 def test_what_has_no_hessian_is_said() -> None:
     terms = (lc.Regulariser(kind="l1", on="weights", weight=0.05), *L2)
     for problem, why in (
