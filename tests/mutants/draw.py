@@ -24,7 +24,7 @@ TRIVIAL = ("BitAnd", "BitOr", "BitXor", "LShift", "RShift")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: the file, the first line that differs, and the text of the changed file."""
+    """One change: the file, the first line of the changed statement, the text of the changed file, and the change."""
 
     path: str
     line: int
@@ -90,7 +90,13 @@ def _mutant(root: Path, path: str, name: str, occurrence: int) -> Mutant | None:
     lines = list(difflib.unified_diff(code.splitlines(), changed.splitlines(), n=0, lineterm=""))
     at = int(lines[2].split()[1].split(",")[0].lstrip("-"))
     text = "  ->  ".join(" ".join(line[1:].split()) for line in lines[3:])
-    return Mutant(path, max(at, 1), changed, text)
+    return Mutant(path, _statement(code, max(at, 1)), changed, text)
+
+
+def _statement(code: str, line: int) -> int:
+    """Find where the innermost statement that a line belongs to begins: tests that end it early run that line alone."""
+    found = (n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.stmt))
+    return max((n.lineno for n in found if n.lineno <= line <= (n.end_lineno or line)), default=line)
 
 
 def _meaning(code: str) -> str | None:

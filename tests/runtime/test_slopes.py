@@ -23,6 +23,8 @@ CASES: list[tuple[str, Function, list[float], list[float]]] = [
     ("hardtanh", F.hardtanh, [-1.0, 0.0, 1.0], [0.25, 1.0, 0.25]),
     ("relu6", F.relu6, [0.0, 1.0, 6.0], [0.25, 1.0, 0.25]),
     ("amax", lambda x: x.amax().reshape(1), [1.0, 3.0, 3.0], [0.0, 0.75, 0.25]),
+    ("tensor bound", lambda x: x.clamp(max=torch.ones(2)), [1.0, 3.0], [1.0, 0.0]),
+    ("tensor bounds", lambda x: x.clamp(torch.zeros(2), torch.ones(2)), [0.5, 3.0], [1.0, 0.0]),
     ("smooth", torch.tanh, [0.0], [1.0]),
 ]
 
@@ -40,7 +42,8 @@ def test_slopes_are_taken_at_kinks(name: str, function: Function, at: list[float
             e if p != max(q for q in at if q in {1.0, 2.0, 6.0}) else 0.25 for e, p in zip(expected, at, strict=True)
         ]
     assert found.tolist() == pytest.approx(expected)
-    assert slopes.seen == {"module": 2, "clamp": 2, "hardtanh": 2, "relu6": 2, "smooth": 0}.get(name, 1)
+    several = {"module": 2, "clamp": 2, "hardtanh": 2, "relu6": 2}
+    assert slopes.seen == several.get(name, 0 if name in {"tensor bound", "tensor bounds", "smooth"} else 1)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
