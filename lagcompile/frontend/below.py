@@ -99,7 +99,7 @@ def record(model: nn.Module, signature: Signature, tensors: Sequence[Tensor], *,
         with quietly(), torch.enable_grad(), unchecked_distributions():
             weights = [_fake(mode, n, t, free=False) for n, t in state.items()]
             inputs = [_fake(mode, n, t, free=free) for n, t in zip(signature.names, tensors, strict=True)]
-            found = make_fx(run, tracing_mode="real", record_stack_traces=True)(weights, inputs)
+            found = make_fx(run, tracing_mode="symbolic", record_stack_traces=True)(weights, inputs)
     finally:
         restore_buffers(dict(model.named_modules()), held, before)
     return _converted(found, list(state), signature, tensors, template[0])

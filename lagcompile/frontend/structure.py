@@ -9,6 +9,7 @@ transformer's cache or a distribution).
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -103,10 +104,12 @@ def fill(template: Any, leaf: Callable[[Any], Any]) -> Any:
 
 def _build(kind: type[Any], keys: tuple[Any, ...] | None, items: list[Any]) -> Any:
     if keys is None:
-        named = kind is slice or (issubclass(kind, tuple) and "_fields" in vars(kind))
+        named = kind is slice or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
         return kind(*items) if named else kind(items)
     values = dict(zip(keys, items, strict=True))
     if not dataclasses.is_dataclass(kind):
+        if issubclass(kind, defaultdict):
+            return kind(None, values)
         if issubclass(kind, Mapping):
             return kind(values)  # type: ignore[call-arg]
         made = object.__new__(kind)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+from torch.func import functional_call, grad, hessian, jacrev, stack_module_state, vmap
 
 import lagcompile as lc
 from tests.frontend.sameness import right_or_refused
@@ -100,6 +100,30 @@ class Adapted(nn.Module):
         return vmap(task)(x)
 
 
+class Penalised(nn.Module):
+    """A critic and its gradient penalty at random points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = _net(2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        share = torch.rand(x.size(0), 1)
+        between = (share * x + (1 - share) * x.flip(0)).requires_grad_(True)
+        slope = _slope(self.critic(between), between)
+        return self.critic(x), (slope.norm(2, 1) - 1).square()
+
+
+class Laplacian(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _net(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        curvature = vmap(hessian(lambda z: self.net(z).squeeze()))(x)
+        return curvature.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
 class Ensemble(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +153,7 @@ class Rows(nn.Module):
         return vmap(self.net)(x)
 
 
-KINDS = [Burgers, Forces, Inside, CutOff, Adapted, Jacobian, Rows]
+KINDS = [Burgers, Forces, Inside, CutOff, Adapted, Penalised, Jacobian, Rows]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,3 +187,11 @@ def test_a_model_that_takes_derivatives_and_decides_by_values_is_refused_by_its_
 
     with pytest.raises(lc.LiftError, match=r"`if rest.sum\(\) > 0:` decides by the value of a tensor"):
         lc.lift(Decides(), X, split=2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch scripts its own rules of forward derivatives
+def test_what_is_captured_for_one_batch_size_says_so() -> None:
+    lifted = lc.lift(model := Laplacian(), X, split=2)
+    assert torch.allclose(lifted(X), model(X), atol=1e-5)
+    with pytest.raises(lc.BindError, match="captured for batches of 12 only"):
+        lifted(X[:5])

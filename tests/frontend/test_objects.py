@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import pytest
@@ -72,6 +73,37 @@ class Configured(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Settings]:
         return self.b(torch.relu(self.a(x))), Settings(0.5)
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    number: int = 3
+
+
+class Halved(Pair):
+    """A named tuple that can do more."""
+
+    @property
+    def half(self) -> Tensor:
+        return self.logits / 2
+
+
+class Record(dict[str, Any]):
+    """Items are attributes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__ = self
+
+
+class Various(Configured):
+    """Containers whose classes are made in other ways than from what they hold."""
+
+    def forward(self, x: Tensor) -> Any:
+        y, _ = super().forward(x)
+        gathered = defaultdict(list)
+        gathered["all"].append(y)
+        return Halved(y), gathered, Record(logits=y, none=None), range(2), {"a"}
 
 
 class Slotted:
@@ -170,6 +202,14 @@ def test_what_holds_objects_is_solved_and_certified(kind: type[nn.Module], loss:
     solution = lifted.solve((x, Y), loss=loss, options=lc.RunOptions(steps=3))
     assert solution.certificate is not None
     assert solution.certificate.ok
+
+
+def test_containers_of_any_class_come_back() -> None:
+    pair, gathered, record, *rest = lc.lift(model := Various(), X, split=2)(X)
+    assert type(pair) is Halved
+    assert torch.allclose(pair.half, model(X)[0].half)
+    assert torch.equal(gathered["all"][0], record.logits)
+    assert rest == [range(2), {"a"}]
 
 
 def test_a_cache_comes_back_as_the_model_gives_it() -> None:
