@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lagcompile.frontend.still import Attributes
 from lagcompile.frontend.tensors import identical
-from lagcompile.frontend.trials import Call, Outcome, Trial, run
+from lagcompile.frontend.trials import Call, Known, Outcome, Trial, run
 
 UNITS = 8
 """Units in the last place that any two runs may differ by."""
@@ -82,9 +81,7 @@ def gap(expected: Outcome, got: Outcome, moved: Callable[[], Outcome]) -> Gap:
     return Gap(worst["output"], worst["gradient"], buffers, random, tuple(problems))
 
 
-def rounded(
-    model: nn.Module, call: Call, trial: Trial, expected: Outcome, known: dict[str, Attributes] | None = None
-) -> Outcome:
+def rounded(model: nn.Module, call: Call, trial: Trial, expected: Outcome, known: Known | None = None) -> Outcome:
     """The model's own run with weights and inputs moved in their last place.
 
     The run itself where it is not the same when it is repeated: then what moves is not rounding.

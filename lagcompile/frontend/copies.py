@@ -49,10 +49,11 @@ def private_copy(model: nn.Module) -> nn.Module:
     if lazy:
         named = ", ".join(f"'{n}'" for n in sorted(lazy)) if lazy != {""} else "the model"
         raise LiftError(f"{named} has no weights yet (a lazy layer): run the model once before lifting")
-    if lost := [*_lost(model)]:
+    closures = Closures(model)
+    if lost := [*_lost(model, closures)]:
         raise LiftError(lost)
     try:
-        return copied(model)
+        return copied(model, closures=closures)
     except Exception as error:
         problems = [
             f"the attribute '{path}' ({type(value).__name__}) cannot be copied, and lifting works on a copy of the "
@@ -62,10 +63,10 @@ def private_copy(model: nn.Module) -> nn.Module:
         raise LiftError(problems or f"the model cannot be copied: {_first_line(error)}") from error
 
 
-def copied(value: Value, memo: dict[int, Any] | None = None) -> Value:
+def copied(value: Value, memo: dict[int, Any] | None = None, *, closures: Closures | None = None) -> Value:
     """A deep copy: computed tensors are cut off from what they were computed from, closures read the copy."""
     memo = {} if memo is None else memo
-    closures = Closures(value)
+    closures = closures or Closures(value)
     closures.ahead(memo)
     with _CutOff():
         result = copy.deepcopy(value, memo)
@@ -163,7 +164,7 @@ def _inside(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Tensor
             yield from _inside(f"{path}[{key!r}]", item, seen)
 
 
-def _lost(model: nn.Module) -> Iterator[str]:
+def _lost(model: nn.Module, closures: Closures) -> Iterator[str]:
     """What a model does that no copy of it would do."""
     for path, p in model.named_parameters():
         if p._backward_hooks:
@@ -171,7 +172,7 @@ def _lost(model: nn.Module) -> Iterator[str]:
                 f"the parameter '{path}' has a hook on its gradient (register_hook), and copies of a model lose it: "
                 "remove the hook, and change the gradient in the forward, by a torch.autograd.Function"
             )
-    for function, name in Closures(model).foreign():
+    for function, name in closures.foreign():
         yield (
             f"{function} reads the global variable '{name}', which is a part of the model, and would read the original "
             "in every copy: reach it through 'self', or through the module that a hook is given"

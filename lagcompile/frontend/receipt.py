@@ -36,9 +36,8 @@ from lagcompile.frontend.graph import Observation
 from lagcompile.frontend.observe import Recorder, observations
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network
-from lagcompile.frontend.still import Attributes
 from lagcompile.frontend.tensors import identical
-from lagcompile.frontend.trials import Outcome, Trial, emptied, grown, negated, resized, run, with_values
+from lagcompile.frontend.trials import Known, Outcome, Trial, emptied, grown, negated, resized, run, with_values
 from lagcompile.ir.base import Measured
 
 WORK = 1_000_000_000
@@ -171,7 +170,7 @@ class Expectations:
         self.own = batch_of(tensors) or 1
         self.fixed = ""
         self.asked: set[str] = set()
-        self.known: dict[str, Attributes] = {}
+        self.known = Known()
         self._done: dict[tuple[str, bool, int, bool, bool], Expected | None] = {}
         problems: list[Exception] = []
         for fixed, graded in product((False, True), (False, True)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -78,6 +78,19 @@ class Outcome:
     calls: int = 1
 
 
+@dataclass
+class Known:
+    """What runs of one model tell later ones.
+
+    Attributes:
+        attributes: of its modules, as they were met.
+        weights: other weights, once they were made up.
+    """
+
+    attributes: dict[str, Attributes] = field(default_factory=dict)
+    weights: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
+
 def run(
     model: nn.Module,
     call: Call,
@@ -86,7 +99,7 @@ def run(
     graphs: Sequence[nn.Module] = (),
     rounding: bool = False,
     calls: int = 0,
-    known: dict[str, Attributes] | None = None,
+    known: Known | None = None,
 ) -> Outcome:
     """Run a trial.
 
@@ -97,13 +110,14 @@ def run(
         rounding: move weights and inputs in their last place, to learn how much rounding does to the result.
         calls: how often to call it; 0: once, and where that changes Python attributes twice more, the last time with
             counters far ahead.
-        known: the model's attributes, as earlier runs met them.
+        known: what earlier runs of the model tell.
 
     Raises:
         Exception: what the user's own code raises.
     """
-    weights = _varied(model, trial.varied, rounding) if trial.varied or rounding else nullcontext()
-    with weights, as_it_was(model, trial.training, also=graphs, slopes=trial.slopes, known=known) as before:
+    known = known or Known()
+    weights = _varied(model, trial.varied, rounding, known.weights) if trial.varied or rounding else nullcontext()
+    with weights, as_it_was(model, trial.training, also=graphs, slopes=trial.slopes, known=known.attributes) as before:
         start = random_states(model)
         numbers, first = _once(model, call, trial, rounding, before, "")
         attributes = tuple(before.changed())
@@ -194,36 +208,49 @@ def _noise(like: Tensor, seed: int) -> Tensor:
     return few.repeat(-(-like.numel() // max(len(few), 1)))[: like.numel()].view(like.shape)
 
 
-def _scale(flat: Tensor, few: Tensor) -> None:
-    """Multiply by a tile, repeated, in place."""
+def _scaled(flat: Tensor, few: Tensor) -> Tensor:
+    """The product with a tile, repeated."""
+    made = torch.empty_like(flat)
     whole = len(flat) // len(few) * len(few)
-    flat[:whole].view(-1, len(few)).mul_(few)
-    flat[whole:].mul_(few[: len(flat) - whole])
+    torch.mul(flat[:whole].view(-1, len(few)), few, out=made[:whole].view(-1, len(few)))
+    torch.mul(flat[whole:], few[: len(flat) - whole], out=made[whole:])
+    return made
 
 
 @contextmanager
-def _varied(model: nn.Module, other: bool, rounding: bool) -> Iterator[None]:
-    """Other weights of the same signs and about the same size, or the same up to rounding; put back bit for bit."""
-    held = [(p, p.detach().clone()) for p in model.parameters() if _is_real(p) and p.numel()]
-    with torch.no_grad():
-        for i, (p, before) in enumerate(held):
-            value = before.clone().flatten() if not p.is_contiguous() else p.detach().view(-1)
-            if other:
-                _scale(value, 1 + 0.2 * _tile(p, 1000 + i))
-                if not bool(value.all()):
-                    size = value.square().mean().sqrt()
-                    bump = 0.1 * torch.where(size > 0, size, torch.full_like(size, 0.5))
-                    value.copy_(torch.where(value == 0, bump * _noise(value, 1000 + i), value))
-            if rounding:
-                _scale(value, 1 + torch.finfo(p.dtype).eps * _tile(p, 2000 + i))
-            if not p.is_contiguous():
-                p.copy_(value.view(p.shape))
+def _varied(model: nn.Module, other: bool, rounding: bool, made: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Other weights of the same signs and about the same size, or the same up to rounding, in other memory."""
+    held = [(p, p.data) for p in model.parameters() if _is_real(p) and p.numel()]
     try:
+        with torch.no_grad():
+            for i, (p, before) in enumerate(held):
+                if other and p not in made:
+                    made[p] = _placed(_other(before.reshape(-1), 1000 + i), before)
+                value = made[p] if other else before
+                if rounding:
+                    few = 1 + torch.finfo(p.dtype).eps * _tile(p, 2000 + i)
+                    value = _placed(_scaled(value.reshape(-1), few), before)
+                p.data = value
         yield
     finally:
-        with torch.no_grad():
-            for p, before in held:
-                p.copy_(before)
+        for p, before in held:
+            p.data = before
+
+
+def _other(flat: Tensor, seed: int) -> Tensor:
+    """Other numbers than a weight's, none of them zero."""
+    value = _scaled(flat, 1 + 0.2 * _tile(flat, seed))
+    if bool(value.abs().min() > 0):
+        return value
+    size = value.square().mean().sqrt()
+    bump = 0.1 * torch.where(size > 0, size, torch.full_like(size, 0.5))
+    return torch.where(value == 0, bump * _noise(value, seed), value)
+
+
+def _placed(flat: Tensor, like: Tensor) -> Tensor:
+    """The numbers in the form of another tensor."""
+    value = flat.view(like.shape)
+    return value if like.is_contiguous() else torch.empty_like(like).copy_(value)
 
 
 def _is_real(tensor: Tensor) -> bool:
