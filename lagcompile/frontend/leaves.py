@@ -63,7 +63,8 @@ def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Call
     patched: list[nn.Module] = []
     try:
         for path, module in model.named_modules():  # parents first: they are described with their parts as they are
-            if (path in whole or (is_leaf(module) and path)) and "forward" not in vars(module):
+            layer = is_leaf(module) and path and not _hooked(module)
+            if (path in whole or layer) and "forward" not in vars(module):
                 kind = describe_module(module) if is_leaf(module) else ""
                 vars(module)["forward"] = functools.partial(_call, calls, path, module, kind, module.forward)
                 patched.append(module)
@@ -73,6 +74,13 @@ def layers_as_calls(model: nn.Module, whole: Mapping[str, str]) -> Iterator[Call
         for module in patched:
             vars(module).pop("forward", None)
         _ACTIVE.reset(token)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether hooks run with a layer: they are followed while it is traced, and would run again in a call of it."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in module.modules()
+    )
 
 
 def parameters_of(model: nn.Module) -> dict[nn.Module, tuple[Any, ...]]:
