@@ -148,10 +148,6 @@ class Problem:
         """The same problem with another stage length."""
         return replace(self, stages=Stages(self.functions, self.data, length, self.weights))
 
-    def with_scale(self, state_scale: Tensor) -> Problem:
-        """The same problem with other units of the states."""
-        return replace(self, state_scale=state_scale)
-
     def evaluate(self, theta: Tensor, states: Tensor) -> Point:
         """Simulate all stages; the priors are part of the objective."""
         values = self.stages.simulate(theta, states)

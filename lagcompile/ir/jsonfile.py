@@ -18,7 +18,6 @@ from pydantic import BaseModel, ValidationError
 from lagcompile.ir.base import DataError, LagcompileError
 from lagcompile.ir.families import FamilyError, Origin
 from lagcompile.ir.reading import LONGEST_INTEGER, check_kind, read_text
-from lagcompile.ir.schemaerrors import KeyPath
 from lagcompile.ir.yamlfile import MAX_DEPTH, Document, problems_of
 from lagcompile.ir.yamlfile import read_text as read_yaml_text
 
@@ -98,18 +97,6 @@ def check(
     return _validated(meant, text, source, model_class, error, origin=origin)
 
 
-def check_list(text: str, source: str, model_class: type[Model], *, error: type[LagcompileError]) -> list[Model]:
-    """Validate JSON text that is a list, each entry of a class.
-
-    Raises:
-        LagcompileError: of class `error`: as for `check`.
-    """
-    data = parse(text, source, error=error)
-    if not isinstance(data, list):
-        raise error(f"{source}: expected a list, got {_words(data)}")
-    return [_validated(item, text, source, model_class, error, (i,)) for i, item in enumerate(data)]
-
-
 def parse(text: str, source: str, *, error: type[LagcompileError] = DataError, standard: bool = False) -> Any:
     """Read JSON text as plain data; NaN and infinities are read as Python writes them.
 
@@ -155,17 +142,16 @@ def _validated(
     source: str,
     model_class: type[Model],
     error: type[LagcompileError],
-    within: KeyPath = (),
     origin: Origin | None = None,
 ) -> Model:
     if not isinstance(data, dict):
         raise error(f"{source}: expected a mapping of keys to values, got {_words(data)}")
     try:
-        return model_class.model_validate_json(json.dumps(data) if within or origin else text, strict=True)
+        return model_class.model_validate_json(json.dumps(data) if origin else text, strict=True)
     except ValidationError as caught:
         document = _located(text, source, data)
         document = replace(document, origin=origin) if origin else document
-        raise error(problems_of(caught, model_class, data, document, within)) from None
+        raise error(problems_of(caught, model_class, data, document)) from None
     except LagcompileError as caught:
         raise error([f"{source}: {p}" for p in caught.problems]) from None
 

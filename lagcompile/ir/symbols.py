@@ -78,15 +78,6 @@ class Symbols:
     def _subscript(self, number: str, node: str | None) -> str:
         return number if node is None else rf"{number},\mathrm{{{text(node)}}}"
 
-    def of_state(self, letter: str, state: str, index: str | None = None) -> str:
-        """A symbol that goes with a state (r, lambda, mu, sigma, rho), with the state's index or another."""
-        match = _STATE.match(state)
-        subscript = (
-            self._subscript(match["number"], match["node"]) if match is not None else rf"\mathrm{{{text(state)}}}"
-        )
-        above = self.index(state) if index is None else index
-        return f"{letter}_{{{subscript}}}" + (f"^{{{above}}}" if above else "")
-
     # ---------------------------------------------------------------- stages
     def function(self, stage: Stage, write: str | None = None) -> str:
         """f_k, or the component of f_k that gives one of several values."""

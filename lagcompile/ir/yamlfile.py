@@ -276,11 +276,9 @@ def check(document: Document, model_class: type[Model]) -> Model:
     raise SpecError(problems)
 
 
-def problems_of(
-    error: ValidationError, model_class: type[BaseModel], data: object, document: Document, within: KeyPath = ()
-) -> list[str]:
-    """List what a class found wrong with the data at `within` in a document, in the order of lines."""
-    found = [((*within, *path), message) for path, message in explain(error, model_class, data)]
+def problems_of(error: ValidationError, model_class: type[BaseModel], data: object, document: Document) -> list[str]:
+    """List what a class found wrong with the data of a document, in the order of lines."""
+    found = list(explain(error, model_class, data))
     found.sort(key=lambda problem: document.line(problem[0]))
     return [document.problem(path, message) for path, message in found]
 

@@ -82,18 +82,6 @@ class Layout:
     banks: tuple[Bank, ...]
     units: tuple[Unit, ...]
 
-    def bank_of(self, state: str) -> tuple[int, int]:
-        """Return the bank number and position of a state.
-
-        Raises:
-            KeyError: the state is eliminated or unknown.
-        """
-        for b, bank in enumerate(self.banks):
-            for k, s in enumerate(bank.states):
-                if s.name == state:
-                    return b, k
-        raise KeyError(state)
-
 
 def layout_of(program: Program, network: Network, *, stack: bool = True) -> Layout:
     """Lay out a program in banks and units; with `stack=False` every stage is a separate unit."""

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from lagcompile.ir.base import DataError
-from lagcompile.ir.jsonfile import check_list
 from lagcompile.workbench.rows import Row, Rows
 from lagcompile.workbench.studies import table_of
 from tests import coverage
@@ -81,7 +79,7 @@ def test_the_runs_in_the_readme_are_their_reports(name: str) -> None:
 @pytest.mark.parametrize("family", coverage.FAMILIES)
 def test_the_table_of_coverage_in_the_readme_is_the_rows(family: str) -> None:
     path = RESULTS / "coverage" / f"{family}.json"
-    rows = check_list(path.read_text(), str(path), coverage.Row, error=DataError)
+    rows = coverage.rows_of(path)
     assert coverage.table(rows) == path.with_suffix(".md").read_text()
     shown = readme_table(
         "| models | lifted, equal and certified | bit-equal | captured by torch.fx / torch.export "

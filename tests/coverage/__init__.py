@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from lagcompile.frontend.structure import leaves
-from lagcompile.ir import sums
+from lagcompile.ir import jsonfile, sums
 from lagcompile.ir.alone import without_warnings
 from lagcompile.ir.base import DataError, Measured
 from lagcompile.ir.disk import held
-from lagcompile.ir.jsonfile import check_list
-from lagcompile.ir.reading import read_text
 from lagcompile.lift import lift
 from tests.coverage.subjects import Subject, subjects_of
 
@@ -210,9 +208,17 @@ def _stored(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     try:
-        return {r.name: r for r in check_list(read_text(path, kind="JSON"), str(path), Row, error=DataError)}
+        return {row.name: row for row in rows_of(path)}
     except DataError as error:
         raise DataError([*error.problems, f"{path}: remove this file, and what it held is run again"]) from None
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Rows of a file that a run has written."""
+    found = jsonfile.read(path)
+    if not isinstance(found, list):
+        raise DataError(f"{path}: expected a list of rows")
+    return [jsonfile.check(json.dumps(row), f"{path}: row {number}", Row) for number, row in enumerate(found, 1)]
 
 
 def _store(folder: Path, family: str, rows: dict[str, Row], order: Sequence[str]) -> None:
