@@ -19,7 +19,7 @@ from itertools import pairwise
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lagcompile.frontend.graph import Node
 from lagcompile.frontend.stages import Network
@@ -48,8 +48,9 @@ MOST = 20
 class Probe:
     """Random directions in some tensors, and the slopes of a function along them."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: Mapping[str, Tensor], still: Mapping[str, int]) -> None:
+        """Take tensors by name, and of some the row that stays as it is."""
+        self.tensors, self._still = tensors, still
         sizes = {n: float(t.detach().abs().square().mean().sqrt()) if t.numel() else 0.0 for n, t in tensors.items()}
         usual = median([s for s in sizes.values() if s > 0.0] or [1.0])
         self._sizes = {n: s or usual for n, s in sizes.items()}
@@ -62,11 +63,14 @@ class Probe:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{number} {name}".encode()))
         drawn = torch.randn(min(PATTERN, like.numel()), generator=generator, dtype=like.dtype)
         drawn = (drawn + drawn.sgn()) * (0.5 * self._sizes[name])  # no number is so small that it says nothing
-        return drawn.repeat(-(-like.numel() // PATTERN))[: like.numel()].view(like.shape)
+        drawn = drawn.repeat(-(-like.numel() // PATTERN))[: like.numel()].view(like.shape)
+        if name in self._still:
+            drawn[self._still[name]] = 0.0
+        return drawn
 
     def add(self, name: str, gradient: Tensor) -> None:
         """Note the gradient in one tensor."""
-        g = gradient.detach()
+        g = gradient.detach().to_dense()
         slope = float((g.conj() * self._direction(name)).sum().real)
         self._slopes[name] = slope, float(torch.linalg.vector_norm(g)) * self._sizes[name]
 
@@ -139,6 +143,12 @@ class Probe:
         if abs(least - slope) > NOISE * max(abs(least), abs(slope)):
             return f"{told}{min(found):.3g} to {max(found):.3g}, by the step: the function is rough there"
         return ""
+
+
+def padding_rows(model: nn.Module) -> dict[str, int]:
+    """Return the row of each embedding that stands for padding: PyTorch gives it no gradient, as it is to stay."""
+    rows = {m.weight: m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    return {n: row for n, p in model.named_parameters() if (row := rows.get(p)) is not None}
 
 
 def not_the_derivative(network: Network, said: str) -> str:

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from lagcompile.check.binding import bindings, in_sums, named_digest, solution_identities
 from lagcompile.check.certificate import MODES, USUAL, Certificate, Kind, Residual, digest
 from lagcompile.check.certificate import largest as largest_of
-from lagcompile.check.derivative import Probe, not_the_derivative
+from lagcompile.check.derivative import Probe, not_the_derivative, padding_rows
 from lagcompile.check.kinks import sentence
 from lagcompile.check.point import CheckPoint, Leaf, check_point
 from lagcompile.check.secondorder import LARGEST, second_order
@@ -133,7 +133,7 @@ def _probed(instance: Instance, point: CheckPoint, tolerance: float) -> tuple[fl
         with torch.no_grad():
             return float(lagrangian(copies))
 
-    probe = Probe(copies)
+    probe = Probe(copies, {f"weight {n}": row for n, row in padding_rows(instance.module).items()})
     with probe.nearby():  # a gradient that was stopped is stopped there, too, and no kink is in the way
         moved = {n: t.detach().clone().requires_grad_() for n, t in copies.items()}
         gradients = torch.autograd.grad(lagrangian(moved), list(moved.values()), materialize_grads=True)

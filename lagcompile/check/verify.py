@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from lagcompile.check.apart import apart, outputs_apart, relative, top
 from lagcompile.check.binding import bindings, label, network_identities
 from lagcompile.check.certificate import MODES, USUAL, Certificate, Kind, Residual, digest, largest
-from lagcompile.check.derivative import Probe, not_the_derivative
+from lagcompile.check.derivative import Probe, not_the_derivative, padding_rows
 from lagcompile.frontend.capture import reason_of
 from lagcompile.frontend.graphmodule import Runner
 from lagcompile.frontend.stages import Network
@@ -200,7 +200,7 @@ class _Mode:
 
     def measured(self) -> Iterator[Measured]:
         """All residuals, with their scales."""
-        network, probe = self.network, Probe(self.parameters)
+        network, probe = self.network, Probe(self.parameters, padding_rows(self.network.capture.original))
         found: list[_Compared] = []
         for number, names in enumerate(_groups(self.parameters)):
             weights = {n: self.parameters[n] for n in names}

@@ -218,3 +218,15 @@ def test_what_stands_in_the_way_of_more_stages_is_said() -> None:
         lc.lift(nn.Sequential(Dropped(), nn.Linear(6, 3)), X, split=5)
     with pytest.raises(lc.SplitError, match=r"complex values are no states: torch.view_as_real"):
         lc.lift(Waves(), X, split=7)
+
+
+def test_padding_has_no_gradient_and_is_certified_all_the_same() -> None:
+    class Padded(Words):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(12, 8, padding_idx=0)
+
+    solution = _solved(Padded(), tokens := torch.arange(30).reshape(6, 5) % 4)
+    assert (tokens == 0).any()
+    assert solution.certificate is not None
+    assert solution.certificate.ok
