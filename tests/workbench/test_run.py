@@ -10,14 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from lagcompile.backends.base import RunOptions
 from lagcompile.check.certificate import Certificate
 from lagcompile.ir.base import DataError
 from lagcompile.ir.solution import Status
+from lagcompile.runtime.rules import SGD
 from lagcompile.store import folder as files
 from lagcompile.store.stop import Stop
+from lagcompile.workbench.baseline import backprop
+from lagcompile.workbench.data import two_moons
 from lagcompile.workbench.measure import outcome, state_defects
 from lagcompile.workbench.prepare import prepare
 from lagcompile.workbench.run import Outcome, load_weights, relift, solve
+from lagcompile.workbench.schedule import Schedules
 from lagcompile.workbench.spec import load
 from tests.workbench.specs import MOONS, moons
 
@@ -85,7 +90,7 @@ def test_the_baseline_spends_the_same_gradients_from_the_same_weights(tmp_path: 
     assert no_steps.test == no_steps.baseline_test
 
 
-def backprop(folder: Path, lr: float, more: str = "") -> Path:
+def by_backprop(folder: Path, lr: float, more: str = "") -> Path:
     """The two moons by plain backprop, with a baseline."""
     head, rest = MOONS.split("formulation:")
     rule = f"weights: {{kind: sgd, lr: {lr}}}"
@@ -98,7 +103,7 @@ def backprop(folder: Path, lr: float, more: str = "") -> Path:
 @pytest.mark.parametrize("schedule", ["", "schedule: {weights: {kind: decay, factor: 0.5, every: 7}}\n"])
 def test_backprop_is_its_own_baseline(schedule: str, tmp_path: Path) -> None:
     """Two loops that share neither code nor the history of step sizes, with the same rows, in train mode."""
-    found = run(backprop(tmp_path, 0.5, schedule), None)
+    found = run(by_backprop(tmp_path, 0.5, schedule), None)
     assert found.baseline is not None
     assert found.baseline.gradient_evaluations == found.solution.gradient_evaluations == 30
     theirs = found.baseline.model.state_dict()
@@ -109,7 +114,7 @@ def test_backprop_is_its_own_baseline(schedule: str, tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_worse_than_it_began_does_not_exit_well(tmp_path: Path) -> None:
-    found = run(backprop(tmp_path, 1e3), None, baseline=False)
+    found = run(by_backprop(tmp_path, 1e3), None, baseline=False)
     assert found.solution.status is Status.WORSE
     assert found.exit_code == 1
 
@@ -208,6 +213,29 @@ def test_held_out_numbers() -> None:
     assert found["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()), abs=1e-6)
     assert model.training
     assert set(outcome(model, x, x, loss=torch.nn.functional.mse_loss)) == {"loss"}
+    dropped = torch.nn.Sequential(model, torch.nn.Dropout(0.9))
+    assert outcome(dropped, x, y, loss=torch.nn.functional.cross_entropy) == found  # in eval mode
+    assert all(m.training for m in dropped.modules())
+
+
+def test_a_baselines_random_numbers_depend_on_its_seed_alone() -> None:
+    def weights(before: int, seed: int) -> Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
+        torch.manual_seed(before)
+        options = RunOptions(steps=5, batch_size=64, seed=seed)
+        found = backprop(
+            *(model, two_moons(train=64), options),
+            loss=torch.nn.functional.cross_entropy,
+            rule=SGD(lr=0.5),
+            schedules=Schedules(),
+            evaluations=5,
+            stop=Stop(),
+        )
+        return torch.cat([p.detach().flatten() for p in found.model.parameters()])
+
+    assert torch.equal(weights(1, seed=0), weights(2, seed=0))
+    assert not torch.equal(weights(1, seed=0), weights(1, seed=3))
 
 
 def test_a_method_that_solves_at_once(tmp_path: Path) -> None:
