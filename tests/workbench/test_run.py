@@ -235,7 +235,7 @@ def test_a_baselines_random_numbers_depend_on_its_seed_alone() -> None:
         return torch.cat([p.detach().flatten() for p in found.model.parameters()])
 
     assert torch.equal(weights(1, seed=0), weights(2, seed=0))
-    assert not torch.equal(weights(1, seed=0), weights(1, seed=3))
+    assert not torch.allclose(weights(1, seed=0), weights(1, seed=3), atol=1e-3)  # all rows in each step: dropout's
 
 
 def test_a_method_that_solves_at_once(tmp_path: Path) -> None:
