@@ -113,10 +113,9 @@ def _call(
     given = [v for v in leaves((args, kwargs)) if isinstance(v, Tensor)]
     plain = all(isinstance(v, Tensor | int | float | bool | str | torch.dtype | None) for v in leaves((args, kwargs)))
     moved = any(
-        a is not b
+        list(map(id, calls.placed[m])) != list(map(id, m._parameters.values()))
         for m in layer.modules()
         if m in calls.placed
-        for a, b in zip(calls.placed[m], m._parameters.values(), strict=False)
     )
     mapped = torch._C._functorch.maybe_current_level() is not None  # vmap and grad have no rule for the operator
     if calls.inside or moved or mapped or not given or not plain:

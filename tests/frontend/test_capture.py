@@ -270,3 +270,54 @@ def test_torch_export_keeps_the_layers_of_torch() -> None:
     assert lifted.receipt.front_end == "torch.export"
     called = {n.target for n in lifted.graph.nodes if n.op == "call_module"}
     assert {"layers.0.self_attn", "layers.1.linear1", "wider.linear2", "wider.norm1", "head"} <= called
+
+
+class _Exported(nn.Module):
+    """A model that torch.fx cannot trace, with a layer that is more than its class says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6, bias=False), nn.Linear(6, 3)
+        self.other = nn.Parameter(torch.linspace(-1.0, 1.0, 36).reshape(6, 6))
+
+    def layer(self, x: Tensor) -> Tensor:
+        return self.a(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.layer(x if x.shape[1] < 100 else x[:, :100])))
+
+
+class _OtherWeight(_Exported):
+    def layer(self, x: Tensor) -> Tensor:
+        return torch.func.functional_call(self.a, {"weight": 2 * self.other}, (x,))
+
+
+class _NoWeight(_Exported):
+    def layer(self, x: Tensor) -> Tensor:
+        held = self.a._parameters.pop("weight")
+        vars(self.a)["weight"] = 2 * self.other
+        result = self.a(x)
+        del vars(self.a)["weight"]
+        self.a._parameters["weight"] = held
+        return result
+
+
+class _Hooked(_Exported):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.register_forward_pre_hook(lambda _, args: (2 * args[0],))
+        self.a.register_forward_hook(lambda _, args, output: output + args[0])
+
+
+@pytest.mark.parametrize("kind", [_Exported, _OtherWeight, _NoWeight, _Hooked])
+def test_layers_with_other_weights_or_hooks_under_torch_export(kind: type[_Exported]) -> None:
+    model = kind()
+    lifted = lc.lift(model, X, split=2)
+    assert lifted.receipt is not None
+    assert lifted.receipt.front_end == "torch.export"
+    torch.testing.assert_close(lifted(X), model(X))
+    found, wanted = (
+        torch.autograd.grad(f(X).sin().sum(), list(m.parameters()), allow_unused=True)
+        for f, m in ((lifted, lifted.module), (model, model))
+    )
+    torch.testing.assert_close(found, wanted)
