@@ -17,8 +17,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 T = TypeVar("T")
-ABANDONED: list[threading.Thread] = []
-"""Calls of other libraries that nobody waits for any more: they end with the process."""
+ABANDONED: list[threading.Event] = []
+"""Ends of calls of other libraries that nobody waits for any more: the calls end with the process."""
 
 
 class StoppedError(Exception):
@@ -43,22 +43,22 @@ def waited(call: Callable[[], T]) -> T:
     """What a call gives that does not look at signals: they end the waiting for it at once (in the main thread)."""
     if threading.current_thread() is not threading.main_thread():
         return call()
-    given: list[T] = []
-    raised: list[BaseException] = []
+    given, raised, ended = list[T](), list[BaseException](), threading.Event()
 
     def run() -> None:
         try:
             given.append(call())
         except BaseException as error:  # raised again below, where it is expected
             raised.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(0.1)
+        while not ended.wait(0.1):
+            pass
     except BaseException:
-        ABANDONED.append(thread)
+        ABANDONED.append(ended)
         raise
     if raised:
         raise raised[0]

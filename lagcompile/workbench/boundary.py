@@ -53,7 +53,7 @@ def guarded(command: Callable[[], object]) -> int:
             _drop_output()
     finally:
         warnings.formatwarning = shown
-    if any(thread.is_alive() for thread in ABANDONED):  # libraries with threads of their own abort when Python ends
+    if not all(ended.is_set() for ended in ABANDONED):  # libraries with threads of their own abort when Python ends
         sys.stderr.flush()
         os._exit(status)
     return status

@@ -13,7 +13,7 @@ from pathlib import Path
 from lagcompile.backends.keeping import own_version
 from lagcompile.backends.shooting_plots import plot_defects, plot_parameters, plot_simulation
 from lagcompile.backends.shooting_spec import ShootingSpec, load
-from lagcompile.ir.base import LagcompileError
+from lagcompile.ir.base import BindError, ProgramError
 from lagcompile.ir.reading import read_text
 from lagcompile.ir.solution import Status
 from lagcompile.ir.yamlfile import read
@@ -71,7 +71,7 @@ def solve(
         keeping.keep_in(place, files, _identity(spec), resume=resume, notice=notice, force=force)
         try:
             result = spec.run(watch=keeping.watch, keeper=keeping)
-        except LagcompileError as error:
+        except (BindError, ProgramError) as error:
             raise type(error)([f"{path}: {p}" for p in error.problems]) from error
         keeping.ended(Status.INTERRUPTED if stop.asked else result.status)
         share = f"{spec.starts.count} guesses: {spec.recovered(result):.0%} recover every parameter within 2 %"

@@ -199,3 +199,22 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (told.returncode, told.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_call_of_another_library_at_once(number: signal.Signals) -> None:
+    """One that holds on to its thread, as HiGHS does for minutes: the process ends, too."""
+    code = (
+        "import os, sys, threading, time\n"
+        "from lagcompile.store.keeping import Keeping\n"
+        "from lagcompile.store.stop import Stop\n"
+        "from lagcompile.workbench import boundary\n"
+        "def command():\n"
+        "    stop = Stop()\n"
+        "    with Keeping(stop) as keeping, stop.listening(), keeping.at_once('HiGHS') as wait:\n"
+        f"        threading.Timer(0.2, os.kill, (os.getpid(), {int(number)})).start()\n"
+        "        wait(lambda: time.sleep(600))\n"
+        "sys.exit(boundary.guarded(command))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (told.returncode, told.stderr) == (128 + number, "HiGHS was ended by a signal\n")
