@@ -29,6 +29,10 @@ from lagcompile.store.stop import Ended, StoppedError
 Watch = Callable[[Mapping[str, float]], None]
 
 
+SHOWN = 4
+"""Examples that a problem names."""
+
+
 class RunOptions(Frozen):
     """How long a step-wise method runs, on which rows, and how often it is looked at."""
 
@@ -254,7 +258,7 @@ def best_of(executor: Executor, options: RunOptions) -> Best:
     """Make the present iterate of an executor the first candidate for its best one.
 
     Raises:
-        ProgramError: a weight is not finite.
+        ProgramError: a weight is not finite, or the loss is NaN.
     """
     instance = executor.instance
     probe = Probe(instance, options.batch_size)
@@ -272,7 +276,19 @@ def best_of(executor: Executor, options: RunOptions) -> Best:
         raise ProgramError(
             [f"the weight '{n}' holds numbers that are not finite: no method can start there" for n in bad]
         )
-    return Best(lambda: judged(probe(inputs()), executor.tensors()), weights, inputs)
+
+    def score() -> float:
+        value = probe(inputs())
+        if probe.undefined and executor.steps == 0:
+            rows = ", ".join(map(str, torch.cat(probe.undefined).sort().values[:SHOWN].tolist()))
+            raise ProgramError(
+                f"the loss is not a number (NaN) at the start on {len(probe.undefined)} of {len(probe.rows)} batches "
+                f"looked at, such as that of the examples {rows}: each batch needs an example on which the loss is "
+                "defined: take larger batches, or leave the others out"
+            )
+        return judged(value, executor.tensors())
+
+    return Best(score, weights, inputs)
 
 
 def conclude(

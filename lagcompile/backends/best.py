@@ -100,6 +100,8 @@ class Probe:
     def __init__(self, instance: Instance, batch_size: int) -> None:
         self.instance = instance
         self.rows = probe_rows(instance.examples, batch_size, instance.sizes)
+        self.undefined: list[Tensor] = []
+        """Rows of batches on which the loss was NaN, the last time."""
         self._training = False
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> float:
@@ -122,6 +124,7 @@ class Probe:
     def _objective(self, inputs: Mapping[str, Tensor]) -> float:
         instance, objective = self.instance, self.instance.program.objective
         count, total, penalty = sum(len(r) for r in self.rows), 0.0, 0.0
+        self.undefined = []
         for rows in self.rows:
             share = len(rows) / count if objective.reduction == "mean" else 1.0
             batch = instance.batch(rows, prepared=not inputs)
@@ -129,7 +132,9 @@ class Probe:
                 batch.values.update({n: v[rows].to(instance.device) for n, v in inputs.items()})
                 batch.values.update(instance.network.run(instance.network.prologue, batch.values))
             states, values = instance.forward(batch)
-            total += share * float(instance.loss(instance.output(values), batch.target))
+            value = float(instance.loss(instance.output(values), batch.target))
+            total += share * value
+            self.undefined += [rows] if math.isnan(value) else []
             for term in objective.regularisers:
                 if term.on == "states":
                     size = share / len(rows) if objective.reduction == "mean" else share
@@ -141,11 +146,13 @@ class Probe:
 
 
 def probe_rows(examples: int, batch_size: int, sizes: Sizes | None = None) -> tuple[Tensor, ...]:
-    """Evenly spread rows of the data, in batches of allowed sizes."""
+    """Evenly spread rows of the data, in batches of allowed sizes, each of which is spread over the data, too."""
     sizes = sizes or Sizes()
     count = sizes.near(min(examples, max(FEWEST, min(batch_size, MOST))), examples)
     size = sizes.portion(count, batch_size)
-    return torch.linspace(0, examples - 1, count, dtype=torch.float64).round().long().split(size)
+    spread = torch.linspace(0, examples - 1, count, dtype=torch.float64).round().long()
+    batches = -(-count // size)
+    return torch.cat([spread[k::batches] for k in range(batches)]).split(size)
 
 
 @contextmanager
@@ -184,7 +191,10 @@ def evaluated(module: nn.Module, evaluate: Evaluate) -> dict[str, float]:
         )
     if not isinstance(found, Mapping):
         raise SpecError(f"evaluate must return a mapping such as {{'accuracy': 0.98}}, got {type(found).__name__}")
-    return {name: float(value) for name, value in found.items()}
+    try:
+        return {str(name): float(value) for name, value in found.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpecError(f"evaluate must return one number for each name: {error}") from error
 
 
 def judged(score: float, tensors: Iterable[Tensor]) -> float:

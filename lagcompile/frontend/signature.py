@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -95,10 +96,9 @@ class Signature:
 
 
 def as_args(inputs: Any) -> tuple[Any, ...]:
-    """Example inputs as a tuple of arguments: a lone tensor is one argument."""
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs)
-    return (inputs,)
+    """Example inputs as a tuple of arguments: a lone tensor is one argument, a NumPy array is a tensor."""
+    given = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    return tuple(torch.as_tensor(v) if isinstance(v, np.ndarray) else v for v in given)
 
 
 def signature_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -180,6 +181,29 @@ def test_an_evaluation_changes_no_run_and_what_it_writes_into_weights_is_put_bac
             solution = lifted.solve((X, Y), loss=F.cross_entropy, options=options, evaluate=evaluate)
         found.append(solution.model.state_dict())
     assert all(torch.equal(found[0][n], other[n]) for other in found for n in found[0])
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_batches_on_which_the_loss_is_undefined_are_named_before_the_run(batch_size: int) -> None:
+    padded = torch.where(torch.arange(48) < 40, -100, Y)
+    options = lc.RunOptions(steps=6, batch_size=batch_size)
+    with pytest.raises(lc.ProgramError, match=r"NaN\) at the start on .* looked at, such as that of the examples 0"):
+        lc.lift(net(), X[:4], split=2).solve((X, padded), loss=F.cross_entropy, options=options)
+
+
+def test_sorted_rows_are_judged_in_batches_that_are_spread_over_them() -> None:
+    padded = torch.where(torch.arange(48) < 24, -100, Y)
+    options = lc.RunOptions(steps=6, batch_size=16, look_every=2)
+    solution = lc.lift(net(), X[:4], split=2).solve((X, padded), loss=F.cross_entropy, options=options)
+    assert all(math.isfinite(v) for v in solution.details["probe"].values())
+
+
+@pytest.mark.parametrize("found", [None, [1.0], {"a": "x"}, {"a": torch.ones(2)}, {"a": None}])
+def test_an_evaluation_that_gives_no_numbers_is_named(found: Any) -> None:
+    with pytest.raises(lc.SpecError, match="evaluate must return"):
+        lc.lift(net(), X[:4], split=2).solve(
+            (X, Y), loss=F.cross_entropy, options=lc.RunOptions(steps=1, batch_size=16), evaluate=lambda module: found
+        )
 
 
 def test_a_start_of_another_network_is_refused_by_name() -> None:
