@@ -122,7 +122,7 @@ def solution_identities(program: Program) -> Iterator[Identity]:
 def in_sums(program: Program, c: DefectConstraint) -> bool:
     """Return whether a constraint holds in sums only, for which its multiplier is laid out."""
     multiplier = program.multiplier_of(c.name)
-    summed = multiplier is not None and multiplier.layout != "full"
+    summed = multiplier is not None and not multiplier.laid.each
     return summed and c.transform.signed and c.transform.half_width == 0.0
 
 

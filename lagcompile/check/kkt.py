@@ -30,6 +30,7 @@ from lagcompile.check.point import CheckPoint, Leaf, check_point
 from lagcompile.check.secondorder import LARGEST, second_order
 from lagcompile.ir.alone import alone
 from lagcompile.ir.arguments import expect_count, expect_positive
+from lagcompile.ir.axes import Layout
 from lagcompile.ir.base import SpecError
 from lagcompile.ir.program import DefectConstraint
 from lagcompile.ir.solution import Solution
@@ -279,7 +280,7 @@ def _defect(point: CheckPoint, c: DefectConstraint) -> Iterator[tuple[Kind, str,
     assert multiplier is not None
     epsilon, share = c.transform.half_width, point.shares[c.name]
     if in_sums(point.program, c):
-        yield "primal feasibility", f"{c.name} (sums)", _top(_summed(r, multiplier.layout))
+        yield "primal feasibility", f"{c.name} (sums)", _top(_summed(r, multiplier.laid, point.labels))
         return
     yield "primal feasibility", c.name, _top(violation(c, r))
     one_sided = c.relation == "<=" and c.transform.signed
@@ -288,17 +289,22 @@ def _defect(point: CheckPoint, c: DefectConstraint) -> Iterator[tuple[Kind, str,
         yield "complementarity", c.name, share * _top(force * (r - epsilon))
         return
     given = point.multipliers.get(multiplier.name)
-    if not c.transform.signed and not c.transform.flat and given is not None and multiplier.layout != "class":
+    if not c.transform.signed and not c.transform.flat and given is not None and multiplier.laid.rows != "class":
         yield "dual feasibility", c.name, share * _uncovered(c, force, given.detach().cpu().double())
     if epsilon > 0.0:
         yield "complementarity", c.name, share * _slackness(c, r, force)
 
 
-def _summed(r: Tensor, layout: str) -> Tensor:
-    if layout == "class":
+def _summed(r: Tensor, laid: Layout, labels: Tensor | None) -> Tensor:
+    """Sums of the defects that share one number of a multiplier."""
+    if not laid.per_feature:
+        r = r.reshape(r.shape[0], -1).sum(1)
+    if laid.rows == "example":
+        return r
+    if laid.rows == "all":
         return r.sum(0)
-    rows = r.flatten(1).sum(1) if r.dim() > 1 else r
-    return rows if layout == "example" else rows.sum()
+    assert labels is not None
+    return torch.stack([r[labels == c].sum(0) for c in labels.unique()])
 
 
 def _uncovered(c: DefectConstraint, force: Tensor, multiplier: Tensor) -> float:
@@ -328,7 +334,7 @@ def _worst(point: CheckPoint, tolerance: float) -> Iterator[str]:
         if c.name not in point.defects:
             continue
         multiplier = point.program.multiplier_of(c.name)
-        if multiplier is not None and multiplier.layout != "full" and c.transform.signed:
+        if multiplier is not None and not multiplier.laid.each and c.transform.signed:
             continue
         v = violation(c, point.defects[c.name])
         top = torch.topk(v.reshape(-1), min(LISTED, v.numel()))

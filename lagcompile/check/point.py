@@ -44,6 +44,7 @@ class CheckPoint:
         forces: constraint name -> d L / d r / c, of the same shape.
         shares: constraint name -> c (over the number of features where the coupling takes their mean).
         values: value constraints -> rows and multipliers: ("==" or "<=", rows, multipliers).
+        labels: class of each row; None where nothing is kept per class.
         facts: what was completed.
         kinks: numbers at which stages or loss have no derivative.
         at: the Lagrangian at other values of the leaves, forces and multipliers as they are here.
@@ -58,6 +59,7 @@ class CheckPoint:
     shares: dict[str, float]
     multipliers: Mapping[str, Tensor]
     values: dict[str, tuple[str, Tensor, Tensor]]
+    labels: Tensor | None = None
     facts: list[str] = field(default_factory=list)
     kinks: tuple[Kink, ...] = ()
     at: Callable[[Mapping[Leaf, Tensor]], Tensor] = field(default=lambda leaves: torch.tensor(torch.nan))
@@ -274,7 +276,9 @@ def _evaluated(
     named = {names.get(n, n): v for n, v in env.items() if isinstance(v, Tensor)}
     named = {**dict(evaluator.network.capture.original.named_parameters()), **named}
     named.update({n: v for (role, n), v in leaves.items() if role == "weight"})
-    point = CheckPoint(program, leaves, loss, smooth, defects, {}, shares, solution.multipliers, {})
+    point = CheckPoint(
+        program, leaves, loss, smooth, defects, {}, shares, solution.multipliers, {}, labels=evaluator.labels
+    )
     for user in program.constraints:
         if isinstance(user, ValueConstraint):
             _value(point, user, named, solution, at)
@@ -336,7 +340,7 @@ def _forces(evaluator: _Evaluator, point: CheckPoint, solution: Solution, missin
             unknown.append(c)
             continue
         mu = given.detach().cpu().double()
-        if multiplier.layout == "class":
+        if multiplier.laid.rows == "class":
             assert evaluator.labels is not None
             mu = mu.index_select(0, evaluator.labels)
         mu = mu.expand_as(r)

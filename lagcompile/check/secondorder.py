@@ -71,7 +71,7 @@ def _not_smooth(point: CheckPoint) -> str | None:
         if c.transform.per_row and c.transform.half_width > 0 and c.name in point.defects:
             return f"the norm tube of {c.name} is not smooth"
         multiplier = point.program.multiplier_of(c.name)
-        if multiplier is not None and multiplier.layout == "class":
+        if multiplier is not None and multiplier.laid.rows == "class":
             return f"the multiplier of {c.name} is laid out by class"
     return None
 
@@ -115,7 +115,7 @@ def _equalities(point: CheckPoint, c: DefectConstraint, r: Tensor, force: Tensor
     """Return r for r = 0, or the sums that a reduced multiplier constrains, with their forces."""
     multiplier = point.program.multiplier_of(c.name)
     assert multiplier is not None
-    if multiplier.layout == "full" or not c.transform.signed:
+    if multiplier.laid.each or not c.transform.signed:
         return r, force
     rows = r.flatten(1).sum(1) if r.dim() > 1 else r
     one = force.reshape(force.shape[0], -1)[:, 0]

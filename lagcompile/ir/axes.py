@@ -188,10 +188,16 @@ LayoutName = Literal["full", "example", "class", "scalar"]
 class Layout(NamedTuple):
     """What one number of a multiplier covers: one feature or all; the rows of an example, of a class, or all rows."""
 
+    name: LayoutName
     per_feature: bool
     rows: Literal["example", "class", "all"]
     words: str
     """Words that follow "multiplier" in TeX."""
+
+    @property
+    def each(self) -> bool:
+        """Whether each defect has a number of its own."""
+        return self.per_feature and self.rows == "example"
 
     def shape(self, rows: int, classes: int, features: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the multiplier of that many rows of defects."""
@@ -200,10 +206,13 @@ class Layout(NamedTuple):
 
 
 LAYOUTS: Mapping[LayoutName, Layout] = {
-    "full": Layout(per_feature=True, rows="example", words=""),
-    "example": Layout(per_feature=False, rows="example", words=", one number per example"),
-    "class": Layout(per_feature=True, rows="class", words=", one per class"),
-    "scalar": Layout(per_feature=False, rows="all", words=", one number"),
+    laid.name: laid
+    for laid in (
+        Layout("full", per_feature=True, rows="example", words=""),
+        Layout("example", per_feature=False, rows="example", words=", one number per example"),
+        Layout("class", per_feature=True, rows="class", words=", one per class"),
+        Layout("scalar", per_feature=False, rows="all", words=", one number"),
+    )
 }
 """Every layout; `runtime/kkt.py` reduces defects to any of them."""
 

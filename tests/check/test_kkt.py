@@ -183,3 +183,25 @@ def test_large_programs_say_that_curvature_was_not_computed() -> None:
     certificate = certify_kkt(problem.bind(), problem.solve(SQP()), largest=5)
     assert certificate.ok
     assert any(f.startswith("second-order facts were not computed: 26 variables") for f in certificate.facts)
+
+
+def test_sums_are_taken_class_by_class() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 1])
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2)).double()
+    options = lc.Formulation(
+        multiplier=lc.MultiplierOptions(layout="class"),
+        weight=lc.ConstantWeight(value=1.0),
+        regularisers=L2,
+        classes=2,
+    )
+    lifted = lc.lift(model, (x,), split=2, formulation=options)
+    solution = lifted.solve((x, y), loss=torch.nn.functional.cross_entropy, method=SQP())
+    instance = lifted.bind((x, y), loss=torch.nn.functional.cross_entropy)
+    right = certify_kkt(instance, solution)
+    assert "primal feasibility" not in _kinds(right)
+    moved = solution.states["h1"].clone()
+    moved[0] += 0.1  # up in one class, down in the other: the sum over all rows stays zero
+    moved[3] -= 0.1
+    wrong = certify_kkt(instance, replace(solution, states={**solution.states, "h1": moved}))
+    assert "primal feasibility" in _kinds(wrong)
