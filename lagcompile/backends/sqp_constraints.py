@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lagcompile.backends.sqp_variables import Values, example_feature
+from lagcompile.ir.axes import LAYOUTS, Layout
 from lagcompile.ir.transforms import Transform
 
 Rows = tuple[Tensor | None, Tensor | None]
@@ -108,13 +109,13 @@ class Equal(Piece):
 
     Attributes:
         transform: G; a size gets the smallest multiplier that makes the point stationary.
-        layout: full, example, class or scalar.
-        labels: class of each row, for `class`.
+        layout: of the multiplier.
+        labels: class of each row, where the layout is by class.
         classes: number of classes.
     """
 
     transform: Transform
-    layout: str
+    layout: Layout
     labels: Tensor | None = None
     classes: int = 0
 
@@ -125,16 +126,16 @@ class Equal(Piece):
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
         """Return mu, |mu|, or the largest |mu| that one shared multiplier must cover."""
         mu = eq.reshape(self.shape) * self.scale
-        if self.layout == "full":
+        if self.layout.each:
             return mu if self.transform.signed or self.transform.flat else mu.abs()
         axes = tuple(range(1, mu.dim()))
         if self.transform.norm == 2:  # the dual norm
             covered = torch.linalg.vector_norm(mu, dim=axes, keepdim=True)
         else:
-            covered = mu.abs().amax(dim=axes, keepdim=True) if axes and self.layout != "class" else mu.abs()
-        if self.layout == "scalar":
+            covered = mu.abs().amax(dim=axes, keepdim=True) if axes and not self.layout.per_feature else mu.abs()
+        if self.layout.rows == "all":
             return covered.amax(dim=0, keepdim=True)
-        if self.layout == "class":
+        if self.layout.rows == "class":
             assert self.labels is not None
             out = covered.new_zeros((self.classes, *covered.shape[1:]))
             index = self.labels.reshape(-1, *(1 for _ in covered.shape[1:])).expand_as(covered)
@@ -143,20 +144,20 @@ class Equal(Piece):
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is known: mu where the multiplier is signed and full, else zeros."""
-        if self.transform.signed and self.layout == "full":
+        if self.transform.signed and self.layout.each:
             return multiplier.double().reshape(-1) / self.scale, self._empty()
         return torch.zeros(torch.Size(self.shape).numel(), dtype=torch.float64), self._empty()
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
         """Return mu where the program's multiplier holds only its size."""
-        return None if self.transform.signed and self.layout == "full" else eq.reshape(self.shape) * self.scale
+        return None if self.transform.signed and self.layout.each else eq.reshape(self.shape) * self.scale
 
     @property
     def facts(self) -> tuple[str, ...]:
         """Where multipliers of G(r) are not those of r."""
         if self.transform.flat:
             return (f"{self.name}: G = r^2 has no finite multiplier (G'(0) = 0); the one given is that of r = 0",)
-        if not self.transform.signed or self.layout != "full":
+        if not self.transform.signed or not self.layout.each:
             return (f"{self.name}: the multiplier given is the smallest one that makes the point stationary",)
         return ()
 
@@ -166,31 +167,31 @@ class Aggregate(Piece):
     """Sums of r over features, the rows of a class, or all rows, are zero: identity G with a reduced multiplier.
 
     Attributes:
-        layout: example, class or scalar.
-        labels: class of each row, for `class`.
+        layout: of the multiplier.
+        labels: class of each row, where the layout is by class.
         classes: number of classes.
     """
 
-    layout: str
+    layout: Layout
     labels: Tensor | None = None
     classes: int = 0
 
     def rows(self, at: Point) -> Rows:
         """Return the sums."""
         r = at.defect(self.state)
-        if self.layout == "class":
-            assert self.labels is not None
-            hot = torch.nn.functional.one_hot(self.labels, self.classes).to(r.dtype)
-            return torch.tensordot(hot, r, dims=([0], [0])), None
-        summed = r.flatten(1).sum(1) if r.dim() > 1 else r
-        return summed if self.layout == "example" else summed.sum().reshape(1), None
+        if not self.layout.per_feature:
+            r = r.flatten(1).sum(1) if r.dim() > 1 else r
+        if self.layout.rows == "example":
+            return r, None
+        if self.layout.rows == "all":
+            return r.sum(0, keepdim=True), None
+        assert self.labels is not None
+        hot = torch.nn.functional.one_hot(self.labels, self.classes).to(r.dtype)
+        return torch.tensordot(hot, r, dims=([0], [0])), None
 
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
         """Return the solver's multipliers, rescaled, in the program's layout."""
-        features = self.shape[1:]
-        if self.layout == "class":
-            return (eq * self.scale).reshape(self.classes, *features)
-        return (eq * self.scale).reshape(-1, *(1 for _ in features))
+        return (eq * self.scale).reshape(self.layout.shape(self.shape[0], self.classes, self.shape[1:]))
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu from lambda."""
@@ -198,16 +199,13 @@ class Aggregate(Piece):
 
     def row_shape(self, *, equality: bool) -> tuple[int, ...]:
         """One row for each sum."""
-        if self.layout == "class":
-            return (self.classes, *self.shape[1:])
-        return (self.shape[0],) if self.layout == "example" else (1,)
+        shape = self.layout.shape(self.shape[0], self.classes, self.shape[1:])
+        return shape if self.layout.per_feature else shape[:1]
 
     @property
     def facts(self) -> tuple[str, ...]:
         """A reduced multiplier enforces less than r = 0."""
-        return (
-            f"{self.name}: with a multiplier laid out '{self.layout}' only sums of defects are constrained to zero",
-        )
+        return (f"{self.name}: with a multiplier laid out '{self.layout.name}' only sums of defects are held at zero",)
 
 
 @dataclass(frozen=True)
@@ -241,13 +239,13 @@ class Tube(Piece):
         epsilon: half-width.
         transform: G; its multiplier has either sign, or is that of a size.
         layout: as for `Equal`; a reduced one only for sizes.
-        labels: class of each row, for `class`.
+        labels: class of each row, where the layout is by class.
         classes: number of classes.
     """
 
     epsilon: float
     transform: Transform
-    layout: str = "full"
+    layout: Layout = LAYOUTS["full"]
     labels: Tensor | None = None
     classes: int = 0
 
@@ -292,7 +290,7 @@ class Ball(Piece):
     """||r||_2 <= epsilon for each row, as (|r|^2 - epsilon^2) / (2 epsilon) <= 0: smooth, with the same multiplier."""
 
     epsilon: float
-    layout: str
+    layout: Layout
 
     def rows(self, at: Point) -> Rows:
         """Return (|r|^2 - epsilon^2) / (2 epsilon) of each row."""
@@ -302,12 +300,12 @@ class Ball(Piece):
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
         """Return one number per row, or the largest."""
         mu = (ineq * self.scale).reshape(-1, *(1 for _ in self.shape[1:]))
-        return mu.amax(dim=0, keepdim=True) if self.layout == "scalar" else mu
+        return mu.amax(dim=0, keepdim=True) if self.layout.rows == "all" else mu
 
     def split(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu from lambda."""
         flat = multiplier.double().reshape(-1).clamp_min(0.0) / self.scale
-        return self._empty(), flat.expand(self.shape[0]) if self.layout == "scalar" else flat
+        return self._empty(), flat.expand(self.shape[0]) if self.layout.rows == "all" else flat
 
     def row_shape(self, *, equality: bool) -> tuple[int, ...]:
         """One row for each example."""
@@ -319,7 +317,7 @@ class Diamond(Piece):
     """||r||_1 <= epsilon for each row, with slacks t >= |r|."""
 
     epsilon: float
-    layout: str
+    layout: Layout
 
     def rows(self, at: Point) -> Rows:
         """Return r - t, -r - t and sum(t) - epsilon, flat."""
@@ -330,7 +328,7 @@ class Diamond(Piece):
     def multiplier(self, eq: Tensor, ineq: Tensor) -> Tensor:
         """Return the multiplier of the sum, one for each row, or the largest."""
         mu = (ineq[-self.shape[0] :] * self.scale).reshape(-1, *(1 for _ in self.shape[1:]))
-        return mu.amax(dim=0, keepdim=True) if self.layout == "scalar" else mu
+        return mu.amax(dim=0, keepdim=True) if self.layout.rows == "all" else mu
 
     def force(self, eq: Tensor, ineq: Tensor) -> Tensor | None:
         """Return mu+ - mu-, which at kinks of the norm does not follow from the multiplier."""

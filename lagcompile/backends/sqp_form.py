@@ -15,11 +15,12 @@ from torch import Tensor
 from lagcompile.backends.sqp_constraints import Aggregate, Ball, Diamond, Equal, OneSided, Piece, Point, Tube
 from lagcompile.backends.sqp_values import Absolute, Bounded, Custom, named_function
 from lagcompile.backends.sqp_variables import Variables
+from lagcompile.ir.axes import Layout
 from lagcompile.ir.base import ProgramError
 from lagcompile.ir.program import DefectConstraint, Program, ValueConstraint
 
 Common = tuple[str, str, str, tuple[int, ...], float]
-Rest = tuple[str, Tensor | None, int]
+Rest = tuple[Layout, Tensor | None, int]
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,15 @@ class Form:
             self.penalties += penalty
             return
         common: Common = (c.name, c.state, c.stage, shape, 1.0 / share)
-        layout, epsilon = multiplier.layout, c.transform.half_width
+        layout, epsilon = multiplier.laid, c.transform.half_width
         rest: Rest = (layout, self.labels, program.classes or 0)
         signed = c.transform.signed
         if c.relation == "<=" and signed:
-            if layout != "full":
+            if not layout.each:
                 raise ProgramError(f"the constraint '{c.name}' is an inequality: lay its multiplier out 'full'")
             self.penalties += penalty
             yield OneSided(*common, epsilon)
-        elif epsilon == 0.0 and signed and layout != "full":
+        elif epsilon == 0.0 and signed and not layout.each:
             self.penalties += penalty
             yield Aggregate(*common, *rest)
         elif epsilon == 0.0:
@@ -124,10 +125,10 @@ class Form:
         if c.transform.per_row:
             form = Ball if c.transform.norm == 2 else Diamond
             return form(*common, epsilon, layout)
-        if layout != "full" and c.transform.signed:
+        if not layout.each and c.transform.signed:
             raise ProgramError(
                 f"the constraint '{c.name}': the sum of {c.transform.kind}(r) over what a multiplier laid out "
-                f"'{layout}' serves is neither smooth nor a tube: lay the multiplier out 'full', or use abs_tube"
+                f"'{layout.name}' serves is neither smooth nor a tube: lay the multiplier out 'full', or use abs_tube"
             )
         return Tube(*common, epsilon, c.transform, layout, labels, classes)
 

@@ -14,7 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from lagcompile.backends.method import Solver
+from lagcompile.frontend.lower import Formulation
 from lagcompile.workbench.benches import Bench, Where, named
+from lagcompile.workbench.methods import MethodSpec
 from lagcompile.workbench.search import Choice, Draw, Space, Span
 from lagcompile.workbench.spec import RunSpec
 
@@ -33,8 +38,9 @@ class System:
     @property
     def scheduled(self) -> tuple[str, ...]:
         """Groups whose step sizes follow a cosine, in every system alike: weights, and states that are kept."""
-        kept = "states" in self.method and self.formulation.get("storage", {}).get("kind") != "transient"
-        return ("weights", "states") if kept else ("weights",)
+        method: Solver = TypeAdapter(MethodSpec).validate_python(dict(self.method))
+        storage = Formulation.model_validate(dict(self.formulation)).storage
+        return ("weights", "states") if method.tables and storage.kept else ("weights",)
 
     @property
     def start(self) -> Draw:
