@@ -44,7 +44,7 @@ class Alignment:
 
 
 def align(train: Traced, evaluation: Traced) -> Alignment:
-    """Pair the nodes of two graphs in order, by operation and module path."""
+    """Pair the nodes of two graphs in order, by operation, module path, and the weights and buffers that they read."""
     bodies = [_body(t.graph) for t in (train, evaluation)]
     outputs: list[Pair] = []
     single: list[fx.Node] = []
@@ -96,7 +96,8 @@ def _keys(nodes: Sequence[fx.Node], attributes: Mapping[str, Any]) -> list[tuple
         target = str(node.target)
         if target in attributes:
             target = _same_part(attributes[target])
-        key = (node.op, target, path_of(node))
+        read = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr" and n.target not in attributes]
+        key = (node.op, target, path_of(node), *read)
         seen[key] = seen.get(key, 0) + 1
         keys.append((*key, seen[key]))
     return keys

@@ -28,8 +28,9 @@ from lagcompile.frontend.export import quietly
 from lagcompile.frontend.guards import sizes_of
 from lagcompile.frontend.proxies import detached, unchecked_distributions
 from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.still import Before
 from lagcompile.frontend.structure import Reference, leaves, opened, transform
-from lagcompile.frontend.symbolic import Traced, restore_buffers
+from lagcompile.frontend.symbolic import Traced
 
 _SHAPED = {
     "aten.squeeze_.dim": torch.ops.aten.squeeze.dim,
@@ -80,9 +81,8 @@ def record(model: nn.Module, signature: Signature, tensors: Sequence[Tensor], *,
     Raises:
         Exception: what the model's Python raises on tensors without values.
     """
-    held = dict(model.named_buffers())
-    before = {n: b.detach().clone() for n, b in held.items()}
-    state = {**dict(model.named_parameters()), **held}
+    before = Before(model)
+    state = {**dict(model.named_parameters()), **before.held}
     template: list[Any] = []
 
     def run(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Any]:
@@ -101,7 +101,7 @@ def record(model: nn.Module, signature: Signature, tensors: Sequence[Tensor], *,
             inputs = [_fake(mode, n, t, free=free) for n, t in zip(signature.names, tensors, strict=True)]
             found = make_fx(run, tracing_mode="symbolic", record_stack_traces=True)(weights, inputs)
     finally:
-        restore_buffers(dict(model.named_modules()), held, before)
+        before.put_back()
     return _converted(found, list(state), signature, tensors, template[0])
 
 

@@ -169,7 +169,8 @@ _CALLED = ("lagcompile/lift.py", "lagcompile\\lift.py")
 
 def is_users(filename: str) -> bool:
     """Whether a source file is neither torch's, nor this compiler's, nor generated."""
-    return not filename.startswith(_OWN) and not filename.startswith("<")
+    typed = filename.startswith(("<stdin>", "<console>", "<ipython-input"))
+    return not filename.startswith(_OWN) and (typed or not filename.startswith("<"))
 
 
 def user_line(depth: int = 2) -> str:

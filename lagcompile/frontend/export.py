@@ -25,8 +25,9 @@ from lagcompile.frontend.leaves import Calls, layers_as_calls, operator, paramet
 from lagcompile.frontend.proxies import Custom, DataAsDetach, lengths, unchecked_distributions
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.still import Before
 from lagcompile.frontend.structure import Reference, leaves, opened, transform
-from lagcompile.frontend.symbolic import Traced, restore_buffers
+from lagcompile.frontend.symbolic import Traced
 from lagcompile.ir.alone import ALONE, without_logs, without_prints, without_warnings
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_check")
@@ -78,8 +79,7 @@ def export(
     Raises:
         Exception: what torch.export says about the model's Python.
     """
-    held = dict(model.named_buffers())
-    before = {n: b.detach().clone() for n, b in held.items()}
+    before = Before(model)
     try:
         with (
             quietly(),
@@ -94,7 +94,7 @@ def export(
                 adapter, tuple(tensors), dynamic_shapes=_shapes(tensors, dynamic), strict=False
             )
     finally:
-        restore_buffers(dict(model.named_modules()), held, before)
+        before.put_back()
     traced = _Converter(model, signature, program, calls).traced(calls.output, whole)
     return replace(traced, sizes=sizes_of(program, tensors))
 

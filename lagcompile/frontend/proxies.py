@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from torch.fx.proxy import Attribute
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._device import _device_constructors
 
 from lagcompile.frontend.capture import is_users, user_line
 from lagcompile.frontend.structure import fill, transform
@@ -179,16 +180,30 @@ _FORM = frozenset(_FORM_NAMES.split())
 """What tells of a tensor's form, not of its values."""
 
 
+_MAKERS = frozenset(_device_constructors())
+"""Functions that make tensors of numbers; as they are before torch.fx wraps some of them."""
+
+
+def _asked_by_user() -> bool:
+    """Whether the user's own code calls a function of torch's, past what torch.fx has wrapped around it."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename == fx._symbolic_trace.__file__ and frame.f_back is not None:
+        frame = frame.f_back
+    return is_users(frame.f_code.co_filename)
+
+
 class Reads(TorchFunctionMode):
     """Operations on parameters that were reached by other ways than an attribute of their module.
 
     Args:
         proxies: gives the proxy of a tensor in the trace; None where it is not a parameter.
+        maker: notes the tensors, too, that the user's code makes of numbers.
     """
 
-    def __init__(self, proxies: Callable[[Tensor], fx.Proxy | None]) -> None:
+    def __init__(self, proxies: Callable[[Tensor], fx.Proxy | None], maker: fx.Tracer | None = None) -> None:
         super().__init__()
         self.proxies = proxies
+        self.maker = maker
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -199,6 +214,8 @@ class Reads(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         if name in _FORM or name == "__set__":
             return func(*args, **given)
+        if self.maker and func in _MAKERS and _asked_by_user():
+            return self.maker.create_proxy("call_function", func, args, given)
         met = False
 
         def swapped(value: Any) -> Any:

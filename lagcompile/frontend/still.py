@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lagcompile.frontend.symbolic import restore_buffers
 from lagcompile.frontend.tensors import identical
 
 SEED = 20211006
@@ -102,6 +101,17 @@ class Before:
         for kept in self.attributes.values():
             kept.put_back()
         restore_buffers(self.modules, self.held, self.buffers)
+
+
+def restore_buffers(modules: Mapping[str, nn.Module], held: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+    """Put back the buffers of a model's modules: the same tensors, with the values that they had."""
+    with torch.no_grad():
+        for name, buffer in held.items():
+            path, _, last = name.rpartition(".")
+            if modules[path]._buffers.get(last) is not buffer:
+                modules[path]._buffers[last] = buffer
+            if not identical(buffer, before[name]):
+                buffer.copy_(before[name])
 
 
 def _buffers(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -25,9 +25,9 @@ from lagcompile.frontend.proxies import (
     unchecked_distributions,
 )
 from lagcompile.frontend.signature import Signature
+from lagcompile.frontend.still import Before
 from lagcompile.frontend.storage import named_write
 from lagcompile.frontend.structure import Reference, leaves, opened, transform
-from lagcompile.frontend.tensors import identical
 from lagcompile.ir.alone import ALONE
 
 # torch.nn classes that hold several layers, and whose forward is worth looking into
@@ -81,19 +81,21 @@ def trace(model: nn.Module, signature: Signature, whole: Mapping[str, str]) -> T
     Raises:
         Exception: whatever the model's forward raises on proxies for tensors.
     """
-    traced = _trace(model, signature, whole, buffers=False)
-    if not traced.faults and not _folded(traced.graph):
-        return traced
-    try:  # what follows from buffers must follow when they change, or are converted
-        again = _trace(model, signature, whole, buffers=True)
-    except Exception:  # control flow on a buffer, for one: a constant as long as the model is the same
-        return traced
-    worse = (
-        again.faults
-        or dict(again.whole) != dict(traced.whole)
-        or (not traced.faults and len(_folded(again.graph)) >= len(_folded(traced.graph)))
-    )
-    return traced if worse else again
+    traced = _trace(model, signature, whole)
+    for made in (True, False):
+        if not traced.faults and not _folded(traced.graph):
+            break
+        try:  # what follows from buffers must follow when they change, or are converted
+            again = _trace(model, signature, whole, buffers=True, made=made)
+        except Exception:  # control flow on one of them: a constant as long as the model is the same
+            continue
+        worse = (
+            again.faults
+            or dict(again.whole) != dict(traced.whole)
+            or (not traced.faults and len(_folded(again.graph)) >= len(_folded(traced.graph)))
+        )
+        return traced if worse else again
+    return traced
 
 
 def _folded(graph: fx.Graph) -> list[fx.Node]:
@@ -101,23 +103,25 @@ def _folded(graph: fx.Graph) -> list[fx.Node]:
     return [n for n in graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor_constant")]
 
 
-def _trace(model: nn.Module, signature: Signature, whole: Mapping[str, str], *, buffers: bool) -> Traced:
-    """A trace in which buffers are values (`buffers`), or constants."""
+def _trace(
+    model: nn.Module, signature: Signature, whole: Mapping[str, str], *, buffers: bool = False, made: bool = False
+) -> Traced:
+    """A trace in which buffers (`buffers`), and tensors that are made of numbers (`made`), are values, or constants."""
     tracer = _Tracer(model, signature, whole)
     tracer.proxy_buffer_attributes = buffers
-    held = dict(model.named_buffers())
-    before = {n: b.detach().clone() for n, b in held.items()}
-    versions = {n: b._version for n, b in held.items()}
+    before = Before(model)
+    versions = {n: b._version for n, b in before.held.items()}
     try:
         with ALONE, torch.random.fork_rng(devices=[]), torch.enable_grad():
             state = torch.get_rng_state()
-            with custom_functions(tracer.custom), unchecked_distributions(), Reads(tracer.parameter), lengths():
+            reads = Reads(tracer.parameter, tracer if made else None)
+            with custom_functions(tracer.custom), unchecked_distributions(), reads, lengths():
                 graph = tracer.trace(model)
             if not tracer.faults and not torch.equal(state, torch.get_rng_state()):
                 tracer.faults[""] = _RANDOM
-        changed = [n for n, b in model.named_buffers() if b is not held.get(n) or b._version != versions[n]]
+        changed = [n for n, b in model.named_buffers() if b is not before.held.get(n) or b._version != versions[n]]
     finally:
-        restore_buffers(dict(model.named_modules()), held, before)
+        before.put_back()
     faults = tracer.faults | {n.rpartition(".")[0]: f"its forward changes the buffer '{n}'" for n in changed}
     _stopped(graph, model)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -140,19 +144,6 @@ def _stopped(graph: fx.Graph, model: nn.Module) -> None:
             made.meta = {k: v for k, v in node.meta.items() if k != "grad"}
             for reader in readers:
                 reader.replace_input_with(node, made)
-
-
-def restore_buffers(
-    modules: Mapping[str, nn.Module], held: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]
-) -> None:
-    """Put back the buffers of a model's modules: the same tensors, with the values that they had."""
-    with torch.no_grad():
-        for name, buffer in held.items():
-            path, _, last = name.rpartition(".")
-            if modules[path]._buffers.get(last) is not buffer:
-                modules[path]._buffers[last] = buffer
-            if not identical(buffer, before[name]):
-                buffer.copy_(before[name])
 
 
 class _Tracer(fx.Tracer):
