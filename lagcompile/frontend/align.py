@@ -89,17 +89,14 @@ def _body(graph: fx.Graph) -> list[fx.Node]:
     return [n for n in graph.nodes if n.op not in {"placeholder", "get_attr", "output"}]
 
 
-def _keys(nodes: Sequence[fx.Node], attributes: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    seen: dict[tuple[Any, ...], int] = {}
+def _keys(nodes: Sequence[fx.Node], attributes: Mapping[str, Any]) -> list[tuple[str, ...]]:
     keys = []
     for node in nodes:
         target = str(node.target)
         if target in attributes:
             target = _same_part(attributes[target])
         read = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr" and n.target not in attributes]
-        key = (node.op, target, path_of(node), *read)
-        seen[key] = seen.get(key, 0) + 1
-        keys.append((*key, seen[key]))
+        keys.append((node.op, target, path_of(node), *read))
     return keys
 
 
@@ -111,7 +108,7 @@ def _same_part(part: Any) -> str:
 
 
 def _steps(
-    a: Sequence[fx.Node], b: Sequence[fx.Node], left: list[tuple[Any, ...]], right: list[tuple[Any, ...]]
+    a: Sequence[fx.Node], b: Sequence[fx.Node], left: list[tuple[str, ...]], right: list[tuple[str, ...]]
 ) -> list[Step]:
     if left == right:
         return [Step((x,), (y,), _alike(x, y)) for x, y in zip(a, b, strict=True)]

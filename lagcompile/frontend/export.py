@@ -143,6 +143,7 @@ class _Converter:
         filled = transform(template, lambda v: Reference(next(names).name) if isinstance(v, Reference) else v)
         self.graph.output(tuple(outputs))
         _drop_unused(self.graph)
+        _write_early(self.graph)
         used = {c.path for c in self.calls.made}
         kept = {path: why for path, why in whole.items() if path in used}
         return Traced(self.graph, filled, kept, {}, self.attributes)
@@ -296,6 +297,26 @@ def _plain(template: Any, given: Sequence[fx.Node]) -> Any:
 def _writes(node: fx.Node) -> bool:
     """Whether a node writes into its first argument."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and bool(node.args)
+
+
+def _write_early(graph: fx.Graph) -> None:
+    """Write a buffer's new value where it is made: at the end, one mode's write would hold all in between together."""
+    place = {n: i for i, n in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        given = node.all_input_nodes
+        values, buffers = [n for n in given if n.op != "get_attr"], [n for n in given if n.op == "get_attr"]
+        if node.users or not node.op.startswith("call") or len(values) != 1 or len(buffers) != 1:
+            continue
+        (value,), (buffer,) = values, buffers
+        read = any(place[value] < place[u] < place[node] for u in buffer.users)
+        if len(value.users) == 1 and _is_new(value) and not read:
+            value.append(node)
+
+
+def _is_new(node: fx.Node) -> bool:
+    """Whether a node gives memory of its own."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and all(r.alias_info is None for r in target._schema.returns)
 
 
 def _drop_unused(graph: fx.Graph) -> None:
