@@ -13,15 +13,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import lagcompile as lc
+from lagcompile.frontend.modes import ByMode
 from tests.unseen._cuts import Cuts, cuts
 from tests.unseen._grammar import Drawn, Record, draw
 from tests.unseen._use import use
 
 CI, NIGHTLY = 30, 10_000
 _TOLERANCE = 1e-9
+BRANCH = 8
+"""Operations of the longest branch that is drawn for one mode."""
 
 
 def judge(tally: Mapping[str, int], cases: int) -> None:
@@ -43,7 +46,7 @@ def case(seed: int) -> Mapping[str, int]:
         _compare(lifted, model, seed)
     except Exception as error:
         raise AssertionError(f"{type(error).__name__}: {error}\n{drawn.source}") from error
-    counts = {"whole": int(_larger(lifted)), "stages": len(lifted.stages), "lifted": 1}
+    counts = {"whole": int(_larger(lifted, drawn.source)), "stages": len(lifted.stages), "lifted": 1}
     if seed % 4:
         return counts
     try:
@@ -52,9 +55,17 @@ def case(seed: int) -> Mapping[str, int]:
         raise AssertionError(f"{type(error).__name__}: {error}\n{drawn.source}") from error
 
 
-def _larger(lifted: lc.Lifted) -> bool:
-    """Whether a part was kept whole that is larger than what is named as the cause."""
-    return bool(lifted.receipt and lifted.receipt.whole)
+def _larger(lifted: lc.Lifted, source: str) -> bool:
+    """Whether a part was kept whole that is larger than its cause: a module, or more than the branches of a mode."""
+    assert lifted.receipt is not None
+    branches = [p for p in lifted.network.capture.module.modules() if isinstance(p, ByMode)]
+    most = max((_operations(m) for p in branches for m in (p.in_train, p.in_eval)), default=0)
+    return bool(lifted.receipt.whole) or most > BRANCH * source.count("if self.training:")
+
+
+def _operations(module: nn.Module) -> int:
+    graphs = [m.graph for m in module.modules() if isinstance(m, fx.GraphModule)]
+    return sum(n.op.startswith("call") for g in graphs for n in g.nodes)
 
 
 def valid(seed: int) -> tuple[Drawn, nn.Module, random.Random]:
