@@ -252,7 +252,7 @@ class Lifted:
         lifted = self.resolve(*args)
         named = lower(lifted.network, lifted.formulation, loss=loss_name(loss), name=self.name)
         call = lifted.network.capture.signature
-        tensors = call.flatten(inputs, {})
+        tensors = call.flatten(inputs, {}, kept=True)
         check_inputs(named, call.names, tensors)
         instance = Instance(named, lifted.network, (tensors, target), loss=loss, device=device, stack=stack)
         try_out(instance)
@@ -286,7 +286,7 @@ class Lifted:
         args = as_args(inputs)
         lifted = self.resolve(*args, **(kwargs or {}))
         call = lifted.network.capture.signature
-        tensors = call.flatten(args, kwargs or {})
+        tensors = call.flatten(args, kwargs or {}, kept=True)
         check_inputs(lifted.program, call.names, tensors, shapes=False)
         return verify_network(
             lifted.network, lifted.program, tensors, target, loss=loss, tolerance=tolerance, weights=weights

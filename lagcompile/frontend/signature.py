@@ -32,6 +32,7 @@ class Signature:
         exact: False where no example was given, so that each required argument is taken to be one tensor.
         starred: name of forward's *args among `parameters`, '' where there is none.
         graded: the model runs with gradients on only: its forward takes derivatives.
+        optional: parameters whose constant is forward's own default.
     """
 
     names: tuple[str, ...]
@@ -41,9 +42,15 @@ class Signature:
     exact: bool
     starred: str = ""
     graded: bool = False
+    optional: frozenset[str] = frozenset()
 
-    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, kept: bool = False) -> list[torch.Tensor]:
         """Tensors of a call, in the order of `names`.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            kept: arguments without a tensor that are not given are those that the model was lifted with.
 
         Raises:
             BindError: the call does not have the structure that the model was lifted with.
@@ -51,7 +58,11 @@ class Signature:
         if self.starred:
             count = self.parameters.index(self.starred)
             args = [*args[:count], tuple(args[count:])]
-        given = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
+        fixed = self._fixed()
+        moving = [n for n in self.parameters if n not in fixed]
+        order = moving if kept and len(args) <= len(moving) else self.parameters
+        given = {n: v for n, v in fixed.items() if kept or n in self.optional}
+        given |= dict(zip(order, args, strict=False)) | dict(kwargs)
         problems = [f"the model has no argument '{n}'" for n in kwargs if n not in self.parameters]
         problems += [f"the argument '{n}' is missing" for n in self.parameters if n not in given]
         if len(args) > len(self.parameters):
@@ -75,6 +86,16 @@ class Signature:
             if not isinstance(value, torch.Tensor):
                 raise BindError(f"the input '{name}' is of type {type(value).__name__}, expected a tensor")
         return tensors
+
+    def _fixed(self) -> dict[str, Any]:
+        """Arguments that hold no tensor."""
+        parts = zip(self.parameters, self.structure, strict=True)
+        positions = {n: (part, pytree.tree_leaves(part)) for n, part in parts}
+        return {
+            n: pytree.tree_map(lambda i: self.constants[i], part)
+            for n, (part, found) in positions.items()
+            if all(i in self.constants for i in found)
+        }
 
     def call(self, forward: Callable[..., Any], tensors: Sequence[Any]) -> Any:
         """Call the model, or its forward, with tensors (or proxies) in the order of `names`."""
@@ -131,7 +152,17 @@ def signature_of(
     names = tuple(_leaf_names(arguments))
     kept = tuple(n for i, n in enumerate(names) if i not in constants)
     structure = pytree.tree_unflatten(list(range(len(leaves))), spec)
-    return Signature(kept, tuple(arguments), structure, constants, exact=True, starred=starred)
+    optional = frozenset(
+        p.name
+        for p in parameters
+        if p.name in arguments and p.default is not p.empty and _is_default(arguments[p.name], p.default)
+    )
+    return Signature(kept, tuple(arguments), structure, constants, exact=True, starred=starred, optional=optional)
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    plain = type(value) in {bool, int, float, str} and type(value) is type(default)
+    return value is default or (plain and value == default)
 
 
 def _leaf_names(arguments: Mapping[str, Any]) -> list[str]:

@@ -94,7 +94,8 @@ def _is_pair(dataset: object) -> TypeGuard[Sequence[object]]:
 
 
 def _columns(value: object) -> list[Tensor]:
-    return [_tensor(item, "inputs") for item in (value if isinstance(value, (tuple, list)) else [value])]
+    items = [v for v in value if v is not None] if isinstance(value, (tuple, list)) else [value]
+    return [_tensor(item, "inputs") for item in items]  # an argument that is None is the model's, not the data's
 
 
 def _tensor(value: object, what: str) -> Tensor:
