@@ -93,9 +93,17 @@ def argument(rng: random.Random) -> None:
     wild = rng.choice([*VALUES, *more])
     loss = torch.nn.functional.cross_entropy
     lifting: dict[str, Any] = {"model": net(), "example_inputs": (x,), "split": 2, "formulation": None, "name": None}
-    checking: dict[str, Any] = {"inputs": x, "target": y, "tolerance": 1e-8, "kwargs": None, "loss": loss}
+    checking: dict[str, Any] = {
+        "inputs": x,
+        "target": y,
+        "tolerance": 1e-8,
+        "kwargs": None,
+        "loss": loss,
+        "weights": None,
+    }
     options = lc.RunOptions(steps=1, batch_size=4)
     solving: dict[str, Any] = {"dataset": (x, y), "method": None, "options": options, "device": "cpu", "loss": loss}
+    solving |= {"evaluate": None, "watch": None, "start": None}
     planning: dict[str, Any] = {"examples": 10, "state_slots": 1, "dual_slots": 0, "batch_size": 4}
     chosen = rng.choice([lifting, lifting, checking, solving, planning])
     chosen[rng.choice(list(chosen))] = wild
