@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -339,7 +340,13 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> None:
     with trusting(NOTHING), _without_here():
-        app(arguments)
+        _command()(arguments)
+
+
+@cache
+def _command() -> Callable[[list[str]], object]:
+    """The tree of commands, which takes longer to build than most of them take in a process that calls many."""
+    return typer.main.get_command(app)
 
 
 if __name__ == "__main__":
