@@ -20,7 +20,7 @@ from tests.store.runs import files
 
 MOST = 400
 """Operations of the longest run, at most."""
-CI, NIGHTLY = 2 * len(ALL), len(ALL) * MOST
+CI, NIGHTLY = len(ALL), len(ALL) * MOST
 
 
 def case(seed: int) -> Mapping[str, int]:
