@@ -34,6 +34,7 @@ _VALUES: Mapping[str, str] = {
     "tolist": "makes a Python list of a tensor: keep the tensor",
     "numpy": "leaves PyTorch for NumPy: use the torch function",
     "__array__": "leaves PyTorch for NumPy: use the torch function",
+    "_pack_padded_sequence": "packs sequences by the values of their lengths: keep them padded, with a mask",
     "__iter__": "loops over a tensor: call the function on all of it, or unbind an axis of fixed size",
 }
 _PLAIN = (Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))

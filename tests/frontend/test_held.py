@@ -230,3 +230,29 @@ def test_padding_has_no_gradient_and_is_certified_all_the_same() -> None:
     assert (tokens == 0).any()
     assert solution.certificate is not None
     assert solution.certificate.ok
+
+
+def test_packed_sequences_are_kept_whole_in_a_part_and_named_in_the_model() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTM(6, 8, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            return self.cell(packed)[1][0][-1]
+
+    class Classifier(Packed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = Packed(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.head(torch.relu(self.inner(x, lengths)))
+
+    data = X[:, None].repeat(1, 5, 1), torch.tensor([5, 3, 4, 1, 2, 5])
+    lifted = lc.lift(Classifier(), data, split=3)
+    assert lifted.receipt is not None
+    assert [path for path, _ in lifted.receipt.whole] == ["inner"]
+    with pytest.raises(lc.LiftError, match=r"test_held\.py:\d+: .* packs sequences by the values of their lengths"):
+        lc.lift(Packed(), data, split=2)
