@@ -22,7 +22,7 @@ from lagcompile.frontend.capture import is_users
 from lagcompile.frontend.graphmodule import StageGraph
 from lagcompile.frontend.guards import sizes_of
 from lagcompile.frontend.leaves import Calls, layers_as_calls, operator, parameters_of
-from lagcompile.frontend.proxies import Custom, DataAsDetach, lengths, unchecked_distributions
+from lagcompile.frontend.proxies import Custom, DataAsDetach, inference_as_no_grad, lengths, unchecked_distributions
 from lagcompile.frontend.regions import Layer, Region, region_of
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.still import Before
@@ -86,6 +86,7 @@ def export(
             torch.enable_grad(),
             DataAsDetach(),
             lengths(),
+            inference_as_no_grad(),
             unchecked_distributions(),
             layers_as_calls(model, whole) as calls,
         ):

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,6 +126,29 @@ def custom_functions(call: Apply) -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = before  # type: ignore[method-assign]
+
+
+@contextmanager
+def inference_as_no_grad() -> Iterator[None]:
+    """Within: `torch.inference_mode()` in this thread is `torch.no_grad()`, which torch.export keeps as a region."""
+    kind, thread = torch.inference_mode, threading.get_ident()
+    enter, leave, held = kind.__enter__, kind.__exit__, {}
+
+    def entered(self: torch.inference_mode) -> None:
+        if threading.get_ident() != thread or not self.mode:
+            enter(self)
+        else:
+            held[self] = torch.no_grad()
+            held[self].__enter__()
+
+    def left(self: torch.inference_mode, *error: Any) -> None:
+        (held.pop(self).__exit__ if self in held else partial(leave, self))(*error)
+
+    kind.__enter__, kind.__exit__ = entered, left  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -56,7 +56,18 @@ class UnreadNorm(Counting):
         return torch.tanh(h)
 
 
-@pytest.mark.parametrize("kind", [BesideAWrite, BesideASum, UnreadNorm])
+class Inferring(Counting):
+    """A frozen teacher in inference mode: nothing behind it has a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.count += 1
+        with torch.inference_mode():
+            taught = torch.tanh(self.a(x))
+        return self.a(x) + taught
+
+
+@pytest.mark.parametrize("kind", [BesideAWrite, BesideASum, UnreadNorm, Inferring])
 def test_buffers_change_as_in_the_model(kind: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     assert right_or_refused(kind(), torch.randn(4, 6), sizes=(2, 3, 5)) == ""
