@@ -295,6 +295,17 @@ class Fixed(nn.Module):
         return self.b(self.drop(torch.tanh(self.a(x)).view(4, 3, 2).flatten(1)))
 
 
+def test_what_is_frozen_and_what_is_not_persistent_stay_so(tmp_path: Path) -> None:
+    model = Residual()
+    model.first.weight.requires_grad_(False)
+    model.register_buffer("scratch", torch.ones(3), persistent=False)
+    loaded = lc.load(lc.lift(model, torch.randn(4, 6), split=2).save(tmp_path / "out"))
+    frozen = {n for n, p in loaded.module.named_parameters() if not p.requires_grad}
+    assert frozen == {"first.weight"} == {w.name for w in loaded.program.weights if not w.trainable}
+    assert "scratch" in dict(loaded.module.named_buffers())
+    assert loaded.module.state_dict().keys() == model.state_dict().keys()
+
+
 def test_the_mode_and_a_fixed_batch_size_are_kept(tmp_path: Path) -> None:
     x = torch.randn(4, 5)
     lifted = lc.lift(Fixed().eval(), (x,), split=2)

@@ -40,7 +40,7 @@ class Mutant:
 def draw(root: Path, paths: Sequence[str], count: int, seed: int) -> list[Mutant]:
     """Draw places of the code, each as likely as any other, and for each place one change.
 
-    Places are ranked by a digest of their text, so that most of a draw stays as it is when code elsewhere changes.
+    Places are ranked by a digest of their text, so that most of them stay as they are when code elsewhere changes.
 
     Args:
         root: folder that the paths start from.

@@ -24,7 +24,7 @@ from tests.mutants.covering import Covering
 from tests.mutants.draw import Mutant
 
 NOT_FOUND = 4
-"""Exit status of pytest where a named test does not exist: of a mutant that gives tests other names."""
+"""Exit status of pytest where a named test does not exist: its file cannot be imported, or tests have other names."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,16 @@ class Judge:
         while tests:
             with self._changed(mutant):
                 ending = self._run(tests)
-            if ending.status == 0 or (ending.status == NOT_FOUND and not ending.last):
+                if ending.status == NOT_FOUND and not ending.last:
+                    ending = self._run([*dict.fromkeys(t.partition("::")[0] for t in tests)])
+            if ending.status == 0:
                 return None
             named = [t for t in tests if t == ending.last] or [t for t in tests if t.startswith(ending.last)]
+            named = named or [ending.last]
             if self._is_sound(named[0]):
                 return Verdict(killed=True, test=named[0], hung=ending.status is None)
-            tests = [t for t in tests if t not in named]
+            left = [t for t in tests if t not in named]
+            tests = left if len(left) < len(tests) else []
         return None
 
     @contextmanager

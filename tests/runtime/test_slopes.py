@@ -21,6 +21,7 @@ CASES: list[tuple[str, Function, list[float], list[float]]] = [
     ("clamp_min", lambda x: torch.clamp_min(x, 1.0), [0.0, 1.0, 3.0], [0.0, 0.25, 1.0]),
     ("clamp_max", lambda x: torch.clamp_max(x, 1.0), [0.0, 1.0, 3.0], [1.0, 0.75, 0.0]),
     ("hardtanh", F.hardtanh, [-1.0, 0.0, 1.0], [0.25, 1.0, 0.25]),
+    ("hardtanh bounds", lambda x: F.hardtanh(x, -2.0, 3.0), [-1.0, 1.0, 3.0, 4.0], [1.0, 1.0, 0.75, 0.0]),
     ("relu6", F.relu6, [0.0, 1.0, 6.0], [0.25, 1.0, 0.25]),
     ("amax", lambda x: x.amax().reshape(1), [1.0, 3.0, 3.0], [0.0, 0.75, 0.25]),
     ("tensor bound", lambda x: x.clamp(max=torch.ones(2)), [1.0, 3.0], [1.0, 0.0]),
