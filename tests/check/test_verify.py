@@ -136,3 +136,12 @@ def test_names_are_the_users() -> None:
     names = {r.name for r in certificate.residuals}
     assert {"h1 (after encoder)", "encoder.weight", "decoder.bias"} <= names
     assert "certificate for Model in float64: ok" in str(certificate)
+
+
+def test_one_example_is_enough_and_each_residual_is_counted_once() -> None:
+    x, y = classes(3, 5, 3)
+    certificate = lc.lift(deep(3), x, split=3).verify(x[:1], y[:1], loss=F.cross_entropy)
+    assert certificate.ok
+    assert certificate.rows == 1
+    words = str(certificate).split()
+    assert sum(int(words[i - 1]) for i, w in enumerate(words) if w == "checked,") == len(certificate.residuals)
