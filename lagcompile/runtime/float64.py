@@ -125,9 +125,27 @@ def _multi_head_attention(*args: Any, **named: Any) -> Any:
     return output, weights if named.get("need_weights", True) else None
 
 
+def _grouped_product(
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`grouped_mm` of rows that lie in groups with a matrix each (experts), which has no kernel in float64."""
+    if a.dtype != torch.float64 or a.dim() != 2 or b.dim() != 3 or offs is None:
+        return torch.ops.aten._grouped_mm.default(a, b, offs, bias, out_dtype)
+    group = torch.searchsorted(offs, torch.arange(len(a), device=a.device, dtype=offs.dtype), right=True)
+    products = (torch.where((group == g)[:, None], a, 0.0) @ matrix for g, matrix in enumerate(b.unbind()))
+    result = sum(products, torch.zeros(len(a), b.shape[2], dtype=a.dtype, device=a.device))
+    return result if bias is None else result + bias
+
+
 _OTHERWISE: Mapping[Any, Callable[..., Any]] = {
     torch.conv2d: _grouped,
     torch.ops.aten.conv2d.default: _grouped,
+    torch._grouped_mm: _grouped_product,
+    torch.ops.aten._grouped_mm.default: _grouped_product,
     functional.scaled_dot_product_attention: _attention,
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     functional.multi_head_attention_forward: _multi_head_attention,

@@ -119,3 +119,26 @@ def test_grouped_convolutions(
         found = gradients(layer(x))
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_products_of_experts_are_certified_in_float64() -> None:
+    class Experts(nn.Module):
+        """A mixture of experts as transformers computes it: rows sorted by expert, one grouped product."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.gate, self.outer = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(8, 2)
+            self.experts = nn.Parameter(torch.randn(3, 16, 8) / 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.inner(x))
+            weight, expert = self.gate(h).softmax(-1).max(-1)
+            order = expert.argsort()
+            ends = torch.bincount(expert, minlength=3).cumsum(0).to(torch.int32)
+            product = torch.nn.functional.grouped_mm(h[order], self.experts, offs=ends)
+            return self.outer(product[order.argsort()] * weight[:, None])
+
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 6), torch.randint(2, (12,))
+    lifted = lc.lift(Experts(), x, split=2)
+    assert lifted.verify(x, y, loss=nn.functional.cross_entropy).ok
