@@ -9,6 +9,7 @@ solution = lifted.solve((x, y), loss=torch.nn.functional.cross_entropy, method=l
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import lagcompile.early  # noqa: F401  (before what imports torch)
 from lagcompile.backends.alternating import AltMin
 from lagcompile.backends.augmented import AugmentedLagrangian
 from lagcompile.backends.base import Executor, RunOptions, drive
