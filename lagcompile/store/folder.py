@@ -174,7 +174,8 @@ class RunFolder:
         """What the folder says that its run is; None where that is gone or damaged."""
         path = self.path / RUN_ID
         try:
-            return sums.read(path)
+            # where the list is gone, `begin` says so once for the whole folder
+            return sums.read(path) if (self.path / sums.SUMS).exists() else disk.read_bytes(path)
         except DataError as error:
             problem = f"{path} is gone" if not os.path.lexists(path) else error.problems[0]
             self.notice(f"{problem}: whether its checkpoints are of this run cannot be said; it is written anew")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 
 import lagcompile as lc
 from tests.frontend.sameness import right_or_refused
@@ -232,7 +232,8 @@ def test_what_cannot_be_taken_apart_is_named(kind: type[nn.Module], name: str) -
         lc.lift(kind(), X, split=2)
 
 
-def test_distributions_are_checked_elsewhere_while_one_is_traced() -> None:
+def test_distributions_are_checked_elsewhere_while_one_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Distribution, "_validate_args", True)  # torch.export puts it off for the whole process
     seen: list[bool] = []
 
     class Asks(Flow):

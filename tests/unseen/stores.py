@@ -15,6 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -34,7 +35,8 @@ def case(seed: int) -> Mapping[str, int]:
     generator = random.Random(seed)
     kind = generator.choice(list(KINDS))
     steps, every = generator.choice(((3, 1), (4, 2), (5, 2), (4, None)))
-    with _place() as root:
+    with _place() as root, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* keeps nothing half-way")
         run = _run(kind, steps, every, generator.choice((1, 2)))
         run.root = root
         wanted, count = _whole(run)
