@@ -64,7 +64,7 @@ class Node:
     flops: int
     source: str
     floating: bool
-    """A floating-point tensor, as far as is known."""
+    """A floating-point tensor whose size depends on no value, as far as is known: what can be a state."""
     writes: tuple[str, ...] = ()
     """Inputs whose memory it writes into."""
     aliases: tuple[str, ...] = ()
@@ -235,7 +235,8 @@ def _record(
         path = str(node.target)
     if seen is not None:
         flops = seen.flops
-        floating = seen.type is not None and dtype_of(seen.type.dtype).is_floating_point
+        kind = seen.type
+        floating = kind is not None and dtype_of(kind.dtype).is_floating_point and "?" not in (kind.shape or ())
     else:
         flops = 1 + sum(tensors[p].numel() for p in parameters if p in tensors)
         floating = role in {"value", "data", "input"}

@@ -26,6 +26,7 @@ Seen = tuple[Kind, torch.dtype | None, tuple[int, ...]]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PRODUCTS: tuple[str, ...] = ("mm", "linear", "conv", "einsum", "matmul", "attention", "tensordot", "dot", "mv")
 _PRODUCTS += ("rnn", "lstm", "gru", "bilinear")
+_SELECTIONS = ("masked_select", "nonzero", "argwhere", "unique")
 
 
 class Recorder(Runner):
@@ -41,6 +42,8 @@ class Recorder(Runner):
         super().__init__(module)
         self.seen: dict[str, Seen] = {}
         self.flops: dict[str, int] = {}
+        self.selected: set[str] = set()
+        """Values whose length depends on values."""
         self.watch = Watch(random=random)
         self.count = count
 
@@ -56,21 +59,42 @@ class Recorder(Runner):
             value = super().run_node(n)
         self.watch.after(n, value)
         self.seen[n.name] = _seen(value)
+        if isinstance(value, Tensor) and value.dim() and self._selects(n, value):
+            self.selected.add(n.name)
         if isinstance(value, Tensor) and n.op.startswith("call"):
             known = 0 if counted or n.op != "call_module" else _work(self.submodules[str(n.target)], value)
             self.flops[n.name] = self.flops.get(n.name, 0) + value.numel() + known
         return value
 
+    def _selects(self, node: fx.Node, value: Tensor) -> bool:
+        """Whether a value is a selection of rows, or as long as one that it follows from and as nothing else."""
+        name = _name(node) if node.op in {"call_function", "call_method"} else ""
+        if any(w in name for w in _SELECTIONS):
+            return True
+        if name in {"getitem", "index.Tensor"}:
+            index = node.args[1]
+            first = index[0] if isinstance(index, (tuple, list)) and index else index
+            mask = self.env.get(first) if isinstance(first, fx.Node) and first.op != "get_attr" else None
+            if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+                return True
+        given = [(a.name, self.env.get(a)) for a in node.all_input_nodes if a.op != "get_attr"]
+        alike = [a in self.selected for a, v in given if isinstance(v, Tensor) and v.shape[:1] == value.shape[:1]]
+        return bool(alike) and all(alike)
+
     def _multiplies(self, node: fx.Node) -> bool:
         """Whether the node may hold matrix products whose work is not known from shapes alone."""
         if node.op != "call_module":
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            return any(word in name for word in _PRODUCTS)
+            return any(word in _name(node) for word in _PRODUCTS)
         kind = type(self.submodules[str(node.target)])
         plain = kind.__module__.startswith("torch.nn.modules") and not kind.__module__.endswith(
             (".rnn", ".activation", ".transformer", ".sparse", ".adaptive", ".conv")
         )
         return not plain and kind not in _CONVOLUTIONS
+
+
+def _name(node: fx.Node) -> str:
+    """What a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 class _Flops(TorchDispatchMode):
@@ -125,7 +149,10 @@ def observations(first: Recorder, second: Recorder, size: int | None, other: int
         marked = None
         if kind == "tensor":
             again = second.seen.get(name, (kind, dtype, shape))[2]
-            marked = TensorType(dtype=str(dtype).removeprefix("torch."), shape=_marked(shape, again, size, other))
+            axes = _marked(shape, again, size, other)
+            if name in first.selected & second.selected:  # two runs may agree by chance
+                axes = ("?", *axes[1:])
+            marked = TensorType(dtype=str(dtype).removeprefix("torch."), shape=axes)
         result[name] = Observation(
             kind,
             marked,
@@ -156,5 +183,5 @@ def _marked(
         elif d * (other or 1) == e * size:
             marked.append("B" if d == size else f"{d // size}B")
         else:
-            marked.append(f"{d}?")
+            marked.append("?")
     return tuple(marked)

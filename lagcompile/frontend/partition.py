@@ -183,10 +183,9 @@ def together(graph: Graph) -> list[tuple[int, int]]:
 
 def _not_a_state(node: Node) -> str | None:
     if node.type is not None and not node.floating:
-        return (
-            f"'{node.name}' ({where(node)}) is {node.type} and cannot be a state: "
-            "only floating-point tensors can. Cut elsewhere"
-        )
+        sized = "?" in (node.type.shape or ())
+        why = "how many rows it has depends on values" if sized else "only floating-point tensors can"
+        return f"'{node.name}' ({where(node)}) is {node.type} and cannot be a state: {why}. Cut elsewhere"
     return None
 
 

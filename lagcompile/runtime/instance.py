@@ -265,10 +265,15 @@ class Instance:
         values = dict(batch.values)
         for stage in self.network.stages:
             values.update(zip(stage.writes, stage.module(*(values[n] for n in stage.reads)), strict=True))
-        rows = [
-            torch.stack([to_rows(values[s.node].unsqueeze(0), s.type)[0] for s in bank.states])
-            for bank in self.layout.banks
-        ]
+        rows = []
+        for bank in self.layout.banks:
+            rows.append(torch.stack([to_rows(values[s.node].unsqueeze(0), s.type)[0] for s in bank.states]))
+            s, wanted = bank.first, 1 if batch_axis(bank.first.type)[0] is None else batch.size
+            if rows[-1].shape[1] != wanted:
+                raise BindError(
+                    f"the state {s.name} (after {s.node}, {s.module or 'the model'}) has {rows[-1].shape[1]} rows for "
+                    f"{batch.size} examples: how many depends on the values, so cut elsewhere"
+                )
         return rows, values
 
     def output(self, values: Mapping[str, Any]) -> Any:

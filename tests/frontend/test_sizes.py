@@ -59,3 +59,32 @@ def test_lengths_and_sizes_are_of_the_batch_that_is_given(counts: bool) -> None:
 
     assert lifted.verify(X, target, loss=loss).ok
     assert lifted.solve((X, target), loss=loss, options=lc.RunOptions(steps=2)).status is lc.Status.STEPS_DONE
+
+
+class Selects(nn.Module):
+    """Rows that a mask picks: how many depends on the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x > 0.5
+        picked = torch.tanh(self.a(x)[mask])
+        output: Tensor = self.b(torch.masked_scatter(self.a(x), mask, picked))
+        return output
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_value_with_as_many_rows_as_a_mask_picks_is_no_state(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(4, 4)
+    with pytest.raises(
+        lc.SplitError, match=r"float32\[\?\] and cannot be a state: how many rows it has depends on values"
+    ):
+        lc.lift(Selects(), x, split=lc.AtSplit(after=("node:tanh",)))
+    lifted = lc.lift(Selects(), x, split=2)
+    x, y = torch.randn(6, 4), torch.randn(6, 2)
+    assert lifted.verify(x, y, loss=nn.functional.mse_loss).ok
+    solution = lifted.solve((x, y), loss=nn.functional.mse_loss, options=lc.RunOptions(steps=2))
+    assert solution.status in (lc.Status.STEPS_DONE, lc.Status.WORSE)

@@ -34,16 +34,18 @@ class Cuts:
 
     Attributes:
         values: what each node gave.
+        sized: nodes that give another size for other values.
         places: for each place in execution order that a cut could have, names of the tensors that cross it.
     """
 
     values: Mapping[str, Any]
+    sized: frozenset[str]
     places: list[frozenset[str]]
 
     def floating(self, name: str) -> bool:
-        """Whether a node gave a floating-point tensor: nothing else can be a state."""
+        """Whether a node gave a floating-point tensor of a size that values do not change: all that can be a state."""
         value = self.values[name]
-        return isinstance(value, Tensor) and value.is_floating_point()
+        return isinstance(value, Tensor) and value.is_floating_point() and name not in self.sized
 
 
 def cuts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Cuts:
@@ -55,8 +57,13 @@ def cuts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Cuts:
     """
     copied = copy.deepcopy(module).eval()
     run = _Run(copied)
+    sized = set[str]()
     with torch.random.fork_rng(devices=[]):
         run.run(*(t.clone() for t in inputs))
+        for scale in (-1.0, 0.3, -3.0, 9.0):
+            other = _Run(copied)
+            other.run(*(scale * t if t.is_floating_point() else t.clone() for t in inputs))
+            sized |= {n for n, v in other.values.items() if _shape(v) != _shape(run.values[n])}
     from_inputs, from_weights = set[str](), set[str]()
     nodes = [n for n in copied.graph.nodes if n.op != "output"]
     for node in nodes:
@@ -68,13 +75,17 @@ def cuts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Cuts:
     staged = [n for n in nodes if n.name in from_inputs & from_weights]
     number = {n: i for i, n in enumerate(staged)}
     last = {n: max((number.get(u, -1) for u in n.users), default=-1) for n in staged}
-    found = Cuts(run.values, [])
+    found = Cuts(run.values, frozenset(sized), [])
     for i in range(1, len(staged)):
         crossing = [n.name for n in staged[:i] if last[n] >= i]
         tensors = frozenset(n for n in crossing if isinstance(run.values[n], Tensor | tuple | list))
         if tensors and all(map(found.floating, tensors)):
             found.places.append(tensors)
     return found
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None
 
 
 def _has_weights(module: fx.GraphModule, node: fx.Node) -> bool:
