@@ -32,6 +32,7 @@ from lagcompile.frontend.receipt import Cut, Expectations, Receipt, examine, fir
 from lagcompile.frontend.signature import Signature
 from lagcompile.frontend.stages import Network
 from lagcompile.frontend.still import Before, as_it_was
+from lagcompile.frontend.storage import named_write
 from lagcompile.frontend.symbolic import Traced, is_leaf, trace
 from lagcompile.frontend.trials import resized
 from lagcompile.ir.alone import ALONE
@@ -146,10 +147,17 @@ class _Search:
             [
                 f"{type(self.model).__name__} cannot be captured; every front end failed:",
                 *dict.fromkeys(self.problems),
-                *(["What its forward does that a graph cannot hold:", *met] if met else []),
+                *(["What its forward does that a graph cannot hold:", *met] if met else self._writes()),
                 "Change the lines named above to tensor operations, or move them into a sub-module that is kept whole",
             ]
         )
+
+    def _writes(self) -> list[str]:
+        """Lines that write into a tensor, the likeliest cause where nothing else is known."""
+        modules = dict(self.model.named_modules())
+        nodes = [n for t in self.traced for n in t.graph.nodes if n.meta.get("source")]
+        found = dict.fromkeys(str(n.meta["source"]) for n in nodes if named_write(n, modules))
+        return [f"Its forward writes into tensors that others may share at {', '.join(found)}"] if found else []
 
     def _attempts(self) -> Iterator[tuple[str, Callable[[], Capture]]]:
         yield "torch.fx", self._plain

@@ -40,3 +40,9 @@ def test_cases_that_nobody_has_looked_at(name: str, start: int, counts: Path) ->
     found = [*counts.glob(f"{name}-*.json")]
     if len(found) == sum(n == name for n, _ in SLICES):  # the last one judges them all
         drawn.judge(sum((Counter(json.loads(f.read_text())) for f in found), Counter()), drawn.CI)
+
+
+@pytest.mark.parametrize(("name", "seed"), [("modules", 284085761), ("modules", 470734436), ("modules", 1692350396)])
+def test_seeds_that_failed_once(name: str, seed: int) -> None:
+    """A refusal without a line (two), a state with as many rows as a mask picks."""
+    source(name).case(seed)
