@@ -21,7 +21,7 @@ from tests.unseen._cuts import Cuts, cuts
 from tests.unseen._grammar import Drawn, Record, draw
 from tests.unseen._use import use
 
-CI, NIGHTLY = 30, 10_000
+CI, NIGHTLY = 300, 10_000
 _TOLERANCE = 1e-9
 BRANCH = 8
 """Operations of the longest branch that is drawn for one mode."""
