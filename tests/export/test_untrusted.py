@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 import lagcompile as lc
 from tests.export import archives
@@ -404,7 +404,7 @@ class Straight(nn.Module):
         return torch.stack([Rounded.apply(column) for column in x.unbind(1)], 1)
 
 
-@torch.library.custom_op("lagcompile_tests::twice", mutates_args=())
+@library.custom_op("lagcompile_tests::twice", mutates_args=())
 def twice(x: Tensor) -> Tensor:
     """An operator of the user's."""
     return 2 * x

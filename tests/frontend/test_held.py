@@ -85,7 +85,7 @@ class Broken(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        raise NotImplementedError("no such kernel")
+        raise RuntimeError("no such kernel")
 
 
 class Cropped(torch.autograd.Function):
